@@ -1,0 +1,43 @@
+"""The one tree of errors that llmconv raises on purpose; the command line prints each as one line and exits 2.
+
+LlmconvError
+├── RecipeError       a recipe or an option on the command line is wrong
+├── PluginError       a plugin is missing, broken, or clashes with another
+├── CheckpointError   a checkpoint folder is missing, damaged, or not implemented
+├── PassError         a pass cannot be applied, or its result fails verification
+├── LoweringError     a graph holds what the lowering cannot express
+├── BackendError      a compiler refused a part, or is not installed
+└── BundleError       a bundle is missing, damaged, or in the way
+"""
+
+
+class LlmconvError(Exception):
+    """Base of all errors that say what is wrong, where, and what to do."""
+
+
+class RecipeError(LlmconvError):
+    """A recipe or an option on the command line is wrong."""
+
+
+class PluginError(LlmconvError):
+    """A plugin is missing, broken, or clashes with another."""
+
+
+class CheckpointError(LlmconvError):
+    """A checkpoint folder is missing, damaged, or asks for something not implemented."""
+
+
+class PassError(LlmconvError):
+    """A pass cannot be applied, or its result fails verification."""
+
+
+class LoweringError(LlmconvError):
+    """A graph holds what the lowering cannot express."""
+
+
+class BackendError(LlmconvError):
+    """A compiler refused a part, or is not installed."""
+
+
+class BundleError(LlmconvError):
+    """A bundle is missing, damaged, or in the way."""

@@ -1,0 +1,1 @@
+"""The built-in plugins: passes, sources, lowerings, backends and runtimes, registered as a third party's would be."""
