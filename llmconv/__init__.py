@@ -1,0 +1,62 @@
+"""Convert language-model checkpoints into parts that a Snapdragon phone's NPU runs, and prove each conversion.
+
+Names load when first used, so that `import llmconv` (and the command line's --help) does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "errors": (
+        "BackendError",
+        "BundleError",
+        "CheckpointError",
+        "LlmconvError",
+        "LoweringError",
+        "PassError",
+        "PluginError",
+        "RecipeError",
+    ),
+    "graph": ("IO", "Graph", "Model", "trace"),
+    "hookspecs": ("hookimpl",),
+    "movement": ("simplify_movement",),
+    "passes": ("GraphPass", "Pass", "RewritePass"),
+    "source": ("ModelConfig", "Source"),
+    "tokenizer": ("Tokenizer",),
+    "weights": ("SafetensorsStore", "WeightStore"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+if TYPE_CHECKING:
+    from llmconv.errors import BackendError as BackendError
+    from llmconv.errors import BundleError as BundleError
+    from llmconv.errors import CheckpointError as CheckpointError
+    from llmconv.errors import LlmconvError as LlmconvError
+    from llmconv.errors import LoweringError as LoweringError
+    from llmconv.errors import PassError as PassError
+    from llmconv.errors import PluginError as PluginError
+    from llmconv.errors import RecipeError as RecipeError
+    from llmconv.graph import IO as IO
+    from llmconv.graph import Graph as Graph
+    from llmconv.graph import Model as Model
+    from llmconv.graph import trace as trace
+    from llmconv.hookspecs import hookimpl as hookimpl
+    from llmconv.movement import simplify_movement as simplify_movement
+    from llmconv.passes import GraphPass as GraphPass
+    from llmconv.passes import Pass as Pass
+    from llmconv.passes import RewritePass as RewritePass
+    from llmconv.source import ModelConfig as ModelConfig
+    from llmconv.source import Source as Source
+    from llmconv.tokenizer import Tokenizer as Tokenizer
+    from llmconv.weights import SafetensorsStore as SafetensorsStore
+    from llmconv.weights import WeightStore as WeightStore
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'llmconv' has no attribute '{name}'")
+    return getattr(import_module(f"llmconv.{_MODULE_OF[name]}"), name)

@@ -1,0 +1,130 @@
+"""Weights that are read when asked and never held: one tensor, or a row range of it, at a time."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from llmconv.errors import CheckpointError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+class WeightStore(Protocol):
+    """Reads weights by the name that the traced module gives them."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight, without reading it."""
+        ...
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight, or a range of its rows, as float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Entry:
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int  # bytes from the start of the file
+    end: int
+
+
+class SafetensorsStore:
+    """The tensors of safetensors files, under names given by `rename` (module name -> name in the file).
+
+    Headers are read and checked when the store is made; bytes only when a weight is asked for.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or its header is damaged; a tensor is missing.
+    """
+
+    def __init__(self, files: list[Path], rename: Mapping[str, str] | None = None) -> None:
+        self.files = files
+        self._rename = dict(rename or {})
+        self._entries: dict[str, _Entry] = {}
+        for file in files:
+            self._entries |= _read_header(file)
+
+    def __contains__(self, name: str) -> bool:
+        return self._rename.get(name, name) in self._entries
+
+    def _entry(self, name: str) -> _Entry:
+        stored = self._rename.get(name, name)
+        if stored not in self._entries:
+            where = self.files[0].parent if self.files else "the checkpoint"
+            raise CheckpointError(f"{where}: no tensor '{stored}'; is the download complete?")
+        return self._entries[stored]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight, from the header."""
+        return self._entry(name).shape
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight, or a range of its rows, as float32."""
+        entry = self._entry(name)
+        start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
+        with entry.file.open("rb") as file:
+            file.seek(entry.begin + start * row_bytes)
+            data = bytearray(file.read((stop - start) * row_bytes))
+        if len(data) != (stop - start) * row_bytes:
+            raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
+        return torch.frombuffer(data, dtype=entry.dtype).reshape(shape).to(torch.float32)
+
+
+def _read_header(file: Path) -> dict[str, _Entry]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size - 8:
+                raise CheckpointError(f"{file}: truncated inside its header; download it again")
+            header: dict[str, Any] = json.loads(stream.read(length))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: missing; is the download complete?") from error
+    except (struct.error, ValueError) as error:
+        raise CheckpointError(f"{file}: not a safetensors file; download it again") from error
+    entries = {}
+    for name, item in header.items():
+        if name == "__metadata__":
+            continue
+        if item["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{file}: tensor '{name}' has dtype {item['dtype']}; use one of {', '.join(_DTYPES)}")
+        begin, end = (8 + length + offset for offset in item["data_offsets"])
+        entry = _Entry(file, _DTYPES[item["dtype"]], tuple(item["shape"]), begin, end)
+        if end > size:
+            raise CheckpointError(f"{file}: truncated: tensor '{name}' ends at byte {end} of {size}; download it again")
+        if end - begin != torch.Size(entry.shape).numel() * entry.dtype.itemsize:
+            raise CheckpointError(f"{file}: tensor '{name}' has {end - begin} bytes, not what its shape needs")
+        entries[name] = entry
+    return entries
+
+
+@dataclass
+class DictStore:
+    """Weights that lie in memory: small modules in tests and in the testing helper."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        return tuple(self.tensors[name].shape)
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight, or a range of its rows, as float32."""
+        tensor = self.tensors[name].detach().to(torch.float32)
+        return tensor if rows is None else tensor[rows]

@@ -1,0 +1,194 @@
+"""Give a stateless causal graph a KV cache: past keys and values in, new ones out, mask and RoPE as inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import fx
+
+from llmconv import IO, Graph, GraphPass, PassError
+from llmconv.graph import (
+    ROLE,
+    aten,
+    insert,
+    insert_input,
+    inputs_of,
+    io_of,
+    name_of,
+    outputs_of,
+    set_outputs,
+    shape_of,
+    value_of,
+)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How a runtime names and lays out the cache. Keys are cached transposed, heads on dimension 0."""
+
+    mask: str
+    cos: str
+    sin: str
+    past_key: str  # (G, 1, D, past)
+    past_value: str  # (G, 1, past, D)
+    new_key: str  # (G, 1, D, ar)
+    new_value: str  # (G, 1, ar, D)
+
+
+CONTRACTS = {
+    "genie": Contract(
+        mask="attention_mask",
+        cos="position_ids_cos",
+        sin="position_ids_sin",
+        past_key="past_key_{}_in",
+        past_value="past_value_{}_in",
+        new_key="past_key_{}_out",
+        new_value="past_value_{}_out",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class KVCacheIO(GraphPass):
+    """Keys and values of earlier tokens come in, those of the new tokens go out; the host keeps the cache.
+
+    Given:  causal sdpa(q (1, H, T, D), k and v (1, G, T, D)); rotary's cos and sin computed from position_ids
+    Result: sdpa(q, past ++ k, past ++ v (1, G, context, D), mask (1, 1, T, context), additive); cos and sin
+            (1, 1, T, D / 2) are inputs. A graph with ar = context has no past inputs.
+    Not applied: a graph without causal sdpa is an error.
+    Source: Genie's tensor contract.
+
+    Attributes:
+        logits: "all" rows, which Genie needs, or the "last" one for hosts that never pad on the right.
+        contract: names and layout of the inputs and outputs.
+    """
+
+    name: ClassVar[str] = "kv_cache_io"
+
+    logits: Literal["all", "last"] = "all"
+    contract: Literal["genie"] = "genie"
+
+    def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
+        """Rewrite the whole graph; it must not be split yet."""
+        attentions = [n for n in part.graph.nodes if n.target is aten.scaled_dot_product_attention.default and _causal(n)]
+        if not attentions:
+            raise PassError(f"kv_cache_io: graph '{graph.name}' has no causal attention; was the pass listed twice?")
+        names = CONTRACTS[self.contract]
+        graph.rope = _rope_table(part, graph.context)
+        like = value_of(attentions[0])
+        mask = insert_input(part.graph, names.mask, like, (1, 1, graph.ar, graph.context), IO("attention_mask"))
+        _rope_inputs(part, names)
+        outputs, io = outputs_of(part), io_of(part)[1]
+        for layer, node in enumerate(attentions):
+            new = _cache(part, graph, node, layer, mask, names)
+            for name, (value, meaning) in new.items():
+                outputs[name], io[name] = value, meaning
+        if self.logits == "last":
+            outputs["logits"] = _last_row(part, outputs["logits"])
+        set_outputs(part, outputs, io)
+        part.graph.eliminate_dead_code()
+        part.graph.erase_node(inputs_of(part)["position_ids"])
+        return True
+
+
+def _causal(node: fx.Node) -> bool:
+    return bool(node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False))
+
+
+def _with_role(part: fx.GraphModule, role: str) -> fx.Node:
+    return next(n for n in part.graph.nodes if n.meta.get(ROLE) == role)
+
+
+def _rope_table(part: fx.GraphModule, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary's cos and sin at every position, (context, D / 2) each, from the graph's own nodes.
+
+    Evaluated one graph run at a time, since the graph is traced at `ar` positions.
+    """
+    rotary = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    wanted = [_with_role(part, "rope_cos"), _with_role(part, "rope_sin")]
+    ancestors = _ancestors(wanted)
+    for node in part.graph.nodes:
+        if node in ancestors:
+            mapping[node] = rotary.node_copy(node, lambda n: mapping[n])
+    rotary.output([mapping[n] for n in wanted])
+    module = fx.GraphModule({}, rotary)
+    ar = shape_of(inputs_of(part)["position_ids"])[1]
+    runs = []
+    for start in range(0, context, ar):
+        runs.append(module(torch.arange(start, start + ar, dtype=torch.int32)[None]))
+    cos, sin = (torch.cat([run[i][0, 0] for run in runs])[:context] for i in (0, 1))
+    return cos, sin
+
+
+def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
+    found, todo = set(nodes), list(nodes)
+    while todo:
+        for parent in todo.pop().all_input_nodes:
+            if parent not in found:
+                found.add(parent)
+                todo.append(parent)
+    return found
+
+
+def _rope_inputs(part: fx.GraphModule, names: Contract) -> None:
+    for role, name in (("rope_cos", names.cos), ("rope_sin", names.sin)):
+        old = _with_role(part, role)
+        new = insert_input(part.graph, name, value_of(old), shape_of(old), IO(role))  # type: ignore[arg-type]
+        old.replace_all_uses_with(new)
+
+
+def _cache(
+    part: fx.GraphModule, graph: Graph, node: fx.Node, layer: int, mask: fx.Node, names: Contract
+) -> dict[str, tuple[fx.Node, IO]]:
+    """Rewrite one attention; give its new keys and values."""
+    q, k, v = node.args[:3]
+    assert isinstance(k, fx.Node)
+    assert isinstance(v, fx.Node)
+    base, past = name_of(node).rpartition(".")[0], graph.context - graph.ar
+    _, groups, _, head_dim = shape_of(k)
+    key_io = {"layer": layer, "head_axis": 0, "token_axis": 3}
+    value_io = {"layer": layer, "head_axis": 0, "token_axis": 2}
+    with part.graph.inserting_before(node):
+        keys = insert(part.graph, aten.transpose.int, (k, 2, 3), f"{base}.key")  # (1, G, D, T)
+        values: fx.Node = v
+        new_key = insert(part.graph, aten.transpose.int, (keys, 0, 1), names.new_key.format(layer))  # (G, 1, D, T)
+        new_value = insert(part.graph, aten.transpose.int, (v, 0, 1), names.new_value.format(layer))  # (G, 1, T, D)
+    if past:
+        like = value_of(k)
+        key_in = insert_input(
+            part.graph, names.past_key.format(layer), like, (groups, 1, head_dim, past), IO("past_key", **key_io)
+        )
+        value_in = insert_input(
+            part.graph, names.past_value.format(layer), like, (groups, 1, past, head_dim), IO("past_value", **value_io)
+        )
+        with part.graph.inserting_before(node):
+            old_keys = insert(part.graph, aten.transpose.int, (key_in, 0, 1), f"{base}.past_key")
+            old_values = insert(part.graph, aten.transpose.int, (value_in, 0, 1), f"{base}.past_value")
+            keys = insert(part.graph, aten.cat.default, ([old_keys, keys], 3), f"{base}.keys")
+            values = insert(part.graph, aten.cat.default, ([old_values, v], 2), f"{base}.values")
+    with part.graph.inserting_before(node):
+        seen = insert(part.graph, aten.transpose.int, (keys, 2, 3), f"{base}.keys_seen")  # (1, G, S, D)
+        kwargs = {k: v for k, v in node.kwargs.items() if k in ("scale", "enable_gqa")}
+        attention = insert(part.graph, node.target, (q, seen, values, mask), name_of(node), kwargs)  # type: ignore[arg-type]
+    node.replace_all_uses_with(attention)
+    part.graph.erase_node(node)
+    return {
+        names.new_key.format(layer): (new_key, IO("new_key", **key_io)),
+        names.new_value.format(layer): (new_value, IO("new_value", **value_io)),
+    }
+
+
+def _last_row(part: fx.GraphModule, logits: fx.Node) -> fx.Node:
+    """Logits of the last token alone: its row is cut before the projection where there is one."""
+    project = logits.target is aten.linear.default
+    source = logits.args[0] if project else logits
+    assert isinstance(source, fx.Node)
+    ar = shape_of(source)[1]
+    with part.graph.inserting_before(logits.next if not project else logits):
+        row = insert(part.graph, aten.slice.Tensor, (source, 1, ar - 1, ar), f"{name_of(logits)}.last")
+        if not project:
+            return row
+        return insert(part.graph, aten.linear.default, (row, *logits.args[1:]), name_of(logits))

@@ -1,0 +1,211 @@
+"""Split every graph into parts at residual boundaries that the graph itself shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from llmconv import IO, Graph, Model, Pass, PassError
+from llmconv.graph import (
+    IO_META,
+    MADE_BY,
+    NAME,
+    aten,
+    finish,
+    inputs_of,
+    io_of,
+    name_of,
+    nodes_between,
+    output_node,
+    outputs_of,
+    set_outputs,
+    shape_of,
+)
+
+
+@dataclass(frozen=True)
+class SplitModel(Pass):
+    """Cut between layers, where one residual value carries all that comes after.
+
+    Given:  graphs of one part each
+    Result: graphs of `parts` parts; the value at cut i is output and input `hidden_state_<i>`; part i of every
+            graph holds the same layers.
+    Not applied: one part.
+    Source: one HTP process domain holds 3.5 to 4 GB.
+
+    Attributes:
+        parts: how many, balanced by weight bytes.
+        layers: how many layers each part holds, instead of balancing; their sum is the layer count.
+    """
+
+    name: ClassVar[str] = "split_model"
+    needs: ClassVar[tuple[str, ...]] = ("kv_cache_io",)
+    runs_after: ClassVar[tuple[str, ...]] = ("split_heads", "linear_to_conv")
+
+    parts: int = 1
+    layers: tuple[int, ...] | None = None
+
+    def run(self, model: Model) -> bool:
+        """Find the cuts in one graph and make them in all, by structural name."""
+        first = next(iter(model.graphs.values()))
+        if any(len(graph.parts) != 1 for graph in model.graphs.values()):
+            raise PassError("split_model: the graphs are split already; list the pass once")
+        boundaries = _layer_boundaries(first.parts[0])
+        cuts = self._choose(first.parts[0], boundaries)
+        for graph in model.graphs.values():
+            graph.parts = _cut(graph, cuts)
+        return bool(cuts)
+
+    def _choose(self, part: fx.GraphModule, boundaries: list[fx.Node]) -> list[str]:
+        layers = len(boundaries) + 1
+        sizes = list(self.layers) if self.layers is not None else None
+        if sizes is not None and (sum(sizes) != layers or min(sizes) < 1):
+            raise PassError(f"split_model: layers = {sizes} must be positive and add up to the {layers} layers there are")
+        if self.parts < 1 or self.parts > layers:
+            raise PassError(f"split_model: parts = {self.parts}, but the model has {layers} layers; use 1 to {layers}")
+        sizes = sizes or _balance(_layer_weights(part, boundaries), self.parts)
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        return [name_of(boundaries[end - 1]) for end in ends]
+
+
+def _layer_boundaries(part: fx.GraphModule) -> list[fx.Node]:
+    """The residual sums after which another layer's attention follows, in order.
+
+    A boundary is a value that every later value of the main path depends on alone: nothing else computed from the
+    ids before it is used after it. Keys and values leave by the side.
+    """
+    ids, mask = _input(part, "input_ids"), _input(part, "attention_mask")
+    outputs, io = outputs_of(part), io_of(part)[1]
+    logits = next(node for name, node in outputs.items() if io[name].kind == "logits")
+    to_logits = _ancestors(logits)
+    main = [n for n in nodes_between([ids], part) if n in to_logits]
+    position = {n: i for i, n in enumerate(main)}
+    attends = [i for i, n in enumerate(main) if mask in n.all_input_nodes]
+    cuts, reach = [], -1
+    for i, node in enumerate(main):
+        if reach <= i and node.target is aten.add.Tensor:
+            cuts.append(i)
+        reach = max([reach, *(position[u] for u in node.users if u in position)])
+    ends = [*cuts[1:], len(main)]
+    return [main[c] for c, end in zip(cuts, ends, strict=True) if any(c < a < end for a in attends)]
+
+
+def _input(part: fx.GraphModule, kind: str) -> fx.Node:
+    for node in inputs_of(part).values():
+        if node.meta[IO_META].kind == kind:
+            return node
+    raise PassError(f"split_model: the graph has no input of kind {kind}; put kv_cache_io before split_model")
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found, todo = {node}, [node]
+    while todo:
+        for parent in todo.pop().all_input_nodes:
+            if parent not in found:
+                found.add(parent)
+                todo.append(parent)
+    return found
+
+
+def _layer_weights(part: fx.GraphModule, boundaries: list[fx.Node]) -> list[int]:
+    """Elements of the weights that each layer uses."""
+    owner = _owners(part, [name_of(b) for b in boundaries])
+    totals = [0] * (len(boundaries) + 1)
+    for node in part.graph.nodes:
+        if node.op == "get_attr":
+            totals[min(_first_user(node, owner), len(boundaries))] += _elements(node)
+    return totals
+
+
+def _first_user(node: fx.Node, owner: dict[fx.Node, int]) -> int:
+    """The part of the first node that computes with a weight, through slices and reshapes of it."""
+    found = [owner[u] if u in owner else _first_user(u, owner) for u in node.users if u.op != "output"]
+    return min(found, default=0)
+
+
+def _elements(node: fx.Node) -> int:
+    count = 1
+    for length in shape_of(node):
+        count *= length
+    return count
+
+
+def _balance(weights: list[int], parts: int) -> list[int]:
+    """Sizes of `parts` runs of layers such that the heaviest run is as light as can be."""
+    total = [0]
+    for weight in weights:
+        total.append(total[-1] + weight)
+    best: dict[tuple[int, int], tuple[int, list[int]]] = {(0, 0): (0, [])}
+    for k in range(1, parts + 1):
+        for end in range(k, len(weights) + 1):
+            options = [
+                (max(best[k - 1, start][0], total[end] - total[start]), [*best[k - 1, start][1], end - start])
+                for start in range(k - 1, end)
+                if (k - 1, start) in best
+            ]
+            best[k, end] = min(options)
+    return best[parts, len(weights)][1]
+
+
+def _owners(part: fx.GraphModule, cuts: list[str]) -> dict[fx.Node, int]:
+    """The part of each node that depends on the ids: one more than its inputs' where an input is a cut."""
+    owner: dict[fx.Node, int] = {_input(part, "input_ids"): 0}
+    after = {name: i + 1 for i, name in enumerate(cuts)}
+    for node in part.graph.nodes:
+        known = [after.get(name_of(i), owner[i]) for i in node.all_input_nodes if i in owner]
+        if known and node.op != "output":
+            owner[node] = max(known)
+    return owner
+
+
+def _cut(graph: Graph, cuts: list[str]) -> list[fx.GraphModule]:
+    """Copy the graph's nodes into one GraphModule a part."""
+    whole = graph.parts[0]
+    owner = _owners(whole, cuts)
+    named = {name_of(n): n for n in whole.graph.nodes if n.op != "output"}
+    missing = [cut for cut in cuts if cut not in named]
+    if missing:
+        raise PassError(f"split_model: graph '{graph.name}' has no value '{missing[0]}' that the first graph is cut at")
+    borders = [named[cut] for cut in cuts]
+    outputs, io = outputs_of(whole), io_of(whole)[1]
+    parts = []
+    for i in range(len(cuts) + 1):
+        results = {name: node for name, node in outputs.items() if owner[node] == i}
+        meanings = {name: io[name] for name in results}
+        if i < len(cuts):
+            results = {f"hidden_state_{i + 1}": borders[i], **results}
+            meanings = {f"hidden_state_{i + 1}": IO("hidden"), **meanings}
+        border = (borders[i - 1], f"hidden_state_{i}") if i else None
+        parts.append(_copy_part(whole, results, meanings, border))
+    return parts
+
+
+def _copy_part(
+    whole: fx.GraphModule, results: dict[str, fx.Node], io: dict[str, IO], border: tuple[fx.Node, str] | None
+) -> fx.GraphModule:
+    """The nodes that `results` need, back to the inputs or to the border."""
+    needed, todo = set(results.values()), list(results.values())
+    while todo:
+        node = todo.pop()
+        for parent in [] if border and node is border[0] else node.all_input_nodes:
+            if parent not in needed:
+                needed.add(parent)
+                todo.append(parent)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    if border is not None:
+        source, name = border
+        copies[source] = graph.placeholder(name)
+        copies[source].meta = {NAME: name_of(source), IO_META: IO("hidden"), "val": source.meta["val"]}
+        copies[source].meta[MADE_BY] = SplitModel.name
+    for node in whole.graph.nodes:
+        if node in needed and node not in copies:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.output({name: copies[node] for name, node in results.items()})
+    part = fx.GraphModule(whole, graph)
+    output_node(part).meta[NAME] = "output"
+    set_outputs(part, {name: copies[node] for name, node in results.items()}, io)
+    finish(part)
+    return part
