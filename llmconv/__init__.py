@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "encodings": ("Encoding", "Encodings", "WeightEncoding"),
     "errors": (
         "BackendError",
         "BundleError",
@@ -21,6 +22,7 @@ _HOMES = {
     ),
     "graph": ("IO", "Graph", "Model", "trace"),
     "hookspecs": ("hookimpl",),
+    "lowering": ("Lowering", "LoweringTable"),
     "movement": ("simplify_movement",),
     "passes": ("GraphPass", "Pass", "RewritePass"),
     "source": ("ModelConfig", "Source"),
@@ -30,6 +32,9 @@ _HOMES = {
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
+    from llmconv.encodings import Encoding as Encoding
+    from llmconv.encodings import Encodings as Encodings
+    from llmconv.encodings import WeightEncoding as WeightEncoding
     from llmconv.errors import BackendError as BackendError
     from llmconv.errors import BundleError as BundleError
     from llmconv.errors import CheckpointError as CheckpointError
@@ -43,6 +48,8 @@ if TYPE_CHECKING:
     from llmconv.graph import Model as Model
     from llmconv.graph import trace as trace
     from llmconv.hookspecs import hookimpl as hookimpl
+    from llmconv.lowering import Lowering as Lowering
+    from llmconv.lowering import LoweringTable as LoweringTable
     from llmconv.movement import simplify_movement as simplify_movement
     from llmconv.passes import GraphPass as GraphPass
     from llmconv.passes import Pass as Pass

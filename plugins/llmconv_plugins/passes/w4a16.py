@@ -1,0 +1,189 @@
+"""Quantize to 4-bit weights and 16-bit activations, with an 8-bit KV cache and lm_head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import torch
+from torch import fx
+
+from llmconv import Encoding, Encodings, Model, Pass, PassError, WeightEncoding
+from llmconv.calibration import CALIBRATION, MOVEMENT, Range, collect_ranges, sharing_groups
+from llmconv.decoder import MASKED
+from llmconv.graph import IO_META, MADE_BY, aten, finish, inputs_of, insert, io_of, is_weight, name_of, outputs_of
+
+_FIXED_INPUTS: dict[str, Range] = {"attention_mask": (MASKED, 0.0), "rope_cos": (-1.0, 1.0), "rope_sin": (-1.0, 1.0)}
+_FIXED_OPS: dict[object, Range] = {aten.softmax.int: (0.0, 1.0), aten.sigmoid.default: (0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class W4A16(Pass):
+    """Give every value and weight an encoding; encodings lie beside the graphs, which share them by name.
+
+    Given:  graphs whose every op the NPU has, and a calibration graph without past
+    Result: uint16 values; symmetric int4 weights, one scale an output channel; int8 lm_head; uint16 embedding table
+            and norms; keys and values requantized to uint8, symmetric, one encoding for past, new and output.
+    Not applied: nothing is skipped: a value without a range or a weight of unknown use is an error.
+    Source: AIMET's w4a16 recipe for Llama on Snapdragon.
+
+    Attributes:
+        weight_bits: of every convolution but lm_head.
+        lm_head_bits: of the projection to logits.
+        kv_bits: of keys and values, in the cache and in attention.
+        clip: choose row scales by least squared error, else by the largest weight.
+        bits: width by pattern of weight names, e.g. `"layers.*.mlp.down_proj.weight" = 8`; the last match counts.
+    """
+
+    name: ClassVar[str] = "w4a16"
+    needs: ClassVar[tuple[str, ...]] = ("kv_cache_io", "decompose")
+    runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads", "decompose", "linear_to_conv")
+    needs_calibration: ClassVar[bool] = True
+    tolerance: ClassVar[float | None] = None
+
+    weight_bits: Literal[4, 8] = 4
+    lm_head_bits: Literal[4, 8] = 8
+    kv_bits: Literal[8, 16] = 8
+    clip: bool = True
+    bits: dict[str, Literal[4, 8]] = field(default_factory=dict)
+
+    def run(self, model: Model) -> bool:
+        """Insert the requantize nodes, calibrate, and choose every encoding."""
+        if model.encodings is not None:
+            raise PassError("w4a16: the model is quantized already; list the pass once")
+        if CALIBRATION not in model.graphs or not model.calibration:
+            raise PassError("w4a16: no calibration text; set calibration.text in the recipe")
+        if self.kv_bits < 16:
+            for graph in model.graphs.values():
+                for part in graph.parts:
+                    _requantize_cache(part)
+        ranges = collect_ranges(model.graphs[CALIBRATION], model.weights, model.calibration)
+        weights = self._weights(model)
+        values = self._values(model, ranges)
+        for name, embedded in _embeddings(model).items():  # a table shares its Gather's encoding
+            weights[name] = WeightEncoding(16, encoding=values[embedded])
+        model.encodings = Encodings(values, weights)
+        return True
+
+    def _values(self, model: Model, ranges: dict[str, Range]) -> dict[str, Encoding]:
+        fixed, cache, tables = _fixed(model), _cache_names(model), _embeddings(model)
+        for table, embedded in tables.items():
+            low, high = torch.aminmax(model.weights.read(table))
+            ranges[embedded] = (float(low), float(high))
+        encodings: dict[str, Encoding] = {}
+        for group in sharing_groups(model.graphs.values()):
+            pinned = [fixed[n] for n in group if n in fixed]
+            seen = pinned or [ranges[n] for n in group if n in ranges]
+            if not seen:
+                raise PassError(f"w4a16: no range for value '{group[0]}'; it is not in the calibration graph")
+            low, high = min(r[0] for r in seen), max(r[1] for r in seen)
+            in_cache = not cache.isdisjoint(group)
+            encoding = Encoding.from_range(low, high, self.kv_bits if in_cache else 16, symmetric=in_cache)
+            encodings |= dict.fromkeys(group, encoding)
+        return encodings
+
+    def _weights(self, model: Model) -> dict[str, WeightEncoding]:
+        found: dict[str, WeightEncoding] = {}
+        matched: set[str] = set()
+        for part in _parts(model):
+            heads = _logits_weights(part)
+            for node in part.graph.nodes:
+                if node.op != "get_attr" or name_of(node) in found:
+                    continue
+                name = name_of(node)
+                width = self.lm_head_bits if name in heads else self.weight_bits
+                for pattern, bits in self.bits.items():
+                    if fnmatchcase(name, pattern):
+                        matched.add(pattern)
+                        width = bits
+                uses = set(_uses(node))
+                if uses <= {(aten.conv2d.default, 1), (aten.linear.default, 1)}:
+                    found[name] = WeightEncoding(width, self.clip)
+                elif uses <= {(aten.embedding.default, 0), (aten.rms_norm.default, 2)}:
+                    found[name] = WeightEncoding(16)
+                elif not uses <= {(aten.conv2d.default, 2), (aten.linear.default, 2)}:  # a bias follows its op's scales
+                    raise PassError(f"w4a16: weight '{name}' is used by {uses}, which has no quantized form")
+        if unmatched := set(self.bits) - matched:
+            raise PassError(f"w4a16: bits names {sorted(unmatched)[0]!r}, which no weight matches")
+        return found
+
+
+def _parts(model: Model) -> Iterator[fx.GraphModule]:
+    for graph in model.graphs.values():
+        yield from graph.parts
+
+
+def _uses(weight: fx.Node) -> Iterator[tuple[object, int]]:
+    """The ops that compute with a weight, through its slices and reshapes, and at which argument."""
+    for user in weight.users:
+        if user.target in MOVEMENT and is_weight(user):
+            yield from _uses(user)
+        else:
+            yield user.target, user.args.index(weight)
+
+
+def _logits_weights(part: fx.GraphModule) -> set[str]:
+    """The weights of the projection to logits."""
+    found = set()
+    for name, node in outputs_of(part).items():
+        if io_of(part)[1][name].kind == "logits":
+            while node.target in MOVEMENT:
+                node = node.all_input_nodes[0]
+            found |= {name_of(_root(n)) for n in node.all_input_nodes if is_weight(n)}
+    return found
+
+
+def _root(weight: fx.Node) -> fx.Node:
+    while weight.op != "get_attr":
+        weight = weight.all_input_nodes[0]
+    return weight
+
+
+def _embeddings(model: Model) -> dict[str, str]:
+    """Embedding tables and the names of the values that they give."""
+    nodes = (n for part in _parts(model) for n in part.graph.nodes if n.target is aten.embedding.default)
+    return {name_of(n.args[0]): name_of(n) for n in nodes}
+
+
+def _fixed(model: Model) -> dict[str, Range]:
+    fixed: dict[str, Range] = {}
+    for part in _parts(model):
+        for node in inputs_of(part).values():
+            if node.meta[IO_META].kind in _FIXED_INPUTS:
+                fixed[name_of(node)] = _FIXED_INPUTS[node.meta[IO_META].kind]
+        fixed |= {name_of(n): _FIXED_OPS[n.target] for n in part.graph.nodes if n.target in _FIXED_OPS}
+    return fixed
+
+
+def _cache_names(model: Model) -> set[str]:
+    names = set()
+    for part in _parts(model):
+        ins, outs = io_of(part)
+        nodes = inputs_of(part) | outputs_of(part)
+        names |= {name_of(nodes[n]) for n, io in (ins | outs).items() if io.layer is not None}
+    return names
+
+
+def _requantize_cache(part: fx.GraphModule) -> None:
+    """Put a requantize after each value that both leaves for the cache and is attended to."""
+    outputs, io = outputs_of(part), io_of(part)[1]
+    for name, node in outputs.items():
+        for value in _branches(node) if io[name].layer is not None else ():
+            users = list(value.users)
+            with part.graph.inserting_after(value):
+                narrow = insert(part.graph, torch.ops.llmconv.requantize.default, (value,), f"{name_of(value)}.kv")
+            narrow.meta[MADE_BY] = W4A16.name
+            for user in users:
+                user.replace_input_with(value, narrow)
+    finish(part)
+
+
+def _branches(node: fx.Node) -> list[fx.Node]:
+    """Back from a cache output through movement that serves the output alone, to what attention uses too."""
+    if node.target in MOVEMENT and len(node.users) == 1:
+        return [b for source in node.all_input_nodes for b in _branches(source)]
+    return [node]
+
+
