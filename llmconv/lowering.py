@@ -55,6 +55,7 @@ class Lowering:
         self.encodings = encodings or Encodings()
         self.graph = gs.Graph(opset=OPSET, ir_version=IR_VERSION)
         self._values: dict[fx.Node, gs.Tensor] = {}
+        self._quantized: dict[fx.Node, gs.Tensor] = {}
         self._weights: dict[str, gs.Tensor] = {}
         self._constants: dict[Any, gs.Constant] = {}
         self._outputs = {node: name for name, node in outputs_of(part).items()}
@@ -66,9 +67,9 @@ class Lowering:
         """Emit the whole part."""
         for node in self.part.graph.nodes:
             if node.op == "placeholder":
-                self._values[node] = self._input(node)
+                self._input(node)
             elif node.op == "call_function" and not is_weight(node):
-                self._values[node] = self._settle(node, self._lower(node))
+                self._settle(node, self._lower(node))
         self.graph.outputs = sorted(self.graph.outputs, key=lambda t: list(outputs_of(self.part)).index(t.name))
         return gs.export_onnx(self.graph, do_type_check=True)
 
@@ -79,9 +80,11 @@ class Lowering:
 
     def value(self, node: Any) -> gs.Tensor:
         """The float value of an argument: a node's, or a number's."""
-        if isinstance(node, fx.Node):
-            return self._values[node]
-        return self.constant(float(node))
+        if not isinstance(node, fx.Node):
+            return self.constant(float(node))
+        if node not in self._values:  # quantized; a value that nobody reads gets no DequantizeLinear
+            self._values[node] = self._dequantize(self._quantized[node], *self._known(node))
+        return self._values[node]
 
     def emit(self, op: str, node: fx.Node, inputs: list[gs.Tensor], **attributes: Any) -> gs.Tensor:
         """One ONNX node that computes the float value of `node`."""
@@ -168,35 +171,30 @@ class Lowering:
         )
         return out
 
-    def _input(self, node: fx.Node) -> gs.Tensor:
-        name, shape, encoding = str(node.target), list(shape_of(node)), self.encoding_of(node)
-        if not value_of(node).is_floating_point():
-            given = gs.Variable(name, np.int32, shape)
-        else:
-            given = gs.Variable(name, np.dtype(encoding.dtype) if encoding else np.float32, shape)
-        self.graph.inputs.append(given)
-        if encoding is None:
-            return given
-        return self._dequantize(given, encoding, name, shape)
+    def _known(self, node: fx.Node) -> tuple[Encoding, str, list[int]]:
+        return self.encodings.values[name_of(node)], name_of(node), list(shape_of(node))
 
-    def _settle(self, node: fx.Node, value: gs.Tensor) -> gs.Tensor:
+    def _input(self, node: fx.Node) -> None:
+        name, encoding = str(node.target), self.encoding_of(node)
+        dtype = np.float32 if value_of(node).is_floating_point() else np.int32
+        given = gs.Variable(name, np.dtype(encoding.dtype) if encoding else dtype, list(shape_of(node)))
+        self.graph.inputs.append(given)
+        (self._values if encoding is None else self._quantized)[node] = given
+
+    def _settle(self, node: fx.Node, value: gs.Tensor) -> None:
         """Quantize a value where it has an encoding, and let it leave where it is an output."""
-        encoding, shape = self.encoding_of(node), list(shape_of(node))
         io_name = self._outputs.get(node)
-        if encoding is None:
-            if io_name is not None:
-                value.name = io_name
-                self.graph.outputs.append(value)
-            return value
-        name = name_of(node)
-        quantized = gs.Variable(io_name or f"{name}.q", np.dtype(encoding.dtype), shape)
-        scale, zero_point = self._parameters(encoding)
-        self.graph.nodes.append(
-            gs.Node("QuantizeLinear", f"{name}.q", inputs=[value, scale, zero_point], outputs=[quantized])
-        )
+        if self.encoding_of(node) is None:
+            self._values[node] = value
+            value.name = io_name or value.name
+        else:
+            encoding, name, shape = self._known(node)
+            quantized = gs.Variable(io_name or f"{name}.q", np.dtype(encoding.dtype), shape)
+            inputs = [value, *self._parameters(encoding)]
+            self.graph.nodes.append(gs.Node("QuantizeLinear", f"{name}.q", inputs=inputs, outputs=[quantized]))
+            self._quantized[node] = value = quantized
         if io_name is not None:
-            self.graph.outputs.append(quantized)
-        return self._dequantize(quantized, encoding, name, shape)
+            self.graph.outputs.append(value)
 
     def _dequantize(self, quantized: gs.Tensor, encoding: Encoding, name: str, shape: list[int]) -> gs.Tensor:
         scale, zero_point = self._parameters(encoding)

@@ -92,4 +92,5 @@ class WeightFile:
         else:
             data = ints.numpy().astype(np.uint16).tobytes()
         self._file.write(data)
+        self._file.write(scale.numpy().tobytes())  # behind the integers, for readers other than ONNX
         return Placed(encoding.bits, offset, len(data) // rows, scale.numpy(), zero_point, tuple(weight.shape))

@@ -1,0 +1,10 @@
+"""The built-in sources."""
+
+from llmconv import Source, hookimpl
+from llmconv_plugins.sources.llama import LlamaSource
+
+
+@hookimpl
+def register_sources() -> list[type[Source]]:
+    """The built-in sources."""
+    return [LlamaSource]

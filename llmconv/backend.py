@@ -1,0 +1,83 @@
+"""What a backend plugin does: take a converted model to what a device loads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llmconv.graph import Model
+from llmconv.lowering import LoweringTable
+from llmconv.targets import Chipset
+
+Progress = Callable[[str, str], None]  # stage, item
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """What a backend works from.
+
+    Attributes:
+        model: graphs after all passes, with weights and encodings.
+        folder: the bundle's folder, empty but for what the backend writes.
+        lowerings: fx op -> function that emits its ONNX.
+    """
+
+    model: Model
+    folder: Path
+    chipset: Chipset
+    lowerings: LoweringTable
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One file that a device or the simulator loads.
+
+    Attributes:
+        file: relative to the bundle.
+        part: counts from 0.
+        graphs: the names inside it.
+        simulator: whether this machine's simulator can run it (an unshared twin), instead of the device.
+    """
+
+    file: str
+    part: int
+    graphs: tuple[str, ...]
+    simulator: bool
+    seconds: float
+    peak_rss: int
+
+
+@dataclass
+class BuildResult:
+    """What a backend made, for the manifest and the report."""
+
+    binaries: list[Binary] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Backend(ABC):
+    """Builds a bundle's parts. A subclass is a frozen dataclass; its fields are the recipe's `[backend]` options."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def check(self, chipset: Chipset) -> None:
+        """Find what is missing before any work starts.
+
+        Raises:
+            BackendError: a compiler is not installed, or cannot compile for this chipset.
+        """
+
+    @abstractmethod
+    def build(self, job: BuildJob) -> BuildResult:
+        """Write the parts below `job.folder`.
+
+        Raises:
+            BackendError: a part cannot be built.
+        """

@@ -1,0 +1,33 @@
+"""QDQ ONNX: packed int4 weights, integer inputs and outputs, one weight file a part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+
+from llmconv import Backend, BackendError, BuildJob, BuildResult, Chipset
+from llmconv.onnx_parts import FOLDER, write_onnx
+
+
+@dataclass(frozen=True)
+class OnnxBackend(Backend):
+    """Writes `onnx/` and checks each file with the ONNX checker."""
+
+    name: ClassVar[str] = "onnx"
+
+    def check(self, chipset: Chipset) -> None:
+        """Nothing to install, and any chipset will do."""
+
+    def build(self, job: BuildJob) -> BuildResult:
+        """Lower, then check."""
+        write_onnx(job)
+        for file in sorted((job.folder / FOLDER).glob("*.onnx")):
+            job.progress("check", file.stem)
+            try:
+                onnx.checker.check_model(str(file), full_check=True)
+            except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise BackendError(f"{file.stem}: the ONNX checker refuses it: {reason}") from error
+        return BuildResult(versions={"onnx": onnx.__version__})

@@ -1,0 +1,11 @@
+"""The built-in runtimes."""
+
+from llmconv import Runtime, hookimpl
+from llmconv_plugins.runtimes.onnxruntime import OnnxRuntime
+from llmconv_plugins.runtimes.qnn import QnnSimulator
+
+
+@hookimpl
+def register_runtimes() -> list[type[Runtime]]:
+    """The built-in runtimes."""
+    return [OnnxRuntime, QnnSimulator]

@@ -1,0 +1,102 @@
+"""Tiny QDQ models over one weight file, with the shapes and types that the lowering writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+CHANNELS = 64
+DATA = "part_1_of_1.data"
+SCALE = {"hidden": 0.001, "mid": 0.002, "out": 0.004, "value": 0.05}
+ZERO = {"hidden": 32768, "mid": 30000, "out": 32768, "value": 128}
+
+
+def _external(name: str, dtype: int, dims: tuple[int, ...], offset: int, length: int) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=dtype, dims=dims, data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": DATA, "offset": offset, "length": length}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _encoding(name: str, dtype: str) -> list[TensorProto]:
+    kind = {"uint16": TensorProto.UINT16, "uint8": TensorProto.UINT8}[dtype]
+    return [
+        helper.make_tensor(f"{name}.scale", TensorProto.FLOAT, (), [SCALE[name]]),
+        helper.make_tensor(f"{name}.zero_point", kind, (), [ZERO[name]]),
+    ]
+
+
+def write_data(folder: Path) -> list[TensorProto]:
+    """Two int4 1×1 convolutions' weights with their scales in one file; returns the initializers that read it."""
+    rng = np.random.default_rng(0)
+    blob, found = b"", []
+    for name in ("w1", "w2"):
+        ints = rng.integers(-8, 8, size=CHANNELS * CHANNELS)
+        packed = ((ints[0::2] & 15) | ((ints[1::2] & 15) << 4)).astype(np.uint8).tobytes()
+        scale = (0.02 + 0.02 * rng.random(CHANNELS)).astype(np.float32).tobytes()
+        found.append(_external(name, TensorProto.INT4, (CHANNELS, CHANNELS, 1, 1), len(blob), len(packed)))
+        blob += packed
+        found.append(_external(f"{name}.scale", TensorProto.FLOAT, (CHANNELS,), len(blob), len(scale)))
+        blob += scale
+        zero = helper.make_tensor(f"{name}.zero_point", TensorProto.INT4, (CHANNELS,), [0] * CHANNELS)
+        found.append(zero)
+    (folder / DATA).write_bytes(blob)
+    return found
+
+
+def _qdq(op: str, source: str, name: str, encoding: str, **attributes: int) -> onnx.NodeProto:
+    return helper.make_node(
+        op, [source, f"{encoding}.scale", f"{encoding}.zero_point"], [name], name=f"{op}/{name}", **attributes
+    )
+
+
+def write_graph(file: Path, tokens: int, weights: list[TensorProto], variant: str = "") -> None:
+    """`hidden` (1, C, 1, tokens) through two convolutions to `out`, and `value`, its 8-bit copy.
+
+    Variants: "direct" requantizes u16 to u8 in one step, which runs in float; "einsum" holds an op that QNN lacks.
+    """
+    shape = (1, CHANNELS, 1, tokens)
+    nodes = [
+        _qdq("DequantizeLinear", "hidden", "hidden.f", "hidden"),
+        _qdq("DequantizeLinear", "w1", "w1.f", "w1", axis=0),
+        _qdq("DequantizeLinear", "w2", "w2.f", "w2", axis=0),
+        helper.make_node("Conv", ["hidden.f", "w1.f"], ["mid.raw"], name="up_proj"),
+        _qdq("QuantizeLinear", "mid.raw", "mid.q", "mid"),
+        _qdq("DequantizeLinear", "mid.q", "mid.f", "mid"),
+        helper.make_node("Conv", ["mid.f", "w2.f"], ["out.raw"], name="down_proj"),
+        _qdq("QuantizeLinear", "out.raw", "out", "out"),
+        _qdq("DequantizeLinear", "out", "out.f", "out"),
+    ]
+    if variant == "einsum":
+        nodes[3] = helper.make_node("Det", ["hidden.f"], ["mid.raw"], name="layers.0.det")
+    if variant == "direct":
+        nodes += [
+            helper.make_node("Cast", ["out"], ["out.cast"], name="cast", to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["out.cast", "factor"], ["out.scaled"], name="mul"),
+            _qdq("QuantizeLinear", "out.scaled", "value", "value"),
+        ]
+    else:
+        nodes += [
+            helper.make_node("Transpose", ["out.f"], ["turned.raw"], name="turn", perm=[0, 2, 3, 1]),
+            _qdq("QuantizeLinear", "turned.raw", "turned.q", "out"),
+            _qdq("DequantizeLinear", "turned.q", "turned.f", "out"),
+            _qdq("QuantizeLinear", "turned.f", "value", "value"),
+        ]
+    initializers = [*weights, *_encoding("hidden", "uint16"), *_encoding("mid", "uint16")]
+    initializers += [*_encoding("out", "uint16"), *_encoding("value", "uint8")]
+    graph = helper.make_graph(
+        nodes,
+        file.stem,
+        [helper.make_tensor_value_info("hidden", TensorProto.UINT16, shape)],
+        [
+            helper.make_tensor_value_info("out", TensorProto.UINT16, shape),
+            helper.make_tensor_value_info("value", TensorProto.UINT8, (1, 1, tokens, CHANNELS)),
+        ],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save(model, file)
