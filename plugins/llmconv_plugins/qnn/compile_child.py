@@ -21,16 +21,11 @@ def register() -> Any:
     return next(d for d in ort.get_ep_devices() if d.ep_name == PROVIDER)
 
 
-def provider_options(soc_model: str, htp_arch: str) -> dict[str, str]:
+def provider_options() -> dict[str, str]:
     """Options that every session needs, to compile or to run."""
     import onnxruntime_qnn as qnn  # noqa: PLC0415  only this process may load it
 
-    return {
-        "backend_path": qnn.get_qnn_htp_path(),
-        "htp_arch": htp_arch,
-        "soc_model": soc_model,
-        "offload_graph_io_quantization": "0",  # integers go in and out
-    }
+    return {"backend_path": qnn.get_qnn_htp_path(), "offload_graph_io_quantization": "0"}  # integers go in and out
 
 
 def main() -> None:
@@ -38,7 +33,7 @@ def main() -> None:
     try:
         result = _compile(job)
     except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
-        result = {"error": _reason(str(error))}
+        result = {"error": reason(str(error))}
     result["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(RESULT).write_text(json.dumps(result))
 
@@ -53,7 +48,9 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         options.add_provider_for_devices(
             [device],
             {
-                **provider_options(job["soc_model"], job["htp_arch"]),
+                **provider_options(),
+                "htp_arch": job["htp_arch"],
+                "soc_model": job["soc_model"],
                 "htp_graph_finalization_optimization_mode": str(job["optimization"]),
                 "dump_json_qnn_graph": "1",
                 "json_qnn_graph_dir": ".",
@@ -75,7 +72,7 @@ def _compile(job: dict[str, Any]) -> dict[str, Any]:
         try:
             sessions.append(ort.InferenceSession(file, options))
         except Exception as error:
-            return {"error": _reason(str(error)), "graph": i}
+            return {"error": reason(str(error)), "graph": i}
         (dump,) = _dumps() - before
         names.append(dump.stem)
         floats.append(_floats(dump))
@@ -93,7 +90,7 @@ def _floats(dump: Path) -> list[str]:
     return [name for name, tensor in tensors.items() if tensor["data_type"] in (0x216, 0x232)]
 
 
-def _reason(message: str) -> str:
+def reason(message: str) -> str:
     """One line of onnxruntime's message."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[0] if lines else "no reason given"
