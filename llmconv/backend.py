@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llmconv.bundle import Bundle
+from llmconv.checks import Check
 from llmconv.graph import Model
 from llmconv.lowering import LoweringTable
 from llmconv.targets import Chipset
@@ -65,6 +67,7 @@ class Backend(ABC):
     """Builds a bundle's parts. A subclass is a frozen dataclass; its fields are the recipe's `[backend]` options."""
 
     name: ClassVar[str]
+    runtimes: ClassVar[tuple[str, ...]]  # that run here what it builds; each is proved against the one before
 
     @abstractmethod
     def check(self, chipset: Chipset) -> None:
@@ -81,3 +84,7 @@ class Backend(ABC):
         Raises:
             BackendError: a part cannot be built.
         """
+
+    def prove(self, bundle: Bundle) -> list[Check]:
+        """What can be shown of the binaries without running them."""
+        return []

@@ -67,5 +67,12 @@ class Source(ABC):
         """The tokenizer."""
 
     @abstractmethod
+    def description(self) -> list[Path]:
+        """The files, weights apart, from which a source makes `config`, `module` and `tokenizer`.
+
+        A bundle keeps copies, so that it can be run and proved when the checkpoint is gone.
+        """
+
+    @abstractmethod
     def reference(self) -> nn.Module | None:
         """An independent implementation to compare with (input_ids -> logits), or None where none is installed."""

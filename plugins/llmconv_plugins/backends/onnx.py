@@ -16,6 +16,7 @@ class OnnxBackend(Backend):
     """Writes `onnx/` and checks each file with the ONNX checker."""
 
     name: ClassVar[str] = "onnx"
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     def check(self, chipset: Chipset) -> None:
         """Nothing to install, and any chipset will do."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from llmconv import Backend, BackendError, Binary, BuildJob, BuildResult, Chipset
+import numpy as np
+
+from llmconv import Backend, BackendError, Binary, BuildJob, BuildResult, Bundle, Check, Chipset
+from llmconv.bundle import TensorSpec
 from llmconv.onnx_parts import FOLDER
 from llmconv_plugins.backends.onnx import OnnxBackend
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
+from llmconv_plugins.qnn.context_binary import TensorInfo, read_info
 
+SIZE_MATTERS = 50_000_000  # bytes of weights from which a binary's size is judged
 TWIN_LIMIT = 100_000_000  # bytes of weights up to which twins are made by default
 
 
@@ -26,6 +31,7 @@ class QnnBackend(Backend):
     """
 
     name: ClassVar[str] = "qnn"
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "qnn")
 
     twins: Literal["auto", "always", "never"] = "auto"
     optimization: Literal[0, 1, 2, 3] = 3
@@ -55,6 +61,10 @@ class QnnBackend(Backend):
         result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
         return result
 
+    def prove(self, bundle: Bundle) -> list[Check]:
+        """Read the shipped binaries back: names, shapes, types, scales and offsets, and size."""
+        return [check for entry in bundle.manifest["binaries"] if not entry["simulator"] for check in _prove(bundle, entry)]
+
     def _compile(self, job: BuildJob, jobs: list[GraphJob], file: str, part: int, result: BuildResult) -> None:
         job.progress("compile", Path(file).stem)
         target = job.folder / file
@@ -76,6 +86,33 @@ class QnnBackend(Backend):
                 peak_rss=report.peak_rss_bytes,
             )
         )
+
+
+def _prove(bundle: Bundle, entry: dict[str, Any]) -> list[Check]:
+    file = bundle.path(entry["file"])
+    expected: dict[str, Any] = {}
+    for graph in bundle.graphs.values():
+        part = graph.parts[entry["part"]]
+        expected |= {f"{part.label} {t.name}": _as_read(t) for t in (*part.inputs, *part.outputs)}
+    found = {f"{g.name} {t.name}": t for g in read_info(file).graphs for t in (*g.inputs, *g.outputs)}
+    wrong = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]
+    measured = f"{len(found)} tensors equal" if not wrong else f"{len(wrong)} differ, first {wrong[0]}"
+    checks = [Check(5, f"{file.name}: graphs and I/O, read back", measured, "equal the manifest", not wrong)]
+    weights = bundle.path(f"{FOLDER}/{file.stem}.data").stat().st_size
+    if weights > SIZE_MATTERS:
+        ratio = file.stat().st_size / weights
+        checks.append(Check(5, f"{file.name}: size over weight bytes", f"{ratio:.3f}", "≤ 1.10", ratio <= 1.10))
+    return checks
+
+
+def _as_read(spec: TensorSpec) -> TensorInfo:
+    """A tensor of the manifest as QNN reports it: offsets are negative zero points."""
+    if spec.encoding is None:
+        return TensorInfo(spec.name, spec.shape, spec.dtype, None, None, np.dtype(spec.dtype).itemsize * 8)
+    encoding = spec.encoding
+    return TensorInfo(
+        spec.name, spec.shape, spec.dtype, encoding["scale"], -encoding["zero_point"], encoding["bits"]
+    )
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -1,75 +1,122 @@
-"""Starts the child processes that load Qualcomm's libraries, and turns their crashes into messages."""
+"""Starts this package's child processes and says in one line how one of them ended."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO
 
 from llmconv import BackendError
 
-JOB, RESULT, LOG = "job.json", "result.json", "log.txt"
+PACKAGES = Path(__file__).parents[2]  # the folder that holds llmconv_plugins
+LINE_LIMIT = 300
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX = re.compile(r"^\d{4}-\d\d-\d\d [\d:.]+ \[\w:onnxruntime:[^]]*\]\s*")
+_TELLING = re.compile(r"error|fail|unsupported|exceed|cannot|terminate|what\(\)|needs .* KB|killed", re.IGNORECASE)
+_EMPTY_WORDS = re.compile(
+    r"explicitly disabled by the user|^Unsupported nodes in QNN EP|encryption config|single Quantize/Dequantize"
+    r"|recursive_mutex|std::__1::system_error"
+)
 
 
-def library_folder() -> Path:
-    """The folder of the onnxruntime-qnn wheel, found without importing it.
+class Child:
+    """A running `python -m MODULE`, killed if the block that holds it is left early.
+
+    Args:
+        log: file that takes what the child and its native libraries write to stderr.
+        cwd: its working folder.
+    """
+
+    def __init__(self, module: str, arguments: list[str], *, log: Path, cwd: Path) -> None:
+        check_installed()
+        path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=cwd,
+                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            )
+        self.log = log
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """The pipe to the child."""
+        return _pipe(self.process.stdin)
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """The pipe from the child."""
+        return _pipe(self.process.stdout)
+
+    def finish(self) -> bytes:
+        """Let the child run to its end; returns what it wrote to stdout."""
+        return self.process.communicate()[0]
+
+    def ending(self) -> str:
+        """How an unsuccessful child ended, for an error message: the signal or exit code, and what the log says."""
+        code = self.process.wait()
+        try:
+            how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended early (exit code {code})"
+        except ValueError:
+            how = f"crashed (signal {-code})"
+        line = telling_line(self.log)
+        return f"{how}: {line}" if line else how
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        for pipe in (self.stdin, self.stdout):
+            with contextlib.suppress(OSError):  # a child that died has left its pipe broken
+                pipe.close()
+        self.process.wait()
+
+
+def check_installed() -> None:
+    """The compiler and the simulator are there.
 
     Raises:
-        BackendError: it is not installed.
+        BackendError: they are not.
     """
-    spec = find_spec("onnxruntime_qnn")
-    if spec is None or spec.origin is None:
-        raise BackendError("the QNN compiler is not installed: pip install onnxruntime-qnn")
-    return Path(spec.origin).parent
+    for package, name in (("onnxruntime", "onnxruntime"), ("onnxruntime_qnn", "onnxruntime-qnn")):
+        if importlib.util.find_spec(package) is None:
+            raise BackendError(f"the QNN compiler and simulator need {name}: pip install {name}")
 
 
-def command(module: str) -> list[str]:
-    """The command that runs one of this package's child modules."""
-    return [sys.executable, "-m", f"llmconv_plugins.qnn.{module}"]
+def telling_line(log: Path) -> str:
+    """The last line of a log that says what went wrong, without time, colour and source line; "" if none does."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    for line in reversed(lines):
+        text = one_line(line)
+        if _TELLING.search(text) and not _EMPTY_WORDS.search(text):
+            return text
+    return ""
 
 
-def environment() -> dict[str, str]:
-    """The child's environment: the wheel's libraries find each other."""
-    return {**os.environ, "LD_LIBRARY_PATH": f"{library_folder()}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+def one_line(text: str) -> str:
+    """A message from native code as one short line."""
+    text = _PREFIX.sub("", _COLOUR.sub("", text)).strip()
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"\s+", " ", text)
+    return text if len(text) <= LINE_LIMIT else text[: LINE_LIMIT - 1] + "…"
 
 
-def run_child(module: str, job: dict[str, Any], folder: Path, what: str) -> dict[str, Any]:
-    """Run a child in `folder` on a job, and give its result.
-
-    The child reads `job.json` and writes `result.json`; what it prints goes to `log.txt`.
-
-    Raises:
-        BackendError: it reported an error, or died. `what` opens the message.
-    """
-    (folder / JOB).write_text(json.dumps(job))
-    with (folder / LOG).open("wb") as log:
-        done = subprocess.run(  # noqa: S603  our own module
-            command(module), cwd=folder, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
-        )
-    result = folder / RESULT
-    if not result.is_file():
-        raise BackendError(f"{what}: {describe_exit(done.returncode)}{last_words(folder / LOG)}")
-    found: dict[str, Any] = json.loads(result.read_text())
-    if "error" in found:
-        raise BackendError(f"{what}: {found['error']}")
-    return found
-
-
-def describe_exit(code: int) -> str:
-    """How a process ended, in words."""
-    if code >= 0:
-        return f"the child process ended with code {code}"
-    name = signal.Signals(-code).name
-    hint = "; the machine may be out of memory" if name == "SIGKILL" else ""
-    return f"the native library crashed ({name}){hint}"
-
-
-def last_words(log: Path) -> str:
-    """The last line of a log that says something, for the end of a message."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"; its last words: {lines[-1][:300]}" if lines else ""
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise ValueError("the child has no such pipe")
+    return pipe

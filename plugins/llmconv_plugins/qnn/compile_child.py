@@ -1,99 +1,90 @@
-"""Child process: compile ONNX files into one HTP context binary. Run by `compiler.py` in a folder made for it."""
+"""Compiles the graphs of one part in its working folder; `compiler.compile_part` runs it as a child process."""
 
 from __future__ import annotations
 
 import json
-import resource
+import sys
 from pathlib import Path
 from typing import Any
 
-from llmconv_plugins.qnn.child import JOB, RESULT
+from llmconv_plugins.qnn.inside_child import end_with_parent, leave, leave_signals_to_parent, register
 
-PROVIDER = "QNNExecutionProvider"
-
-
-def register() -> Any:
-    """Register the QNN provider with onnxruntime, once a process; gives its device."""
-    import onnxruntime as ort  # noqa: PLC0415  only this process may load it
-    import onnxruntime_qnn as qnn  # noqa: PLC0415
-
-    ort.register_execution_provider_library(PROVIDER, qnn.get_library_path())
-    return next(d for d in ort.get_ep_devices() if d.ep_name == PROVIDER)
+JOB, STAGE, RESULT, TRACE = "job.json", "stage.txt", "result.json", "qnn_op_trace.json"
+FAILED = 3  # exit code: RESULT says why
 
 
-def provider_options() -> dict[str, str]:
-    """Options that every session needs, to compile or to run."""
-    import onnxruntime_qnn as qnn  # noqa: PLC0415  only this process may load it
+def graph_file(index: int) -> str:
+    """Constant names, because QNN puts a hash of the path into the binary."""
+    return f"graph_{index}.onnx"
 
-    return {"backend_path": qnn.get_qnn_htp_path(), "offload_graph_io_quantization": "0"}  # integers go in and out
+
+def dump_folder(index: int) -> str:
+    """Where the compiled graph and the trace of its ops go."""
+    return f"graph_{index}"
+
+
+def binary_file() -> str:
+    """What ONNX Runtime makes of the first graph's context file name."""
+    return "graph_0_ctx_qnn.bin"
 
 
 def main() -> None:
+    """Compile, then write RESULT: peak_rss_bytes, or error."""
+    leave_signals_to_parent()
+    end_with_parent()
     job = json.loads(Path(JOB).read_text())
-    try:
-        result = _compile(job)
-    except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
-        result = {"error": reason(str(error))}
-    result["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    Path(RESULT).write_text(json.dumps(result))
-
-
-def _compile(job: dict[str, Any]) -> dict[str, Any]:
-    import onnxruntime as ort  # noqa: PLC0415  only this process may load it
-
-    device = register()
-    sessions, names, floats = [], [], []
-    for i, file in enumerate(job["graphs"]):
-        options = ort.SessionOptions()
-        options.add_provider_for_devices(
-            [device],
-            {
-                **provider_options(),
-                "htp_arch": job["htp_arch"],
-                "soc_model": job["soc_model"],
-                "htp_graph_finalization_optimization_mode": str(job["optimization"]),
-                "dump_json_qnn_graph": "1",
-                "json_qnn_graph_dir": ".",
-            },
-        )
-        entries = {
-            "session.disable_cpu_ep_fallback": "1",
-            "ep.context_enable": "1",
-            "ep.context_file_path": f"{Path(file).stem}_ctx.onnx",
-            "ep.context_embed_mode": "0",
-        }
-        if len(job["graphs"]) > 1:
-            entries["ep.share_ep_contexts"] = "1"
-        if len(job["graphs"]) > 1 and i == len(job["graphs"]) - 1:
-            entries["ep.stop_share_ep_contexts"] = "1"
-        for key, value in entries.items():
-            options.add_session_config_entry(key, value)
-        before = _dumps()
+    device, backend = register()
+    sessions: list[Any] = []  # kept alive: the last one writes what all of them share
+    for i in range(job["count"]):
+        Path(STAGE).write_text(str(i))
         try:
-            sessions.append(ort.InferenceSession(file, options))
-        except Exception as error:
-            return {"error": reason(str(error)), "graph": i}
-        (dump,) = _dumps() - before
-        names.append(dump.stem)
-        floats.append(_floats(dump))
-    return {"names": names, "floats": floats, "binary": f"{Path(job['graphs'][0]).stem}_ctx_qnn.bin"}
+            sessions.append(_compile(i, job, device, backend))
+        except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
+            Path(RESULT).write_text(json.dumps({"error": str(error)}))
+            leave(FAILED)
+    Path(RESULT).write_text(json.dumps({"peak_rss_bytes": _peak_rss()}))
+    leave(0)
 
 
-def _dumps() -> set[Path]:
-    """The compiler's own dumps of compiled graphs, each named after its graph."""
-    return {p for p in Path().glob(f"{PROVIDER}*.json") if not p.stem.endswith("_tensor_log")}
+def _compile(index: int, job: dict[str, Any], device: Any, backend: str) -> Any:
+    import onnxruntime as ort  # noqa: PLC0415  the parent reads this module's names
+
+    options = ort.SessionOptions()
+    entries = {
+        "session.disable_cpu_ep_fallback": "1",
+        "ep.context_enable": "1",
+        "ep.context_embed_mode": "0",
+        "ep.context_file_path": f"graph_{index}_ctx.onnx",
+    }
+    if job["count"] > 1:
+        entries["ep.share_ep_contexts"] = "1"
+        if index == job["count"] - 1:
+            entries["ep.stop_share_ep_contexts"] = "1"
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    Path(dump_folder(index)).mkdir()
+    provider = {
+        "backend_path": backend,
+        "soc_model": job["soc_model"],
+        "htp_arch": job["htp_arch"],
+        "htp_graph_finalization_optimization_mode": str(job["optimization"]),
+        "offload_graph_io_quantization": "0",
+        "dump_json_qnn_graph": "1",
+        "json_qnn_graph_dir": dump_folder(index),
+        "enable_framework_op_trace": "1",
+        "framework_op_trace_dir": dump_folder(index),
+    }
+    options.add_provider_for_devices([device], provider)
+    return ort.InferenceSession(graph_file(index), options)
 
 
-def _floats(dump: Path) -> list[str]:
-    """Tensors of a compiled graph that hold floats: data types 0x216 and 0x232."""
-    tensors = json.loads(dump.read_text())["graph"]["tensors"]
-    return [name for name, tensor in tensors.items() if tensor["data_type"] in (0x216, 0x232)]
+def _peak_rss() -> int:
+    if sys.platform == "win32":
+        return 0
+    import resource  # noqa: PLC0415  not on Windows
 
-
-def reason(message: str) -> str:
-    """One line of onnxruntime's message."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[0] if lines else "no reason given"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

@@ -1,24 +1,37 @@
-"""Compile a part's graphs into one HTP context binary, with exact names, nothing in float."""
+"""Compiles the graphs of one part to a QNN context binary, in one child process, and proves what came out."""
 
 from __future__ import annotations
 
-import os
+import json
+import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmconv import BackendError
-from llmconv_plugins.qnn.child import run_child
-from llmconv_plugins.qnn.context_binary import BinaryInfo, read_info
+from llmconv_plugins.qnn.child import Child
+from llmconv_plugins.qnn.compile_child import FAILED, JOB, RESULT, STAGE, TRACE, binary_file, dump_folder, graph_file
+from llmconv_plugins.qnn.compile_failure import explain
+from llmconv_plugins.qnn.compiled_graph import check_no_floats
+from llmconv_plugins.qnn.context_binary import BinaryInfo, GraphInfo, TensorInfo, read_info
+from llmconv_plugins.qnn.onnx_file import OnnxFile, Ports, inspect
 from llmconv_plugins.qnn.rename import rename_graphs
+
+LOG = "log.txt"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class GraphJob:
-    """One graph to compile: its ONNX file, and the exact name that it gets inside the binary."""
+    """A graph to compile.
+
+    Attributes:
+        onnx: file with uint16, uint8 and int32 inputs and outputs and fixed shapes, its data files beside it.
+        name: the exact name inside the binary, such as prompt_ar32_cl128_1_of_2.
+    """
 
     onnx: Path
     name: str
@@ -26,54 +39,152 @@ class GraphJob:
 
 @dataclass(frozen=True)
 class CompileReport:
-    """What a compilation took, and what the binary holds as read back from it."""
+    """What compiling took and made.
+
+    Attributes:
+        peak_rss_bytes: of the child process.
+        graphs: read back from the finished binary, in the order of the jobs.
+        qnn_version: as the binary has it, such as v2.51.0.260929181845.
+    """
 
     seconds: float
     peak_rss_bytes: int
-    info: BinaryInfo
+    binary_bytes: int
+    graphs: tuple[GraphInfo, ...]
+    qnn_version: str
 
 
 def compile_part(
-    jobs: Sequence[GraphJob], binary: Path, *, soc_model: str, htp_arch: str, optimization: int = 3
+    jobs: Sequence[GraphJob],
+    binary: Path,
+    *,
+    soc_model: str,
+    htp_arch: str,
+    optimization: int = 3,
+    dump_dir: Path | None = None,
 ) -> CompileReport:
-    """Compile graphs over one weight file; several share their weights in the binary.
+    """Compile one graph, or several over shared weights, into one context binary.
 
-    The child works in a folder of its own under constant file names, because the compiler's output depends on the
-    path of its input.
+    Args:
+        binary: written when everything is proved; until then its place is untouched.
+        soc_model, htp_arch: QNN's numbers of the chipset, such as "43" and "73".
+        optimization: the compiler's finalization effort, 0 to 3.
+        dump_dir: folder that takes the compiled graphs as JSON, the traces of their ops and the log.
 
     Raises:
-        BackendError: the compiler refused or crashed, or the result holds floats or other names.
+        BackendError: onnxruntime-qnn is missing, QNN refuses a graph or crashes on it, a tensor was compiled to
+            floating point, or the binary is not what it should be. Names the graph.
     """
-    what = " and ".join(job.name for job in jobs)
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix=".compile-", dir=binary.parent) as name:
-        folder = Path(name)
-        for i, job in enumerate(jobs):
-            _provide(job.onnx, folder / f"graph_{i}.onnx")
-        for data in {f for job in jobs for f in job.onnx.parent.glob("*.data")}:
-            _provide(data, folder / data.name)
-        spec = {
-            "graphs": [f"graph_{i}.onnx" for i in range(len(jobs))],
-            "soc_model": soc_model,
-            "htp_arch": htp_arch,
-            "optimization": optimization,
-        }
-        result = run_child("compile_child", spec, folder, what)
-        for job, floats in zip(jobs, result["floats"], strict=True):
-            if floats:
-                raise BackendError(f"{job.name}: tensor '{floats[0]}' of the compiled graph is float; give it an encoding")
-        made = folder / result["binary"]
-        rename_graphs(made, {old: job.name for old, job in zip(result["names"], jobs, strict=True)})
-        info = read_info(made)
-        if sorted(g.name for g in info.graphs) != sorted(job.name for job in jobs):
-            raise BackendError(f"{what}: the binary holds graphs named {[g.name for g in info.graphs]} after renaming")
-        made.replace(binary)
-    return CompileReport(time.perf_counter() - start, result["peak_rss"], info)
-
-
-def _provide(source: Path, target: Path) -> None:
-    """A hard link, or a copy across file systems; onnxruntime does not follow symbolic links out of the folder."""
+    files = [inspect(job.onnx) for job in jobs]
+    work = binary.with_name(f".{binary.name}.compiling")
+    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+    work.mkdir(parents=True)
     try:
-        os.link(source, target)
-    except OSError:
+        _place(jobs, files, work)
+        settings = {"count": len(jobs), "soc_model": soc_model, "htp_arch": htp_arch, "optimization": optimization}
+        (work / JOB).write_text(json.dumps(settings))
+        started = time.monotonic()
+        peak = _run(jobs, files, work)
+        seconds = time.monotonic() - started
+        info = _prove(jobs, files, work)
+        size = (work / binary_file()).stat().st_size
+        (work / binary_file()).replace(binary)
+        logger.info("compiled %s: %.1f s, %d bytes", binary.name, seconds, size)
+        return CompileReport(seconds, peak, size, info.graphs, info.build_id)
+    finally:
+        if dump_dir is not None:
+            _keep(jobs, work, dump_dir)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _place(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path) -> None:
+    if not jobs:
+        raise BackendError("a part needs at least one graph to compile")
+    data: dict[str, Path] = {}
+    for i, (job, file) in enumerate(zip(jobs, files, strict=True)):
+        _link(job.onnx, work / graph_file(i))
+        for name in file.data:
+            source = job.onnx.parent / name
+            if not data.setdefault(name, source).samefile(source):
+                raise BackendError(f"{job.name}: its weight file {source} is another than {data[name]}")
+    for name, source in data.items():
+        _link(source, work / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:  # Windows lets few users make links
         shutil.copyfile(source, target)
+
+
+def _run(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path) -> int:
+    """The child's peak memory."""
+    with Child("llmconv_plugins.qnn.compile_child", [], log=work / LOG, cwd=work) as child:
+        child.finish()
+        code = child.process.returncode
+        stage = (work / STAGE).read_text() if (work / STAGE).is_file() else ""
+        i = int(stage or 0)
+        if code == FAILED:
+            message = json.loads((work / RESULT).read_text())["error"]
+            reason = explain(message, work / dump_folder(i) / TRACE, work / LOG, files[i].makes)
+            raise BackendError(f"{jobs[i].name}: {reason}")
+        if code:
+            raise BackendError(f"{jobs[i].name}: the QNN compiler {child.ending()}")
+    return int(json.loads((work / RESULT).read_text())["peak_rss_bytes"])
+
+
+def _prove(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path) -> BinaryInfo:
+    """Check the compiled graphs, name them, and read the result back; its graphs are in the order of the jobs."""
+    produced = work / binary_file()
+    names = {}
+    for i, job in enumerate(jobs):
+        dumps = [f for f in (work / dump_folder(i)).glob("*.json") if f.name != TRACE]
+        dumps = [f for f in dumps if not f.stem.endswith("_tensor_log")]
+        if len(dumps) != 1:
+            raise BackendError(f"{job.name}: QNN split the graph into {len(dumps)} pieces instead of 1")
+        check_no_floats(dumps[0], job.name)
+        names[dumps[0].stem] = job.name
+    if not produced.is_file():
+        raise BackendError(f"{jobs[0].name}: the QNN compiler wrote no binary")
+    before = _by_name(read_info(produced), names, jobs)
+    for job, file, graph in zip(jobs, files, before, strict=True):
+        _check_ports(job.name, file, graph)
+    rename_graphs(produced, names)
+    info = read_info(produced)
+    after = _by_name(info, [job.name for job in jobs], jobs)
+    for old, new in zip(before, after, strict=True):
+        if (old.inputs, old.outputs) != (new.inputs, new.outputs):
+            raise BackendError(f"{new.name}: renaming changed more than the name")
+    return BinaryInfo(after, info.build_id, info.soc_model)
+
+
+def _by_name(info: BinaryInfo, names: Sequence[str] | dict[str, str], jobs: Sequence[GraphJob]) -> tuple[GraphInfo, ...]:
+    graphs = {graph.name: graph for graph in info.graphs}
+    if set(graphs) != set(names) or len(info.graphs) != len(jobs):
+        raise BackendError(f"{jobs[0].name}: the binary holds the graphs {sorted(graphs)} instead of {sorted(names)}")
+    return tuple(graphs[name] for name in names)
+
+
+def _check_ports(name: str, file: OnnxFile, graph: GraphInfo) -> None:
+    for kind, wanted, tensors in (("inputs", file.inputs, graph.inputs), ("outputs", file.outputs, graph.outputs)):
+        found = _ports(tensors)
+        if found != wanted:
+            differing = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))[0]
+            raise BackendError(
+                f"{name}: the compiled {kind} differ from the ONNX file's, first '{differing}': "
+                f"{found.get(differing)} instead of {wanted.get(differing)}"
+            )
+
+
+def _ports(tensors: Sequence[TensorInfo]) -> Ports:
+    return {tensor.name: (tensor.shape, tensor.dtype) for tensor in tensors}
+
+
+def _keep(jobs: Sequence[GraphJob], work: Path, dump_dir: Path) -> None:
+    dump_dir.mkdir(parents=True, exist_ok=True)
+    for i, job in enumerate(jobs):
+        if (work / dump_folder(i)).is_dir():
+            shutil.copytree(work / dump_folder(i), dump_dir / job.name, dirs_exist_ok=True)
+    if (work / LOG).is_file():
+        shutil.copyfile(work / LOG, dump_dir / LOG)

@@ -1,29 +1,39 @@
-"""Read the graphs, inputs and outputs of a context binary, also of one that this machine cannot run."""
+"""What a QNN context binary holds, as QNN's own reader reports it; works for shared binaries too."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmconv_plugins.qnn.child import run_child
+from llmconv import BackendError
+from llmconv_plugins.qnn.child import Child
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One input or output; `zero_point` in the unsigned convention, None with `scale` where it is not quantized."""
+    """An input or output of a compiled graph.
+
+    Attributes:
+        dtype: numpy's name, such as uint16.
+        scale, offset: value = (integer + offset) * scale, so that offset is the negative zero point; None for
+            tensors without an encoding.
+        bits: of the encoding, else of dtype.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     scale: float | None
-    zero_point: int | None
+    offset: int | None
+    bits: int
 
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """One graph of a binary."""
+    """A compiled graph."""
 
     name: str
     inputs: tuple[TensorInfo, ...]
@@ -32,24 +42,46 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class BinaryInfo:
-    """What a binary says of itself."""
+    """A context binary.
 
-    build: str
-    soc_model: int
+    Attributes:
+        build_id: version of the QNN that compiled it, such as v2.51.0.260929181845.
+        soc_model: QNN's number of the chipset; None in binaries too old to say.
+    """
+
     graphs: tuple[GraphInfo, ...]
+    build_id: str
+    soc_model: int | None
 
 
-def read_info(binary: Path) -> BinaryInfo:
-    """Read a binary through libQnnSystem, in a child process.
+def read_info(path: Path) -> BinaryInfo:
+    """Read a context binary in a child process.
 
     Raises:
-        BackendError: it is no context binary, or the library is not installed.
+        BackendError: the file is missing, or QNN's reader refuses it or crashes on it.
     """
+    if not path.is_file():
+        raise BackendError(f"{path}: no such context binary")
     with tempfile.TemporaryDirectory(prefix="llmconv-") as folder:
-        found = run_child("info_child", {"binary": str(binary.absolute())}, Path(folder), str(binary))
-    graphs = tuple(GraphInfo(g["name"], _tensors(g["inputs"]), _tensors(g["outputs"])) for g in found["graphs"])
-    return BinaryInfo(found["build"], found["soc_model"], graphs)
+        log = Path(folder) / "log.txt"
+        with Child("llmconv_plugins.qnn.info_child", [str(path.resolve())], log=log, cwd=Path(folder)) as child:
+            answer = child.finish()
+            if child.process.returncode:
+                raise BackendError(f"{path}: the reader of context binaries {child.ending()}")
+    content = json.loads(answer)
+    if "error" in content:
+        raise BackendError(f"{path}: {content['error']}")
+    return from_dict(content["info"])
 
 
-def _tensors(items: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(**{**item, "shape": tuple(item["shape"])}) for item in items)
+def from_dict(info: dict[str, Any]) -> BinaryInfo:
+    """What `qnn_system.read` returns, typed."""
+    graphs = tuple(
+        GraphInfo(g["name"], *(tuple(_tensor(t) for t in g[side]) for side in ("inputs", "outputs")))
+        for g in info["graphs"]
+    )
+    return BinaryInfo(graphs, info["build_id"], info["soc_model"])
+
+
+def _tensor(item: dict[str, Any]) -> TensorInfo:
+    return TensorInfo(**{**item, "shape": tuple(item["shape"])})

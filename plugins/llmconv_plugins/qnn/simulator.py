@@ -1,86 +1,81 @@
-"""Run context binaries on the HTP simulator, in a child process that loads them once."""
+"""Runs compiled graphs on the HTP simulator, in one child process that loads each once."""
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import os
 import tempfile
 from collections.abc import Mapping
-from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from llmconv import BackendError
-from llmconv_plugins.qnn.child import LOG, command, describe_exit, environment, last_words
-from llmconv_plugins.qnn.context_binary import read_info
-from llmconv_plugins.qnn.wrapper import write_wrapper
-
-Arrays = dict[str, NDArray[np.generic]]
+from llmconv_plugins.qnn.child import Child, one_line
+from llmconv_plugins.qnn.message import Arrays, receive, send
 
 
 class Simulator:
-    """Binaries without shared weights, by the name of their one graph. Used as a context manager.
+    """Compiled graphs, ready to run on integers.
+
+    Args:
+        graphs: name -> an unshared context binary (.bin), or an EPContext ONNX file beside its binary. Binaries with
+            shared weights are for the device alone.
 
     Raises:
-        BackendError: a binary is none, does not hold its graph, or the simulator refuses it or crashes.
+        BackendError: onnxruntime-qnn is missing, or a graph cannot be loaded.
     """
 
-    def __init__(self, binaries: Mapping[str, Path]) -> None:
-        self.binaries = dict(binaries)
-
-    def __enter__(self) -> Simulator:
-        self._folder = tempfile.TemporaryDirectory(prefix="llmconv-")
-        folder = Path(self._folder.name)
-        for name, binary in self.binaries.items():
-            (graph,) = [g for g in read_info(binary).graphs if g.name == name] or [None]
-            if graph is None:
-                raise BackendError(f"{binary}: holds no graph '{name}'; convert again")
-            write_wrapper(graph, binary, folder / f"{name}.onnx")
-        self._connection, theirs = Pipe()
-        with (folder / LOG).open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command("simulator_child"), str(theirs.fileno())],
-                cwd=folder,
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
+    def __init__(self, graphs: Mapping[str, Path | str]) -> None:
+        self._files = {name: Path(path).resolve() for name, path in graphs.items()}
+        for path in self._files.values():
+            if not path.is_file():
+                raise BackendError(f"{path}: no such compiled graph")
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmconv-")))
+            self._child = stack.enter_context(
+                Child("llmconv_plugins.qnn.simulator_child", [], log=folder / "log.txt", cwd=folder)
             )
-        theirs.close()
-        for name, binary in self.binaries.items():
-            self._ask(("load", name, f"{name}.onnx"), f"{binary.name}: the HTP simulator refuses it")
-        return self
+            for name, path in self._files.items():
+                self._ask(f"{name}: loading {path.name}", {"load": name, "path": os.fspath(path)}, {})
+            self._stack = stack.pop_all()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._connection.close()
-        try:
-            self._process.wait(timeout=5)  # it ends when its connection does
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._folder.cleanup()
+    def run(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run one graph once.
 
-    def run(self, name: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """Run a graph on the integers that it takes.
+        Args:
+            inputs: of the types and shapes that the binary has.
 
         Raises:
-            BackendError: the simulator refuses the inputs, or crashes.
+            BackendError: no such graph, the inputs do not fit, or the simulator crashed.
         """
-        outputs: Arrays = self._ask(("run", name, dict(inputs)), f"{name} on the HTP simulator")
-        return outputs
+        if name not in self._files:
+            raise BackendError(f"the simulator holds no graph '{name}'; it holds {', '.join(self._files)}")
+        return self._ask(f"{name}: running", {"run": name}, inputs)
 
-    def _ask(self, request: tuple[Any, ...], what: str) -> Any:
-        connection: Connection = self._connection
+    def close(self) -> None:
+        """End the child process."""
+        self._stack.close()
+
+    def __enter__(self) -> Simulator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, what: str, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         try:
-            connection.send(request)
-            answer, value = connection.recv()
-        except (EOFError, ConnectionError) as error:
-            ended = describe_exit(self._process.wait())
-            raise BackendError(f"{what}: {ended}{last_words(Path(self._folder.name) / LOG)}") from error
-        if answer == "error":
-            raise BackendError(f"{what}: {value}")
-        return value
+            send(self._child.stdin, header, arrays)
+            answer, outputs = receive(self._child.stdout)
+        except (EOFError, OSError, ValueError) as error:  # ValueError: the pipe is closed
+            raise BackendError(f"{what}: the HTP simulator {self._child.ending()}") from error
+        except BaseException:
+            self._child.process.kill()  # the answer to this request must not be taken for the next one's
+            raise
+        if "error" in answer:
+            raise BackendError(f"{what}: {one_line(answer['error'])}")
+        return outputs

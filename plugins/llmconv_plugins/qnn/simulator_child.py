@@ -1,41 +1,88 @@
-"""Child process: load and run context binaries on the HTP simulator. Run by `simulator.py`."""
+"""Loads compiled graphs and runs them as asked through a pipe; `simulator.Simulator` runs it as a child process."""
 
 from __future__ import annotations
 
-import sys
-from multiprocessing.connection import Connection
+import os
+from pathlib import Path
 from typing import Any
 
-from llmconv_plugins.qnn.compile_child import provider_options, reason, register
+import onnx
+import onnxruntime as ort
+from onnx import helper
+
+from llmconv_plugins.qnn.inside_child import leave, leave_signals_to_parent, register, system_library
+from llmconv_plugins.qnn.message import receive, send
+from llmconv_plugins.qnn.qnn_system import read
 
 
-def serve(connection: Connection) -> None:
-    """Answer requests until the parent hangs up: ("load", name, file) and ("run", name, inputs)."""
-    import onnxruntime as ort  # noqa: PLC0415  only this process may load it
-
-    device = register()
+def main() -> None:
+    """Answer requests until the parent closes the pipe."""
+    leave_signals_to_parent()
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # native code prints to stdout
+    device, backend = register()
     sessions: dict[str, Any] = {}
     while True:
         try:
-            verb, name, value = connection.recv()
+            request, inputs = receive(requests)
         except EOFError:
-            return
+            leave(0)
         try:
-            if verb == "load":
-                options = ort.SessionOptions()
-                options.add_provider_for_devices([device], provider_options())
-                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-                sessions[name] = ort.InferenceSession(value, options)
-                answer: Any = None
+            if "load" in request:
+                name = request["load"]
+                sessions[name] = _load(Path(request["path"]), len(sessions), device, backend)
+                send(answers, {}, {})
             else:
-                session = sessions[name]
-                names = [o.name for o in session.get_outputs()]
-                answer = dict(zip(names, session.run(names, value), strict=True))
+                session = sessions[request["run"]]
+                names = [output.name for output in session.get_outputs()]
+                send(answers, {}, dict(zip(names, session.run(names, inputs), strict=True)))
         except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
-            connection.send(("error", reason(str(error))))
-        else:
-            connection.send(("ok", answer))
+            send(answers, {"error": str(error)}, {})
+
+
+def _load(path: Path, number: int, device: Any, backend: str) -> Any:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_provider_for_devices([device], {"backend_path": backend, "offload_graph_io_quantization": "0"})
+    model = path if path.suffix == ".onnx" else _wrap(path, number)
+    return ort.InferenceSession(str(model), options)
+
+
+def _wrap(binary: Path, number: int) -> Path:
+    """Write an ONNX file of one EPContext node that loads a bare binary; ONNX Runtime wants the binary beside it."""
+    graphs = read(binary, system_library())["graphs"]
+    if len(graphs) != 1:
+        raise ValueError(f"holds {len(graphs)} graphs over shared weights, which only the device can load")
+    beside = Path(f"graph_{number}.bin")
+    beside.symlink_to(binary)
+    graph = graphs[0]
+    node = helper.make_node(
+        "EPContext",
+        [tensor["name"] for tensor in graph["inputs"]],
+        [tensor["name"] for tensor in graph["outputs"]],
+        name=graph["name"],
+        domain="com.microsoft",
+        embed_mode=0,
+        ep_cache_context=beside.name,
+        main_context=1,
+        partition_name=graph["name"],
+        source="QNNExecutionProvider",
+    )
+    inputs, outputs = ([_value(tensor) for tensor in graph[side]] for side in ("inputs", "outputs"))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(
+        helper.make_graph([node], "wrapper", inputs, outputs), opset_imports=opsets, ir_version=10
+    )
+    file = beside.with_suffix(".onnx")
+    onnx.save(model, file)
+    return file
+
+
+def _value(tensor: dict[str, Any]) -> onnx.ValueInfoProto:
+    kind = onnx.TensorProto.DataType.Value(tensor["dtype"].upper())
+    return helper.make_tensor_value_info(tensor["name"], kind, tensor["shape"])
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    main()

@@ -125,6 +125,10 @@ class LlamaSource(Source):
         """The tokenizer in the checkpoint's folder."""
         return Tokenizer.find(self.checkpoint)
 
+    def description(self) -> list[Path]:
+        """config.json and the tokenizer."""
+        return [self.checkpoint / "config.json", self.tokenizer().file]
+
     def reference(self) -> nn.Module | None:
         """The same checkpoint in transformers, float32, or None where transformers is not installed."""
         try:
