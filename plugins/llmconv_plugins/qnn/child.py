@@ -1,4 +1,4 @@
-"""Starts this package's child processes and says in one line how one of them ended."""
+"""Starts this package's child processes, gives them files, and says in one line how one of them ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from llmconv import BackendError
 
 PACKAGES = Path(__file__).parents[2]  # the folder that holds llmconv_plugins
 LINE_LIMIT = 300
+KILLED = 9  # what the kernel ends a process with that takes the last memory; signal.SIGKILL where it exists
+PATIENCE = 10  # seconds that a child with a closed pipe may take to end
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\d{4}-\d\d-\d\d [\d:.]+ \[\w:onnxruntime:[^]]*\]\s*")
@@ -65,13 +68,12 @@ class Child:
 
     def ending(self) -> str:
         """How an unsuccessful child ended, for an error message: the signal or exit code, and what the log says."""
-        code = self.process.wait()
         try:
-            how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended early (exit code {code})"
-        except ValueError:
-            how = f"crashed (signal {-code})"
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            return "hangs without an answer"
         line = telling_line(self.log)
-        return f"{how}: {line}" if line else how
+        return f"{_manner(code)}: {line}" if line else _manner(code)
 
     def __enter__(self) -> Child:
         return self
@@ -98,6 +100,14 @@ def check_installed() -> None:
             raise BackendError(f"the QNN compiler and simulator need {name}: pip install {name}")
 
 
+def give(source: Path, target: Path) -> None:
+    """Have `source` appear as `target` in a child's working folder."""
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:  # Windows lets few users make links
+        shutil.copyfile(source, target)
+
+
 def telling_line(log: Path) -> str:
     """The last line of a log that says what went wrong, without time, colour and source line; "" if none does."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
@@ -114,6 +124,17 @@ def one_line(text: str) -> str:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"\s+", " ", text)
     return text if len(text) <= LINE_LIMIT else text[: LINE_LIMIT - 1] + "…"
+
+
+def _manner(code: int) -> str:
+    if code >= 0:
+        return f"ended early (exit code {code})"
+    if -code == KILLED:
+        return "was killed (SIGKILL; is memory short?)"
+    try:
+        return f"crashed ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"crashed (signal {-code})"
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

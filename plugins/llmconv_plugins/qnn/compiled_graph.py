@@ -24,10 +24,10 @@ def check_no_floats(dump: Path, graph: str) -> None:
     if not floats:
         return
     makers = {
-        output: f"{node['type']} '{name}'"
-        for name, node in content["nodes"].items()
-        for output in node["output_names"]
+        output: f"{node['type']} '{name}'" for name, node in content["nodes"].items() for output in node["output_names"]
     }
     made = f", made by {makers[floats[0]]}" if floats[0] in makers else ""
     more = f" (and {len(floats) - 1} more)" if len(floats) > 1 else ""
-    raise BackendError(f"{graph}: tensor '{floats[0]}'{made}, was compiled to floating point{more}; it needs an encoding")
+    raise BackendError(
+        f"{graph}: tensor '{floats[0]}'{made}, was compiled to floating point{more}; it needs an encoding"
+    )

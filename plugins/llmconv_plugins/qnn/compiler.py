@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmconv import BackendError
-from llmconv_plugins.qnn.child import Child
+from llmconv_plugins.qnn.child import Child, give
 from llmconv_plugins.qnn.compile_child import FAILED, JOB, RESULT, STAGE, TRACE, binary_file, dump_folder, graph_file
 from llmconv_plugins.qnn.compile_failure import explain
 from llmconv_plugins.qnn.compiled_graph import check_no_floats
@@ -19,6 +19,7 @@ from llmconv_plugins.qnn.context_binary import BinaryInfo, GraphInfo, TensorInfo
 from llmconv_plugins.qnn.onnx_file import OnnxFile, Ports, inspect
 from llmconv_plugins.qnn.rename import rename_graphs
 
+CHILD = "llmconv_plugins.qnn.compile_child"
 LOG = "log.txt"
 
 logger = logging.getLogger(__name__)
@@ -102,25 +103,18 @@ def _place(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path) -> N
         raise BackendError("a part needs at least one graph to compile")
     data: dict[str, Path] = {}
     for i, (job, file) in enumerate(zip(jobs, files, strict=True)):
-        _link(job.onnx, work / graph_file(i))
+        give(job.onnx, work / graph_file(i))
         for name in file.data:
             source = job.onnx.parent / name
             if not data.setdefault(name, source).samefile(source):
                 raise BackendError(f"{job.name}: its weight file {source} is another than {data[name]}")
     for name, source in data.items():
-        _link(source, work / name)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.symlink_to(source.resolve())
-    except OSError:  # Windows lets few users make links
-        shutil.copyfile(source, target)
+        give(source, work / name)
 
 
 def _run(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path) -> int:
     """The child's peak memory."""
-    with Child("llmconv_plugins.qnn.compile_child", [], log=work / LOG, cwd=work) as child:
+    with Child(CHILD, [], log=work / LOG, cwd=work) as child:
         child.finish()
         code = child.process.returncode
         stage = (work / STAGE).read_text() if (work / STAGE).is_file() else ""
@@ -159,7 +153,9 @@ def _prove(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path) -> B
     return BinaryInfo(after, info.build_id, info.soc_model)
 
 
-def _by_name(info: BinaryInfo, names: Sequence[str] | dict[str, str], jobs: Sequence[GraphJob]) -> tuple[GraphInfo, ...]:
+def _by_name(
+    info: BinaryInfo, names: Sequence[str] | dict[str, str], jobs: Sequence[GraphJob]
+) -> tuple[GraphInfo, ...]:
     graphs = {graph.name: graph for graph in info.graphs}
     if set(graphs) != set(names) or len(info.graphs) != len(jobs):
         raise BackendError(f"{jobs[0].name}: the binary holds the graphs {sorted(graphs)} instead of {sorted(names)}")

@@ -147,9 +147,7 @@ class _Interface(Structure):
         ("create", ctypes.CFUNCTYPE(c_uint64, POINTER(c_void_p))),
         (
             "get_binary_info",
-            ctypes.CFUNCTYPE(
-                c_uint64, c_void_p, c_void_p, c_uint64, POINTER(POINTER(_Binary)), POINTER(c_uint64)
-            ),
+            ctypes.CFUNCTYPE(c_uint64, c_void_p, c_void_p, c_uint64, POINTER(POINTER(_Binary)), POINTER(c_uint64)),
         ),
     ]
 

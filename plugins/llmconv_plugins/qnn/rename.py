@@ -51,7 +51,9 @@ def _edits(content: mmap.mmap, old: str, new: str, where: str) -> list[tuple[int
         skipped = len(prefix[0]) if prefix else 0
         length_at = start - skipped - 4
         if length_at < 0 or _u32(content, length_at) != skipped + len(before) or content[start + len(before)]:
-            raise BackendError(f"{where}: the graph name at byte {start} is not stored as this version of QNN stores it")
+            raise BackendError(
+                f"{where}: the graph name at byte {start} is not stored as this version of QNN stores it"
+            )
         found[PICKLED if prefix else PLAIN] += 1
         edits.append((length_at, (skipped + len(after)).to_bytes(4, "little")))
         edits.append((start, after.ljust(len(before), b"\0")))

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
+from llmconv_plugins.qnn.child import give
 from llmconv_plugins.qnn.inside_child import leave, leave_signals_to_parent, register, system_library
 from llmconv_plugins.qnn.message import receive, send
 from llmconv_plugins.qnn.qnn_system import read
@@ -55,7 +56,7 @@ def _wrap(binary: Path, number: int) -> Path:
     if len(graphs) != 1:
         raise ValueError(f"holds {len(graphs)} graphs over shared weights, which only the device can load")
     beside = Path(f"graph_{number}.bin")
-    beside.symlink_to(binary)
+    give(binary, beside)
     graph = graphs[0]
     node = helper.make_node(
         "EPContext",

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 CHANNELS = 64
@@ -30,19 +29,19 @@ def _encoding(name: str, dtype: str) -> list[TensorProto]:
     ]
 
 
-def write_data(folder: Path) -> list[TensorProto]:
+def write_data(folder: Path, channels: int = CHANNELS) -> list[TensorProto]:
     """Two int4 1×1 convolutions' weights with their scales in one file; returns the initializers that read it."""
     rng = np.random.default_rng(0)
     blob, found = b"", []
     for name in ("w1", "w2"):
-        ints = rng.integers(-8, 8, size=CHANNELS * CHANNELS)
+        ints = rng.integers(-8, 8, size=channels * channels)
         packed = ((ints[0::2] & 15) | ((ints[1::2] & 15) << 4)).astype(np.uint8).tobytes()
-        scale = (0.02 + 0.02 * rng.random(CHANNELS)).astype(np.float32).tobytes()
-        found.append(_external(name, TensorProto.INT4, (CHANNELS, CHANNELS, 1, 1), len(blob), len(packed)))
+        scale = (0.02 + 0.02 * rng.random(channels)).astype(np.float32).tobytes()
+        found.append(_external(name, TensorProto.INT4, (channels, channels, 1, 1), len(blob), len(packed)))
         blob += packed
-        found.append(_external(f"{name}.scale", TensorProto.FLOAT, (CHANNELS,), len(blob), len(scale)))
+        found.append(_external(f"{name}.scale", TensorProto.FLOAT, (channels,), len(blob), len(scale)))
         blob += scale
-        zero = helper.make_tensor(f"{name}.zero_point", TensorProto.INT4, (CHANNELS,), [0] * CHANNELS)
+        zero = helper.make_tensor(f"{name}.zero_point", TensorProto.INT4, (channels,), [0] * channels)
         found.append(zero)
     (folder / DATA).write_bytes(blob)
     return found
@@ -54,12 +53,14 @@ def _qdq(op: str, source: str, name: str, encoding: str, **attributes: int) -> o
     )
 
 
-def write_graph(file: Path, tokens: int, weights: list[TensorProto], variant: str = "") -> None:
+def write_graph(
+    file: Path, tokens: int, weights: list[TensorProto], variant: str = "", channels: int = CHANNELS
+) -> None:
     """`hidden` (1, C, 1, T) through two convolutions to `out` (1, C, 1, T), and `value` (1, 1, T, C), 8 bits of it.
 
     Variants: "float" goes from 16 to 8 bits in one op, which runs in float; "unsupported" holds an op that QNN lacks.
     """
-    shape = (1, CHANNELS, 1, tokens)
+    shape = (1, channels, 1, tokens)
     nodes = [
         _qdq("DequantizeLinear", "hidden", "hidden.f", "hidden"),
         _qdq("DequantizeLinear", "w1", "w1.f", "w1", axis=0),
@@ -91,7 +92,7 @@ def write_graph(file: Path, tokens: int, weights: list[TensorProto], variant: st
         [helper.make_tensor_value_info("hidden", TensorProto.UINT16, shape)],
         [
             helper.make_tensor_value_info("out", TensorProto.UINT16, shape),
-            helper.make_tensor_value_info("value", TensorProto.UINT8, (1, 1, tokens, CHANNELS)),
+            helper.make_tensor_value_info("value", TensorProto.UINT8, (1, 1, tokens, channels)),
         ],
         initializers,
     )
