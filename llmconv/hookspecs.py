@@ -9,10 +9,10 @@ import pluggy
 
 if TYPE_CHECKING:
     from llmconv.backend import Backend
-    from llmconv.lowering import LoweringTable
-    from llmconv.passes import Pass
-    from llmconv.runtime import Runtime
-    from llmconv.source import Source
+    from llmconv.bundle.runtime import Runtime
+    from llmconv.checkpoint.source import Source
+    from llmconv.lowering.lower import LoweringTable
+    from llmconv.passes.base import Pass
 
 hookspec = pluggy.HookspecMarker("llmconv")
 hookimpl = pluggy.HookimplMarker("llmconv")

@@ -18,7 +18,7 @@ from llmconv.errors import PluginError, RecipeError
 from llmconv.naming import nearest
 
 if TYPE_CHECKING:
-    from llmconv.lowering import LoweringTable
+    from llmconv.lowering.lower import LoweringTable
 
 GROUP = "llmconv"
 Kind = Literal["pass", "source", "backend", "runtime"]
@@ -196,11 +196,7 @@ def _validated(hint: Any, value: Any, where: str) -> Any:
 def option_schema(plugin: type) -> dict[str, Any]:
     """JSON Schemas of a plugin's options by name, and whether each is required."""
     hints = get_type_hints(plugin)
-    return {
-        f.name: TypeAdapter(hints[f.name]).json_schema()
-        for f in fields(plugin)
-        if not f.name.startswith("_")
-    }
+    return {f.name: TypeAdapter(hints[f.name]).json_schema() for f in fields(plugin) if not f.name.startswith("_")}
 
 
 def required_options(plugin: type) -> Iterable[str]:

@@ -9,8 +9,7 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import fx
 
-from llmconv import Lowering, LoweringError, LoweringTable, hookimpl
-from llmconv.graph import aten, name_of, shape_of
+from llmconv import Lowering, LoweringError, LoweringTable, aten, hookimpl, name_of, shape_of
 
 _SAME = {
     aten.add.Tensor: "Add",
@@ -52,16 +51,16 @@ def _transpose(low: Lowering, node: fx.Node) -> gs.Tensor:
 
 
 def _slice(low: Lowering, node: fx.Node) -> gs.Tensor:
-    source, dim, start, stop = (*node.args, None, None, None)[:4]
+    source, dim, start, stop = (*node.args, None, None)[:4]
     assert isinstance(source, fx.Node)
-    axis = int(dim or 0) % len(shape_of(node))  # type: ignore[call-overload]
+    axis = int(dim) % len(shape_of(node))  # type: ignore[arg-type]
     low_end, high_end, step = slice(start, stop).indices(shape_of(source)[axis])
     bounds = [low.integers([low_end]), low.integers([high_end]), low.integers([axis]), low.integers([step])]
     return low.emit("Slice", node, [low.value(source), *bounds])
 
 
 def _cat(low: Lowering, node: fx.Node) -> gs.Tensor:
-    axis = int(node.args[1] if len(node.args) > 1 else 0)  # type: ignore[arg-type]
+    axis = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
     return low.emit("Concat", node, [low.value(x) for x in node.args[0]], axis=axis % len(shape_of(node)))  # type: ignore[union-attr]
 
 

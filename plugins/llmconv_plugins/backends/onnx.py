@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import onnx
 
-from llmconv import Backend, BackendError, BuildJob, BuildResult, Chipset
-from llmconv.onnx_parts import FOLDER, write_onnx
+from llmconv import ONNX_FOLDER, Backend, BackendError, BuildJob, BuildResult, Chipset, write_onnx
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class OnnxBackend(Backend):
     def build(self, job: BuildJob) -> BuildResult:
         """Lower, then check."""
         write_onnx(job)
-        for file in sorted((job.folder / FOLDER).glob("*.onnx")):
+        for file in sorted((job.folder / ONNX_FOLDER).glob("*.onnx")):
             job.progress("check", file.stem)
             try:
                 onnx.checker.check_model(str(file), full_check=True)

@@ -9,9 +9,18 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from llmconv import Backend, BackendError, Binary, BuildJob, BuildResult, Bundle, Check, Chipset
-from llmconv.bundle import TensorSpec
-from llmconv.onnx_parts import FOLDER
+from llmconv import (
+    ONNX_FOLDER,
+    Backend,
+    BackendError,
+    Binary,
+    BuildJob,
+    BuildResult,
+    Bundle,
+    Check,
+    Chipset,
+    TensorSpec,
+)
 from llmconv_plugins.backends.onnx import OnnxBackend
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
 from llmconv_plugins.qnn.context_binary import TensorInfo, read_info
@@ -51,19 +60,21 @@ class QnnBackend(Backend):
         graphs = list(job.model.graphs.values())
         count = len(graphs[0].parts)
         for i in range(count):
-            jobs = [GraphJob(job.folder / FOLDER / f"{g.label(i)}.onnx", g.label(i)) for g in graphs]
+            jobs = [GraphJob(job.folder / ONNX_FOLDER / f"{g.label(i)}.onnx", g.label(i)) for g in graphs]
             self._compile(job, jobs, f"qnn/part_{i + 1}_of_{count}.bin", i, result)
         if self.twins == "always" or (self.twins == "auto" and _weight_bytes(job.folder) <= TWIN_LIMIT):
             for graph in graphs:
                 for i in range(count):
-                    jobs = [GraphJob(job.folder / FOLDER / f"{graph.label(i)}.onnx", graph.label(i))]
+                    jobs = [GraphJob(job.folder / ONNX_FOLDER / f"{graph.label(i)}.onnx", graph.label(i))]
                     self._compile(job, jobs, f"qnn/simulator/{graph.label(i)}.bin", i, result)
         result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
         return result
 
     def prove(self, bundle: Bundle) -> list[Check]:
         """Read the shipped binaries back: names, shapes, types, scales and offsets, and size."""
-        return [check for entry in bundle.manifest["binaries"] if not entry["simulator"] for check in _prove(bundle, entry)]
+        return [
+            check for entry in bundle.manifest["binaries"] if not entry["simulator"] for check in _prove(bundle, entry)
+        ]
 
     def _compile(self, job: BuildJob, jobs: list[GraphJob], file: str, part: int, result: BuildResult) -> None:
         job.progress("compile", Path(file).stem)
@@ -98,7 +109,7 @@ def _prove(bundle: Bundle, entry: dict[str, Any]) -> list[Check]:
     wrong = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]
     measured = f"{len(found)} tensors equal" if not wrong else f"{len(wrong)} differ, first {wrong[0]}"
     checks = [Check(5, f"{file.name}: graphs and I/O, read back", measured, "equal the manifest", not wrong)]
-    weights = bundle.path(f"{FOLDER}/{file.stem}.data").stat().st_size
+    weights = bundle.path(f"{ONNX_FOLDER}/{file.stem}.data").stat().st_size
     if weights > SIZE_MATTERS:
         ratio = file.stat().st_size / weights
         checks.append(Check(5, f"{file.name}: size over weight bytes", f"{ratio:.3f}", "≤ 1.10", ratio <= 1.10))
@@ -110,10 +121,8 @@ def _as_read(spec: TensorSpec) -> TensorInfo:
     if spec.encoding is None:
         return TensorInfo(spec.name, spec.shape, spec.dtype, None, None, np.dtype(spec.dtype).itemsize * 8)
     encoding = spec.encoding
-    return TensorInfo(
-        spec.name, spec.shape, spec.dtype, encoding["scale"], -encoding["zero_point"], encoding["bits"]
-    )
+    return TensorInfo(spec.name, spec.shape, spec.dtype, encoding["scale"], -encoding["zero_point"], encoding["bits"])
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(f.stat().st_size for f in (folder / FOLDER).glob("*.data"))
+    return sum(f.stat().st_size for f in (folder / ONNX_FOLDER).glob("*.data"))

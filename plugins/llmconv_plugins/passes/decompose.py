@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from llmconv import Graph, PassError, RewritePass, simplify_movement
-from llmconv.graph import aten, name_of
+from llmconv import Graph, PassError, RewritePass, aten, name_of, simplify_movement
 
 SDPA = aten.scaled_dot_product_attention.default
 
@@ -62,7 +61,9 @@ def _attention(
     if enable_gqa:  # unsplit heads: every query head gets a copy of its group's keys and values
         group = q.shape[1] // k.shape[1]
         k, v = (torch.cat([x[:, h // group, None] for h in range(q.shape[1])], dim=1) for x in (k, v))
-    scores = torch.matmul(q, k.transpose(-2, -1)) * (scale if scale is not None else q.shape[-1] ** -0.5)  # (1, H, T, S)
+    scores = torch.matmul(q, k.transpose(-2, -1)) * (
+        scale if scale is not None else q.shape[-1] ** -0.5
+    )  # (1, H, T, S)
     return torch.matmul(torch.softmax(scores + mask, dim=-1), v)  # (1, H, T, D)
 
 

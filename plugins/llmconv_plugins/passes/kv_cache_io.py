@@ -8,13 +8,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
-from llmconv import IO, Graph, GraphPass, PassError
-from llmconv.graph import (
+from llmconv import (
+    IO,
     ROLE,
+    Graph,
+    GraphPass,
+    PassError,
     aten,
+    inputs_of,
     insert,
     insert_input,
-    inputs_of,
     io_of,
     name_of,
     outputs_of,
@@ -22,6 +25,8 @@ from llmconv.graph import (
     shape_of,
     value_of,
 )
+
+SDPA = aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ class KVCacheIO(GraphPass):
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Rewrite the whole graph; it must not be split yet."""
-        attentions = [n for n in part.graph.nodes if n.target is aten.scaled_dot_product_attention.default and _causal(n)]
+        attentions = [
+            n for n in part.graph.nodes if n.target is aten.scaled_dot_product_attention.default and _causal(n)
+        ]
         if not attentions:
             raise PassError(f"kv_cache_io: graph '{graph.name}' has no causal attention; was the pass listed twice?")
         names = CONTRACTS[self.contract]
@@ -98,7 +105,11 @@ def _causal(node: fx.Node) -> bool:
 
 
 def _with_role(part: fx.GraphModule, role: str) -> fx.Node:
-    return next(n for n in part.graph.nodes if n.meta.get(ROLE) == role)
+    node: fx.Node
+    for node in part.graph.nodes:
+        if node.meta.get(ROLE) == role:
+            return node
+    raise PassError(f"kv_cache_io: the graph computes no {role}; its rotary embedding has no submodule 'rotary'")
 
 
 def _rope_table(part: fx.GraphModule, context: int) -> tuple[torch.Tensor, torch.Tensor]:

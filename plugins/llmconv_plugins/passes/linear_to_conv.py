@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from llmconv import Graph, GraphPass, simplify_movement
-from llmconv.graph import aten, insert, name_of, nodes_between, shape_of
+from llmconv import Graph, GraphPass, aten, insert, name_of, nodes_between, shape_of, simplify_movement
 
 # Ops that compute each element by itself, so that they take any layout all operands share.
 _ELEMENTWISE = {

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from llmconv import Graph, GraphPass
-from llmconv.graph import aten, insert, io_of, name_of, outputs_of, set_outputs, shape_of
+from llmconv import Graph, GraphPass, aten, insert, io_of, name_of, outputs_of, set_outputs, shape_of
 
 _ELEMENTWISE = {
     aten.add.Tensor,

@@ -7,11 +7,15 @@ from typing import ClassVar
 
 from torch import fx
 
-from llmconv import IO, Graph, Model, Pass, PassError
-from llmconv.graph import (
+from llmconv import (
+    IO,
     IO_META,
     MADE_BY,
     NAME,
+    Graph,
+    Model,
+    Pass,
+    PassError,
     aten,
     finish,
     inputs_of,
@@ -62,7 +66,9 @@ class SplitModel(Pass):
         layers = len(boundaries) + 1
         sizes = list(self.layers) if self.layers is not None else None
         if sizes is not None and (sum(sizes) != layers or min(sizes) < 1):
-            raise PassError(f"split_model: layers = {sizes} must be positive and add up to the {layers} layers there are")
+            raise PassError(
+                f"split_model: layers = {sizes} must be positive and add up to the {layers} layers there are"
+            )
         if self.parts < 1 or self.parts > layers:
             raise PassError(f"split_model: parts = {self.parts}, but the model has {layers} layers; use 1 to {layers}")
         sizes = sizes or _balance(_layer_weights(part, boundaries), self.parts)

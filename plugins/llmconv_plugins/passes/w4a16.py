@@ -10,10 +10,30 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
-from llmconv import Encoding, Encodings, Model, Pass, PassError, WeightEncoding
-from llmconv.calibration import CALIBRATION, MOVEMENT, Range, collect_ranges, sharing_groups
-from llmconv.decoder import MASKED
-from llmconv.graph import IO_META, MADE_BY, aten, finish, inputs_of, insert, io_of, is_weight, name_of, outputs_of
+from llmconv import (
+    CALIBRATION,
+    IO_META,
+    MADE_BY,
+    MASKED,
+    MOVEMENT,
+    Encoding,
+    Encodings,
+    Model,
+    Pass,
+    PassError,
+    Range,
+    WeightEncoding,
+    aten,
+    collect_ranges,
+    finish,
+    inputs_of,
+    insert,
+    io_of,
+    is_weight,
+    name_of,
+    outputs_of,
+    sharing_groups,
+)
 
 _FIXED_INPUTS: dict[str, Range] = {"attention_mask": (MASKED, 0.0), "rope_cos": (-1.0, 1.0), "rope_sin": (-1.0, 1.0)}
 _FIXED_OPS: dict[object, Range] = {aten.softmax.int: (0.0, 1.0), aten.sigmoid.default: (0.0, 1.0)}
@@ -70,8 +90,8 @@ class W4A16(Pass):
     def _values(self, model: Model, ranges: dict[str, Range]) -> dict[str, Encoding]:
         fixed, cache, tables = _fixed(model), _cache_names(model), _embeddings(model)
         for table, embedded in tables.items():
-            low, high = torch.aminmax(model.weights.read(table))
-            ranges[embedded] = (float(low), float(high))
+            weight = model.weights.read(table)
+            ranges[embedded] = (float(weight.min()), float(weight.max()))
         encodings: dict[str, Encoding] = {}
         for group in sharing_groups(model.graphs.values()):
             pinned = [fixed[n] for n in group if n in fixed]
@@ -129,9 +149,10 @@ def _logits_weights(part: fx.GraphModule) -> set[str]:
     found = set()
     for name, node in outputs_of(part).items():
         if io_of(part)[1][name].kind == "logits":
-            while node.target in MOVEMENT:
-                node = node.all_input_nodes[0]
-            found |= {name_of(_root(n)) for n in node.all_input_nodes if is_weight(n)}
+            made = node
+            while made.target in MOVEMENT:
+                made = made.all_input_nodes[0]
+            found |= {name_of(_root(n)) for n in made.all_input_nodes if is_weight(n)}
     return found
 
 
@@ -185,5 +206,3 @@ def _branches(node: fx.Node) -> list[fx.Node]:
     if node.target in MOVEMENT and len(node.users) == 1:
         return [b for source in node.all_input_nodes for b in _branches(source)]
     return [node]
-
-

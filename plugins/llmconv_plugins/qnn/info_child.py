@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from llmconv_plugins.qnn.inside_child import leave, leave_signals_to_parent, system_library
 from llmconv_plugins.qnn.qnn_system import read
@@ -13,6 +14,7 @@ from llmconv_plugins.qnn.qnn_system import read
 def main(file: str) -> None:
     """Print {"info": ...} or {"error": ...}."""
     leave_signals_to_parent()
+    answer: dict[str, Any]
     try:
         answer = {"info": read(Path(file), system_library())}
     except (OSError, ValueError) as error:

@@ -183,7 +183,8 @@ def _interface(library: Path) -> _Interface:
     _check(get_providers(byref(providers), byref(count)), "list its providers")
     for i in range(count.value):
         if providers[i].contents.api.major == 1:
-            return providers[i].contents
+            found: _Interface = providers[i].contents
+            return found
     raise ValueError("libQnnSystem offers no provider of system API 1")
 
 

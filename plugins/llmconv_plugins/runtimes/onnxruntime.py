@@ -7,9 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmconv import BackendError, Bundle, PartsRunner, Runner, Runtime
-from llmconv.bundle import GraphSpec
-from llmconv.decoder import Arrays
+from llmconv import Arrays, BackendError, Bundle, GraphSpec, PartsRunner, Runner, Runtime
 
 
 @dataclass(frozen=True)

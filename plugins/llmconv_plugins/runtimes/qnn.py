@@ -7,9 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmconv import BackendError, Bundle, PartsRunner, Runner, Runtime
-from llmconv.bundle import GraphSpec
-from llmconv.decoder import Arrays
+from llmconv import Arrays, BackendError, Bundle, GraphSpec, PartsRunner, Runner, Runtime
 from llmconv_plugins.qnn.simulator import Simulator
 
 
@@ -18,6 +16,11 @@ class QnnSimulator(Runtime):
     """Runs what the phone's NPU would, on this machine; its speed says nothing about the phone's."""
 
     name: ClassVar[str] = "qnn"
+
+    def lacks(self, bundle: Bundle) -> str | None:
+        """Unshared twins, where there are none."""
+        twins = any(b["simulator"] for b in bundle.manifest["binaries"])
+        return None if twins else "twins for the simulator (backend.twins)"
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> AbstractContextManager[list[Runner]]:
         """One child process that holds every part."""
@@ -30,7 +33,9 @@ def _open(bundle: Bundle, graphs: list[GraphSpec]) -> Iterator[list[Runner]]:
     labels = [part.label for graph in graphs for part in graph.parts]
     missing = [label for label in labels if label not in twins]
     if missing:
-        raise BackendError(f"{bundle.folder}: no simulator twin of {missing[0]}; convert with --set backend.twins=always")
+        raise BackendError(
+            f"{bundle.folder}: no simulator twin of {missing[0]}; convert with --set backend.twins=always"
+        )
     with Simulator({label: bundle.path(twins[label]) for label in labels}) as simulator:
         yield [_runner(simulator, graph) for graph in graphs]
 

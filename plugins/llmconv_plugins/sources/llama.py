@@ -99,7 +99,9 @@ class LlamaSource(Source):
     def weights(self) -> WeightStore:
         """The checkpoint's tensors by the module's names; a tied lm_head is a second name for the embedding."""
         module = self.module()
-        rename = {name: name if name.startswith("lm_head.") else f"model.{name}" for name, _ in module.named_parameters()}
+        rename = {
+            name: name if name.startswith("lm_head.") else f"model.{name}" for name, _ in module.named_parameters()
+        }
         if self._json.get("tie_word_embeddings", False):
             rename["lm_head.weight"] = rename["embed_tokens.weight"]
         store = SafetensorsStore(self._files(), rename)
@@ -136,7 +138,7 @@ class LlamaSource(Source):
         except ImportError:
             return None
         model = LlamaForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32, local_files_only=True)
-        return _LogitsOnly(model.eval())
+        return _LogitsOnly(model)  # which from_pretrained has set to evaluate
 
 
 class _LogitsOnly(nn.Module):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_qdq import write_data, write_graph
-
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
+from tiny_qdq import write_data, write_graph
 
 PROMPT, TOKEN = "prompt_ar32_cl128_1_of_2", "token_ar1_cl128_1_of_2"
 

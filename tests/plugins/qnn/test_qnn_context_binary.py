@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import TOKEN, Parts
+from llmconv_plugins.qnn.context_binary import read_info
 
 from llmconv import BackendError
-from llmconv_plugins.qnn.context_binary import read_info
 
 
 def test_missing_file(tmp_path: Path) -> None:

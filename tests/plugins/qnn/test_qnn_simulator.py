@@ -16,12 +16,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import PROMPT, TOKEN, Parts
+from llmconv_plugins.qnn.simulator import Simulator
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tiny_qdq import CHANNELS, ZERO
 
 from llmconv import BackendError
-from llmconv_plugins.qnn.simulator import Simulator
 
 
 @pytest.fixture(scope="module")

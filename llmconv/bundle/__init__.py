@@ -1,0 +1,1 @@
+"""What a conversion leaves: the output folder, and how hosts run it."""

@@ -1,0 +1,188 @@
+"""The output folder: written beside its place, moved there whole, and read back through its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmconv.errors import BundleError
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+SOURCE = "source"  # folder of the checkpoint's small files
+EVALUATION = "evaluation.txt"  # held-out text
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of one part of a graph, as files and binaries have it.
+
+    Attributes:
+        kind, layer, head_axis, token_axis: as in `llmconv.IO`.
+        dtype: of the integers that go in and out; float32 where the bundle is not quantized.
+        encoding: bits, scale and zero_point, or None for ids and floats.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    layer: int | None
+    head_axis: int | None
+    token_axis: int | None
+    encoding: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One part of a graph: its name inside binaries, its ONNX file, its inputs and outputs."""
+
+    label: str
+    onnx: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph of the bundle."""
+
+    name: str
+    ar: int
+    context: int
+    parts: tuple[PartSpec, ...]
+
+
+class Bundle:
+    """A finished bundle.
+
+    Raises:
+        BundleError: the folder is no bundle, or of a format that this version does not read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        except FileNotFoundError as error:
+            raise BundleError(
+                f"{folder}: not a bundle (no {MANIFEST}); give the output folder of 'llmconv apply'"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{folder / MANIFEST}: damaged ({error}); convert again") from error
+        if self.manifest.get("format") != FORMAT:
+            raise BundleError(f"{folder}: bundle format {self.manifest.get('format')}; this version reads {FORMAT}")
+
+    @cached_property
+    def graphs(self) -> dict[str, GraphSpec]:
+        """The graphs by name."""
+        return {g["name"]: _graph(g) for g in self.manifest["graphs"]}
+
+    def path(self, file: str) -> Path:
+        """A file of the bundle, by its name in the manifest.
+
+        Raises:
+            BundleError: it is missing.
+        """
+        path = self.folder / file
+        if not path.is_file():
+            raise BundleError(f"{path}: missing; convert again")
+        return path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Times, sizes and proof, as last written."""
+        path = self.folder / REPORT
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Replace the report."""
+        write_json(self.folder / REPORT, report)
+
+    def check_files(self) -> None:
+        """Compare every file with the manifest.
+
+        Raises:
+            BundleError: a file is missing or differs.
+        """
+        for name, entry in self.manifest["files"].items():
+            if digest(self.path(name)) != entry["sha256"]:
+                raise BundleError(f"{self.folder / name}: differs from the manifest; convert again")
+
+
+def _graph(item: dict[str, Any]) -> GraphSpec:
+    parts = tuple(
+        PartSpec(p["label"], p["onnx"], *(tuple(_tensor(t) for t in p[side]) for side in ("inputs", "outputs")))
+        for p in item["parts"]
+    )
+    return GraphSpec(item["name"], item["ar"], item["context"], parts)
+
+
+def _tensor(item: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**item, "shape": tuple(item["shape"])})
+
+
+def graph_to_dict(graph: GraphSpec) -> dict[str, Any]:
+    """For the manifest."""
+    return asdict(graph)
+
+
+def digest(file: Path) -> str:
+    """The sha256 of a file, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every file below a folder with its size and sha256, but for the manifest and the report."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, REPORT))
+    return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": digest(f)} for f in files}
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON beside its place and move it there."""
+    beside = file.with_name(f".{file.name}.partial")
+    beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    beside.replace(file)
+
+
+def check_output(folder: Path, force: bool) -> None:
+    """Whether a bundle may be written here.
+
+    Raises:
+        BundleError: the folder holds something, and `force` was not given; or holds something that is no bundle.
+    """
+    if folder.is_file():
+        raise BundleError(f"{folder}: is a file; choose another output folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not force:
+        raise BundleError(f"{folder}: not empty; choose another --output or pass --force to replace it")
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(
+            f"{folder}: holds something that is no bundle, which --force does not replace; remove it yourself"
+        )
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; it takes the place of `folder` when the block ends without an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        staging.replace(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

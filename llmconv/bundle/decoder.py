@@ -1,0 +1,170 @@
+"""The host's side of decoding: chunks of tokens through the graphs, the KV cache kept between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.errors import LlmconvError
+from llmconv.graph.model import IO
+
+Array = NDArray[np.float32]
+Arrays = dict[str, NDArray[np.generic]]
+MASKED = -100.0  # what a masked position adds to a score; e^-100 is zero in any width
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a graph as the host sees it: float32, or int32 for ids."""
+
+    io: IO
+    shape: tuple[int, ...]
+
+
+class Runner(Protocol):
+    """A graph that can be run, all its parts in turn, on float arrays."""
+
+    name: str
+    ar: int
+    context: int
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """What the host fills, by I/O name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        """What the host reads, by I/O name."""
+        ...
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """The outputs by I/O name."""
+        ...
+
+
+def takes_past(runner: Runner) -> bool:
+    """Whether a graph sees tokens of earlier runs."""
+    return any(t.io.kind == "past_key" for t in runner.inputs.values())
+
+
+class ContextFullError(LlmconvError):
+    """The context's end is reached."""
+
+
+class Decoder:
+    """Reads tokens through graphs that share one cache.
+
+    Args:
+        runners: at least one graph; for each chunk the largest that fits is taken.
+        rope: cos and sin, each (context, head_dim / 2), where graphs take them as inputs.
+    """
+
+    def __init__(self, runners: Sequence[Runner], rope: tuple[Array, Array] | None) -> None:
+        self.runners = sorted(runners, key=lambda r: -r.ar)
+        self.rope = rope
+        self.context = max(r.context for r in runners)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.length = 0
+        self._cache: dict[tuple[str, int], Array] = {}
+
+    def read(self, tokens: Sequence[int], only: str | None = None) -> Array:
+        """Read tokens after those read before.
+
+        Args:
+            only: the name of the one graph to use; by default the largest that fits each chunk.
+
+        Returns:
+            Logits (tokens, vocabulary), float32; (1, vocabulary) a chunk where a graph gives its last row alone.
+
+        Raises:
+            ContextFullError: the tokens do not fit into the context.
+        """
+        rows = []
+        while tokens:
+            runner = self._choose(len(tokens), only)
+            chunk, tokens = tokens[: runner.ar], tokens[runner.ar :]
+            rows.append(self._run(runner, chunk))
+        return np.concatenate(rows)
+
+    def _choose(self, count: int, only: str | None) -> Runner:
+        fits = [r for r in self.runners if self._fits(r) and only in (None, r.name)]
+        if not fits:
+            raise ContextFullError(f"the context of {self.context} tokens is full")
+        wide = [r for r in fits if count > 1 or r.ar == 1]  # a single token goes through the token graph
+        return (wide or fits)[0]
+
+    def _fits(self, runner: Runner) -> bool:
+        """Whether what is cached fits the graph's past, and one token more its context."""
+        past = runner.context - runner.ar
+        return self.length == 0 or (takes_past(runner) and self.length <= past)
+
+    def _run(self, runner: Runner, chunk: Sequence[int]) -> Array:
+        inputs = {name: self._fill(runner, tensor, chunk) for name, tensor in runner.inputs.items()}
+        outputs = runner.run(inputs)
+        logits = None
+        for name, tensor in runner.outputs.items():
+            if tensor.io.kind in ("new_key", "new_value"):
+                self._keep(tensor, outputs[name], len(chunk))
+            elif tensor.io.kind == "logits":
+                logits = outputs[name]
+        if logits is None:
+            raise LlmconvError(f"graph '{runner.name}' has no logits")
+        self.length += len(chunk)
+        return np.asarray(logits[0, : len(chunk)], dtype=np.float32)
+
+    def _fill(self, runner: Runner, tensor: Tensor, chunk: Sequence[int]) -> NDArray[np.generic]:
+        kind = tensor.io.kind
+        positions = np.minimum(np.arange(self.length, self.length + runner.ar), self.context - 1)
+        if kind == "input_ids":
+            ids = np.zeros(tensor.shape, dtype=np.int32)
+            ids[0, : len(chunk)] = chunk
+            return ids
+        if kind == "position_ids":
+            return positions[None].astype(np.int32)
+        if kind in ("rope_cos", "rope_sin"):
+            if self.rope is None:
+                raise LlmconvError(f"graph '{runner.name}' takes RoPE inputs, but no table was given")
+            return self.rope[kind == "rope_sin"][positions].reshape(tensor.shape)
+        if kind == "attention_mask":
+            return self._mask(runner).reshape(tensor.shape)
+        if kind in ("past_key", "past_value"):
+            return self._past(tensor)
+        raise LlmconvError(
+            f"graph '{runner.name}' has an input of kind {kind} that the host cannot fill (layer {tensor.io.layer})"
+        )
+
+    def _mask(self, runner: Runner) -> Array:
+        """(ar, context): past positions that are filled, then the new ones causally."""
+        past = runner.context - runner.ar
+        mask = np.full((runner.ar, runner.context), MASKED, dtype=np.float32)
+        mask[:, : min(self.length, past)] = 0.0
+        mask[:, past:][np.tril_indices(runner.ar)] = 0.0
+        return mask
+
+    def _slot(self, tensor: Tensor) -> tuple[str, int]:
+        if tensor.io.layer is None or tensor.io.token_axis is None:
+            raise LlmconvError("a key or value without a layer or a token axis")
+        return tensor.io.kind.removeprefix("past_").removeprefix("new_"), tensor.io.layer
+
+    def _past(self, tensor: Tensor) -> Array:
+        past = np.zeros(tensor.shape, dtype=np.float32)
+        cached, axis = self._cache.get(self._slot(tensor)), tensor.io.token_axis
+        if cached is not None and axis is not None:
+            index = [slice(None)] * past.ndim
+            index[axis] = slice(0, self.length)
+            past[tuple(index)] = cached
+        return past
+
+    def _keep(self, tensor: Tensor, value: NDArray[np.generic], count: int) -> None:
+        slot, axis = self._slot(tensor), tensor.io.token_axis
+        new = np.take(value.astype(np.float32), np.arange(count), axis=axis)
+        old = self._cache.get(slot)
+        self._cache[slot] = new if old is None else np.concatenate([old, new], axis=axis)

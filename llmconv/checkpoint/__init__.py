@@ -1,0 +1,1 @@
+"""What a user brings: a source of modules, weights and a tokenizer."""

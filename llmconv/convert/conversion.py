@@ -1,0 +1,157 @@
+"""The whole way: a recipe in, a proved bundle out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from llmconv.backend import Backend, BuildJob, BuildResult
+from llmconv.bundle.bundle import (
+    EVALUATION,
+    FORMAT,
+    MANIFEST,
+    SOURCE,
+    Bundle,
+    GraphSpec,
+    PartSpec,
+    TensorSpec,
+    check_output,
+    digest,
+    graph_to_dict,
+    list_files,
+    staged,
+    write_json,
+)
+from llmconv.bundle.runtime import ROPE
+from llmconv.convert.prepare import Plan, check, prepare
+from llmconv.errors import RecipeError
+from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
+from llmconv.lowering.parts import ONNX_FOLDER
+from llmconv.passes.manager import PassReport
+from llmconv.plugins import Registry
+from llmconv.proof.proof import prove
+from llmconv.recipe import targets
+from llmconv.recipe.recipe import OutputSection, Recipe
+
+Progress = Callable[[str, str], None]  # stage, item
+
+
+def apply(
+    recipe: Recipe,
+    *,
+    registry: Registry | None = None,
+    verify: bool | None = None,
+    force: bool = False,
+    progress: Progress = lambda _stage, _item: None,
+) -> Bundle:
+    """Convert a checkpoint.
+
+    Args:
+        verify: verify each pass and prove the bundle; by default what the recipe says.
+        force: replace a bundle that is in the output folder.
+        progress: called with a stage and an item before each piece of work.
+
+    Returns:
+        The bundle; its report holds times, sizes and the proof.
+
+    Raises:
+        LlmconvError: what is wrong, where, and what to do; the output folder is as it was.
+    """
+    registry = registry or Registry.load()
+    verify = recipe.verify.passes if verify is None else verify
+    chipset = targets.find(recipe.target.name)
+    backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
+    plan = check(recipe, registry)
+    backend.check(chipset)
+    check_output(recipe.folder, force)
+    weights = plan.source.weights()
+    model, reports = prepare(plan, weights, verify=verify, announce=lambda name: progress("pass", name))
+    if not any(graph.rope for graph in model.graphs.values()):
+        raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
+    with staged(recipe.folder) as folder:
+        job = BuildJob(model, folder, chipset, registry.lowerings, progress)
+        result = backend.build(job)
+        progress("bundle", "manifest")
+        _copy_inputs(plan, model, folder)
+        write_json(folder / MANIFEST, _manifest(plan, model, chipset, result, folder))
+        bundle = Bundle(folder)
+        bundle.write_report(_report(reports, result))
+    bundle = Bundle(recipe.folder)
+    if verify:
+        prove(bundle, registry=registry, progress=progress, passes=reports)
+    return bundle
+
+
+def _copy_inputs(plan: Plan, model: Model, folder: Path) -> None:
+    """What running and proving the bundle needs of the checkpoint and the recipe, weights apart."""
+    (folder / SOURCE).mkdir()
+    for file in plan.source.description():
+        shutil.copyfile(file, folder / SOURCE / file.name)
+    rope = next(graph.rope for graph in model.graphs.values() if graph.rope)
+    (folder / ROPE).write_bytes(save({"cos": rope[0].contiguous(), "sin": rope[1].contiguous()}))
+    if plan.recipe.verify.text is not None:
+        shutil.copyfile(plan.recipe.verify.text, folder / EVALUATION)
+
+
+def _manifest(plan: Plan, model: Model, chipset: targets.Chipset, result: BuildResult, folder: Path) -> dict[str, Any]:
+    recipe = plan.recipe
+    graphs = [_graph_spec(model, graph) for graph in model.graphs.values()]
+    return {
+        "format": FORMAT,
+        "recipe": recipe.model_copy(update={"output": OutputSection()}).to_dict(),
+        "source": {
+            "name": recipe.model.source,
+            "checkpoint": str(recipe.model.checkpoint),
+            "description": {f.name: digest(f) for f in plan.source.description()},
+        },
+        "config": asdict(plan.config),
+        "target": asdict(chipset),
+        "versions": {"llmconv": version("llmconv"), "torch": version("torch"), **result.versions},
+        "graphs": [graph_to_dict(g) for g in graphs],
+        "binaries": [
+            {"file": b.file, "part": b.part, "graphs": list(b.graphs), "simulator": b.simulator}
+            for b in result.binaries
+        ],
+        "files": list_files(folder),
+    }
+
+
+def _graph_spec(model: Model, graph: Graph) -> GraphSpec:
+    parts = []
+    for i, part in enumerate(graph.parts):
+        io_in, io_out = io_of(part)
+        sides = [
+            tuple(_tensor_spec(model, name, node, io[name]) for name, node in nodes.items())
+            for nodes, io in ((inputs_of(part), io_in), (outputs_of(part), io_out))
+        ]
+        parts.append(PartSpec(graph.label(i), f"{ONNX_FOLDER}/{graph.label(i)}.onnx", *sides))
+    return GraphSpec(graph.name, graph.ar, graph.context, tuple(parts))
+
+
+def _tensor_spec(model: Model, name: str, node: Any, io: Any) -> TensorSpec:
+    encoding = model.encodings and model.encodings.values.get(name_of(node))
+    dtype = encoding.dtype if encoding else "float32" if value_of(node).is_floating_point() else "int32"
+    return TensorSpec(
+        name,
+        shape_of(node),
+        dtype,
+        io.kind,
+        io.layer,
+        io.head_axis,
+        io.token_axis,
+        encoding.to_dict() if encoding else None,
+    )
+
+
+def _report(reports: list[PassReport], result: BuildResult) -> dict[str, Any]:
+    return {
+        "passes": [asdict(r) for r in reports],
+        "binaries": [asdict(b) for b in result.binaries],
+        **result.report,
+    }

@@ -1,0 +1,114 @@
+"""From a recipe to graphs: trace the source at every shape, run the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmconv.checkpoint.source import ModelConfig, Source
+from llmconv.checkpoint.tokenizer import Tokenizer
+from llmconv.checkpoint.weights import WeightStore
+from llmconv.errors import RecipeError
+from llmconv.graph.model import Model
+from llmconv.graph.trace import trace
+from llmconv.passes.base import Pass
+from llmconv.passes.manager import PassManager, PassReport, Verifier
+from llmconv.plugins import Registry
+from llmconv.quantization.calibration import CALIBRATION
+from llmconv.recipe.recipe import Recipe
+
+BREAK = "\n\f\n"  # between documents in a text file
+VERIFIED_TOKENS = 40  # read by every graph after every pass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe whose names and options have all been found to mean something."""
+
+    recipe: Recipe
+    source: Source
+    config: ModelConfig
+    passes: list[Pass]
+
+
+def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Plan:
+    """Make the recipe's source and passes, without reading a weight.
+
+    Args:
+        calibrated: whether encodings are at hand already, so that no calibration text is needed.
+
+    Raises:
+        LlmconvError: what is wrong, where, and what to do.
+    """
+    source = registry.create(
+        "source", recipe.model.source, {"checkpoint": recipe.model.checkpoint, **recipe.model.options}
+    )
+    passes = [registry.create("pass", entry.name, entry.options) for entry in recipe.passes]
+    PassManager(passes)
+    config = source.config()
+    for name, graph in recipe.graphs.items():
+        if graph.context > config.positions:
+            raise RecipeError(
+                f"graphs.{name}.context = {graph.context}, but the checkpoint knows only {config.positions} positions"
+            )
+    if CALIBRATION in recipe.graphs:
+        raise RecipeError(f"graphs.{CALIBRATION}: the name is taken by the graph that calibrates; choose another")
+    if not calibrated and any(p.needs_calibration for p in passes):
+        if recipe.calibration is None:
+            raise RecipeError("calibration: missing; the passes need text to calibrate on")
+        if not recipe.calibration.text.is_file():
+            raise RecipeError(f"calibration.text: {recipe.calibration.text}: no such file")
+    if recipe.verify.text is not None and not recipe.verify.text.is_file():
+        raise RecipeError(f"verify.text: {recipe.verify.text}: no such file")
+    return Plan(recipe, source, config, passes)
+
+
+def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit: int | None = None) -> list[list[int]]:
+    """A text's documents as windows of `tokens` ids, each starting with BOS.
+
+    Raises:
+        RecipeError: the text is too short for one window.
+    """
+    stream = [t for document in text.read_text(encoding="utf-8").split(BREAK) for t in tokenizer.encode(document)]
+    body = tokens - 1
+    windows = [[bos, *stream[i : i + body]] for i in range(0, len(stream) - body + 1, body)]
+    if not windows:
+        raise RecipeError(f"{text}: holds {len(stream)} tokens, fewer than one window of {tokens}; give a longer text")
+    if limit is None or limit >= len(windows):
+        return windows
+    step = len(windows) / limit  # spread over the whole text
+    return [windows[int(i * step)] for i in range(limit)]
+
+
+def trace_graphs(plan: Plan, weights: WeightStore) -> Model:
+    """Trace the source at the shapes of every graph of the recipe, and of calibration where passes need it."""
+    shapes = {name: (g.ar, g.context) for name, g in plan.recipe.graphs.items()}
+    calibration, samples = plan.recipe.calibration, []
+    if calibration is not None and any(p.needs_calibration for p in plan.passes):
+        shapes[CALIBRATION] = (calibration.tokens, calibration.tokens)
+        tokenizer = plan.source.tokenizer()
+        samples = read_windows(calibration.text, tokenizer, plan.config.bos, calibration.tokens, calibration.samples)
+    module = plan.source.module()
+    graphs = {name: trace(module, ar, context, name) for name, (ar, context) in shapes.items()}
+    return Model(graphs, weights, plan.config, calibration=samples)
+
+
+def make_verifier(plan: Plan, model: Model) -> Verifier:
+    """What every pass is compared with: the source, on ids spread over the vocabulary."""
+    count = min(VERIFIED_TOKENS, *(g.context for g in model.graphs.values()))
+    size = plan.config.vocabulary
+    tokens = [plan.config.bos, *(i * 7919 % size for i in range(1, count))]  # 7919: a prime, so that few ids repeat
+    return Verifier(trace(plan.source.module(), count, count, "source"), model.weights, tokens)
+
+
+def prepare(
+    plan: Plan, weights: WeightStore, *, verify: bool, announce: Callable[[str], None] = lambda _name: None
+) -> tuple[Model, list[PassReport]]:
+    """Trace and run every pass; the calibration graph is gone afterwards."""
+    announce("trace")
+    model = trace_graphs(plan, weights)
+    verifier = make_verifier(plan, model) if verify else None
+    reports = PassManager(plan.passes, verifier, announce).run(model)
+    model.graphs.pop(CALIBRATION, None)
+    return model, reports

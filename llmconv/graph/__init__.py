@@ -1,0 +1,1 @@
+"""The intermediate form and what is done with it: tracing, editing, evaluating."""

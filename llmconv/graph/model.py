@@ -1,0 +1,133 @@
+"""The one intermediate form: fx graphs of ATen ops at fixed shapes, with structural names and weights without data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from llmconv.errors import PassError
+
+aten = torch.ops.aten
+
+Kind = Literal[
+    "input_ids",
+    "position_ids",
+    "attention_mask",
+    "rope_cos",
+    "rope_sin",
+    "past_key",
+    "past_value",
+    "new_key",
+    "new_value",
+    "hidden",
+    "logits",
+]
+
+NAME = "llmconv_name"  # node.meta: the structural name
+ROLE = "llmconv_role"  # node.meta: what the value is in the model, when a pass must find it
+MADE_BY = "llmconv_made_by"  # node.meta: the pass that made the node
+IO_META = "llmconv_io"  # node.meta of placeholders (IO) and of the output node (dict of name -> IO)
+
+_SHORT = {"scaled_dot_product_attention": "sdpa"}
+
+
+@dataclass(frozen=True)
+class IO:
+    """What one input or output of a graph means to the host that runs it.
+
+    Attributes:
+        kind: the tensor's meaning; the host fills and reads it by this, never by its name.
+        layer: the layer of a key or value, else None.
+        head_axis: the axis that holds the KV heads, for keys and values.
+        token_axis: the axis that holds cached positions, for keys and values.
+    """
+
+    kind: Kind
+    layer: int | None = None
+    head_axis: int | None = None
+    token_axis: int | None = None
+
+
+@dataclass
+class Graph:
+    """One graph of the recipe: `ar` tokens read in one run, `context` positions seen, as one or more parts.
+
+    Attributes:
+        rope: cos and sin, each (context, head_dim / 2) float32, once they are inputs that the host fills.
+    """
+
+    name: str
+    ar: int
+    context: int
+    parts: list[fx.GraphModule]
+    rope: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def label(self, part: int) -> str:
+        """The graph's name inside a binary and on disk; Genie orders parts by it. `part` counts from 0."""
+        return f"{self.name}_ar{self.ar}_cl{self.context}_{part + 1}_of_{len(self.parts)}"
+
+
+@dataclass
+class Model:
+    """What passes work on: every graph of a recipe, and the one set of weights that they share."""
+
+    graphs: dict[str, Graph]
+    weights: Any
+    config: Any
+    encodings: Any = None
+    calibration: Sequence[Sequence[int]] = ()
+
+
+def name_of(node: fx.Node) -> str:
+    """The structural name of a node, e.g. `layers.3.self_attn.q_proj.h5`."""
+    return str(node.meta[NAME])
+
+
+def value_of(node: fx.Node) -> torch.Tensor:
+    """The fake tensor of a node: shape (static) and dtype."""
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        raise PassError(f"node '{node.meta.get(NAME, node.name)}' is not a tensor")
+    return value
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The static shape of a node."""
+    return tuple(value_of(node).shape)
+
+
+def is_weight(node: fx.Node) -> bool:
+    """Whether a node is a weight or computed from weights alone (a head's rows, a reshape)."""
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node.op == "get_attr"
+
+
+def inputs_of(part: fx.GraphModule) -> dict[str, fx.Node]:
+    """The inputs of a part by I/O name, in order."""
+    return {str(n.target): n for n in part.graph.nodes if n.op == "placeholder"}
+
+
+def output_node(part: fx.GraphModule) -> fx.Node:
+    """The node that returns the part's outputs as a dict of name -> node."""
+    return part.graph.output_node()
+
+
+def outputs_of(part: fx.GraphModule) -> dict[str, fx.Node]:
+    """The outputs of a part by I/O name, in order."""
+    return dict(output_node(part).args[0])  # type: ignore[arg-type]
+
+
+def io_of(part: fx.GraphModule) -> tuple[dict[str, IO], dict[str, IO]]:
+    """The meaning of each input and of each output of a part."""
+    return {name: n.meta[IO_META] for name, n in inputs_of(part).items()}, dict(output_node(part).meta[IO_META])
+
+
+def op_name(node: fx.Node) -> str:
+    """The short name of a node's op: `linear`, `sdpa`, `mul`."""
+    name = str(node.target).split(".")[-2] if isinstance(node.target, torch._ops.OpOverload) else node.name
+    return _SHORT.get(name, name)

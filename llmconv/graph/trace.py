@@ -1,0 +1,87 @@
+"""Trace a source's module into the intermediate form: one GraphModule of ATen ops, every node named by its place."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from llmconv.errors import PassError
+from llmconv.graph import ops
+from llmconv.graph.edit import finish, set_outputs
+from llmconv.graph.model import IO, IO_META, NAME, ROLE, Graph, aten, op_name, output_node
+
+
+def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
+    """Trace a stateless causal module, `forward(input_ids, position_ids) -> logits`, at `ar` tokens.
+
+    The module lies on the meta device and has one submodule `rotary` that returns (cos, sin).
+    Every node of the result carries a structural name: the path of the module that made it, then the op.
+    """
+    ids, positions = (torch.zeros(1, ar, dtype=torch.int32, device="meta") for _ in range(2))
+    rotary = next(m for path, m in module.named_modules() if path.split(".")[-1] == "rotary")
+    hook = rotary.register_forward_hook(
+        lambda _m, _i, out: (ops.mark(out[0], "rope_cos"), ops.mark(out[1], "rope_sin"))
+    )
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(module, (ids, positions), strict=False)
+    finally:
+        hook.remove()
+    gm = exported.module(check_guards=False)
+    if not isinstance(gm, fx.GraphModule):
+        raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
+    _normalize(gm)
+    return Graph(name, ar, context, [gm])
+
+
+def _mark_rotary(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    cos, sin = output
+    return ops.mark(cos, "rope_cos"), ops.mark(sin, "rope_sin")
+
+
+def _normalize(gm: fx.GraphModule) -> None:
+    """Give every node its structural name; drop marks and assertions; put weights beside their first use."""
+    for node in list(gm.graph.nodes):
+        if node.op == "placeholder":
+            node.target, node.meta[IO_META] = str(node.target), IO(str(node.target))  # type: ignore[arg-type]
+        elif node.target is torch.ops.llmconv.mark.default:
+            node.args[0].meta[ROLE] = node.args[1]
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+        elif node.target is aten._assert_tensor_metadata.default:
+            gm.graph.erase_node(node)
+        elif "device" in node.kwargs:  # constants of the trace are made where the graph runs, not on meta
+            node.kwargs = {k: v for k, v in node.kwargs.items() if k != "device"}
+        elif node.op == "get_attr" and node.users:
+            first = min(node.users)
+            first.prepend(node)
+    _name_nodes(gm)
+    node = output_node(gm)
+    (logits,) = pytree.tree_leaves(node.args[0])
+    gm.graph.set_codegen(fx.graph.CodeGen())
+    set_outputs(gm, {"logits": logits}, {"logits": IO("logits")})
+    finish(gm)
+
+
+def _name_nodes(gm: fx.GraphModule) -> None:
+    paths = {n: _module_path(n) for n in gm.graph.nodes if n.op == "call_function"}
+    ops_in = Counter(paths.values())
+    seen: Counter[str] = Counter()
+    for node in gm.graph.nodes:
+        if node.op != "call_function":
+            node.meta[NAME] = str(node.target)
+            continue
+        path = paths[node]
+        op = op_name(node)
+        name = path if path and ops_in[path] == 1 else f"{path}.{op}".lstrip(".")
+        node.meta[NAME] = name if not seen[name] else f"{name}_{seen[name]}"
+        seen[name] += 1
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return re.sub(r"@\d+$", "", str(stack[-1][0])) if stack else ""

@@ -1,0 +1,1 @@
+"""From fx parts to ONNX files."""

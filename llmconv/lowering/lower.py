@@ -1,0 +1,231 @@
+"""Lower an fx part to ONNX: one function an op, encodings as QuantizeLinear and DequantizeLinear pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+from onnx_graphsurgeon.ir.tensor import LazyValues
+from torch import fx
+
+from llmconv.errors import LoweringError
+from llmconv.graph.model import inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
+from llmconv.lowering.weight_file import Placed, WeightFile
+from llmconv.quantization.encodings import Encoding, Encodings
+
+OPSET = 23  # the first with RMSNormalization
+IR_VERSION = 11  # of opset 23
+
+_ONNX_TYPES = {4: TensorProto.INT4, 8: TensorProto.INT8, 16: TensorProto.UINT16, 32: TensorProto.FLOAT}
+
+LoweringFunction = Callable[["Lowering", fx.Node], gs.Tensor]
+LoweringTable = Mapping[Any, LoweringFunction]
+
+
+@dataclass(frozen=True)
+class WeightView:
+    """Rows of a weight in a shape of their own, as a chain of slices and reshapes leaves them."""
+
+    root: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+class Lowering:
+    """One part on its way to ONNX. Lowering functions call `value`, `weight`, `constant` and `emit`.
+
+    Args:
+        part: the graph, every op of which is in `table`.
+        encodings: of values and weights; none for a float model.
+        weights: the part's weight file, open.
+        table: fx op -> function that emits it and returns its float value.
+    """
+
+    def __init__(
+        self, part: fx.GraphModule, encodings: Encodings | None, weights: WeightFile, table: LoweringTable
+    ) -> None:
+        self.part, self.weights, self.table = part, weights, table
+        self.encodings = encodings or Encodings()
+        self.graph = gs.Graph(opset=OPSET, ir_version=IR_VERSION)
+        self._values: dict[fx.Node, gs.Tensor] = {}
+        self._quantized: dict[fx.Node, gs.Tensor] = {}
+        self._weights: dict[str, gs.Tensor] = {}
+        self._constants: dict[Any, gs.Constant] = {}
+        self._outputs = {node: name for name, node in outputs_of(part).items()}
+        self._io_names = {*inputs_of(part), *outputs_of(part)}
+        if len(self._outputs) != len(outputs_of(part)):
+            raise LoweringError("one value leaves a part under two names")
+
+    def run(self) -> onnx.ModelProto:
+        """Emit the whole part."""
+        for node in self.part.graph.nodes:
+            if node.op == "placeholder":
+                self._input(node)
+            elif node.op == "call_function" and not is_weight(node):
+                self._settle(node, self._lower(node))
+        self.graph.outputs = sorted(self.graph.outputs, key=lambda t: list(outputs_of(self.part)).index(t.name))
+        model: onnx.ModelProto = gs.export_onnx(self.graph, do_type_check=True)
+        return model
+
+    def _lower(self, node: fx.Node) -> gs.Tensor:
+        if node.target not in self.table:
+            raise LoweringError(f"op {node.target} of '{name_of(node)}' has no lowering; add a pass that replaces it")
+        return self.table[node.target](self, node)
+
+    def value(self, node: Any) -> gs.Tensor:
+        """The float value of an argument: a node's, or a number's."""
+        if not isinstance(node, fx.Node):
+            return self.constant(float(node))
+        if node not in self._values:  # quantized; a value that nobody reads gets no DequantizeLinear
+            self._values[node] = self._dequantize(self._quantized[node], *self._known(node))
+        return self._values[node]
+
+    def emit(self, op: str, node: fx.Node, inputs: list[gs.Tensor], **attributes: Any) -> gs.Tensor:
+        """One ONNX node that computes the float value of `node`."""
+        name = name_of(node)
+        out = gs.Variable(f"{name}.f" if name in self._io_names else name, np.float32, list(shape_of(node)))
+        self.graph.nodes.append(gs.Node(op=op, name=name, inputs=inputs, outputs=[out], attrs=attributes))
+        return out
+
+    def integers(self, values: list[int]) -> gs.Constant:
+        """A small int64 initializer: axes, starts, shapes."""
+        key = ("integers", *values)
+        if key not in self._constants:
+            name = "i64_" + "_".join(str(v) for v in values)
+            self._constants[key] = gs.Constant(name, np.array(values, dtype=np.int64))
+        return self._constants[key]
+
+    def constant(self, value: float) -> gs.Tensor:
+        """A number; quantized exactly, in a model that has encodings."""
+        if not self.encodings.values:
+            return self._constants.setdefault(value, gs.Constant(f"c_{value!r}", np.array([value], dtype=np.float32)))
+        if value not in self._constants:
+            encoding = Encoding.from_range(value, value, 16)
+            ints = np.array([65535 if value > 0 else 0], dtype=np.uint16)
+            stored = gs.Constant(f"c_{value!r}", ints)
+            self._constants[value] = self._dequantize(stored, encoding, f"c_{value!r}", [1])
+        return self._constants[value]
+
+    def encoding_of(self, node: fx.Node) -> Encoding | None:
+        """The encoding of a value."""
+        return self.encodings.values.get(name_of(node))
+
+    def weight_view(self, node: fx.Node) -> WeightView:
+        """What a chain of slices and reshapes over a weight refers to.
+
+        Raises:
+            LoweringError: the chain does more than cut whole rows and add axes of length 1.
+        """
+        start, stop, chain = 0, None, node
+        while chain.op != "get_attr":
+            if chain.target.name() == "aten::slice.Tensor":  # type: ignore[union-attr]
+                _, dim, low, high = chain.args[:4]
+                if dim != 0 or stop is not None:
+                    raise LoweringError(f"weight '{name_of(node)}' is cut in a way that has no lowering")
+                start, stop = int(low), int(high)  # type: ignore[arg-type]
+            elif chain.target.name() != "aten::unsqueeze":  # type: ignore[union-attr]
+                raise LoweringError(f"weight '{name_of(node)}' is moved by {chain.target}, which has no lowering")
+            chain = chain.all_input_nodes[0]
+        rows = shape_of(chain)[0]
+        return WeightView(name_of(chain), start, rows if stop is None else stop, shape_of(node))
+
+    def weight(self, node: fx.Node) -> gs.Tensor:
+        """The float value of a weight: an external initializer and its DequantizeLinear."""
+        view = self.weight_view(node)
+        name = (
+            view.root
+            if view.stop - view.start == self.weights.weights.shape(view.root)[0]
+            else (f"{view.root}[{view.start}:{view.stop}]")
+        )
+        if name not in self._weights:
+            self._weights[name] = self._place(name, view)
+        return self._weights[name]
+
+    def weight_scale(self, node: fx.Node) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The row scales of a quantized weight, (rows,) float32."""
+        view = self.weight_view(node)
+        return self.weights.place(view.root).scale[view.start : view.stop]
+
+    def _place(self, name: str, view: WeightView) -> gs.Tensor:
+        placed = self.weights.place(view.root)
+        stored = gs.Constant(name, LazyValues(_external(placed, view, self.weights.path)))
+        if placed.bits == 32:
+            return stored
+        out = gs.Variable(f"{name}.dq", np.float32, list(view.shape))
+        attributes = {}
+        if placed.bits < 16:
+            scale = gs.Constant(f"{name}.scale", placed.scale[view.start : view.stop])
+            zeros = TensorProto(data_type=_ONNX_TYPES[placed.bits], dims=[view.stop - view.start])
+            zeros.raw_data = b"\0" * -(-(view.stop - view.start) * placed.bits // 8)
+            zero_point = gs.Constant(f"{name}.zero_point", LazyValues(zeros))  # without it int4 is stored as 8 bit
+            attributes["axis"] = 0
+        else:
+            scale = gs.Constant(f"{name}.scale", placed.scale.reshape(()))
+            zero_point = gs.Constant(f"{name}.zero_point", np.array(placed.zero_point, dtype=np.uint16))
+        self.graph.nodes.append(
+            gs.Node(
+                "DequantizeLinear", f"{name}.dq", inputs=[stored, scale, zero_point], outputs=[out], attrs=attributes
+            )
+        )
+        return out
+
+    def _known(self, node: fx.Node) -> tuple[Encoding, str, list[int]]:
+        return self.encodings.values[name_of(node)], name_of(node), list(shape_of(node))
+
+    def _input(self, node: fx.Node) -> None:
+        name, encoding = str(node.target), self.encoding_of(node)
+        dtype = np.float32 if value_of(node).is_floating_point() else np.int32
+        given = gs.Variable(name, np.dtype(encoding.dtype) if encoding else dtype, list(shape_of(node)))
+        self.graph.inputs.append(given)
+        (self._values if encoding is None else self._quantized)[node] = given
+
+    def _settle(self, node: fx.Node, value: gs.Tensor) -> None:
+        """Quantize a value where it has an encoding, and let it leave where it is an output."""
+        io_name = self._outputs.get(node)
+        if self.encoding_of(node) is None:
+            self._values[node] = value
+            value.name = io_name or value.name
+        else:
+            encoding, name, shape = self._known(node)
+            quantized = gs.Variable(io_name or f"{name}.q", np.dtype(encoding.dtype), shape)
+            inputs = [value, *self._parameters(encoding)]
+            self.graph.nodes.append(gs.Node("QuantizeLinear", f"{name}.q", inputs=inputs, outputs=[quantized]))
+            self._quantized[node] = value = quantized
+        if io_name is not None:
+            self.graph.outputs.append(value)
+
+    def _dequantize(self, quantized: gs.Tensor, encoding: Encoding, name: str, shape: list[int]) -> gs.Tensor:
+        scale, zero_point = self._parameters(encoding)
+        out = gs.Variable(f"{name}.dq", np.float32, shape)
+        self.graph.nodes.append(
+            gs.Node("DequantizeLinear", f"{name}.dq", inputs=[quantized, scale, zero_point], outputs=[out])
+        )
+        return out
+
+    def _parameters(self, encoding: Encoding) -> tuple[gs.Constant, gs.Constant]:
+        scale = self._constants.setdefault(
+            ("scale", encoding.scale), gs.Constant(f"s_{encoding.scale!r}", np.array(encoding.scale, dtype=np.float32))
+        )
+        point = self._constants.setdefault(
+            ("zero_point", encoding.zero_point, encoding.bits),
+            gs.Constant(
+                f"z_{encoding.bits}_{encoding.zero_point}", np.array(encoding.zero_point, np.dtype(encoding.dtype))
+            ),
+        )
+        return scale, point
+
+
+def _external(placed: Placed, view: WeightView, file: Path) -> TensorProto:
+    tensor = TensorProto(data_type=_ONNX_TYPES[placed.bits], dims=view.shape, data_location=TensorProto.EXTERNAL)
+    length = placed.row_bytes * (view.stop - view.start)
+    fields = {"location": file.name, "offset": placed.offset + placed.row_bytes * view.start, "length": length}
+    for key, value in fields.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

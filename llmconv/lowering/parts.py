@@ -1,0 +1,86 @@
+"""Write a converted model's parts as ONNX files, each part's graphs over one weight file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from llmconv.backend import BuildJob
+from llmconv.errors import BundleError
+from llmconv.lowering.lower import Lowering
+from llmconv.lowering.weight_file import WeightFile, unpack_int4
+from llmconv.quantization.encodings import Encoding, Encodings
+
+ONNX_FOLDER = "onnx"
+ENCODINGS = "encodings.json"
+
+
+def write_onnx(job: BuildJob) -> None:
+    """Lower every part of every graph into `onnx/`, and what the weight files hold into `encodings.json`."""
+    folder = job.folder / ONNX_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs = list(job.model.graphs.values())
+    encodings = job.model.encodings or Encodings()
+    index: dict[str, Any] = {}
+    count = len(graphs[0].parts)
+    for i in range(count):
+        data = folder / f"part_{i + 1}_of_{count}.data"
+        with WeightFile(data, job.model.weights, encodings.weights) as weights:
+            for graph in graphs:
+                job.progress("lower", graph.label(i))
+                lowered = Lowering(graph.parts[i], job.model.encodings, weights, job.lowerings).run()
+                onnx.save(lowered, folder / f"{graph.label(i)}.onnx")
+        for name, placed in weights.placed.items():
+            index[name] = {"file": f"{ONNX_FOLDER}/{data.name}", **asdict(placed), "scale": len(placed.scale)}
+    values = {name: encoding.to_dict() for name, encoding in sorted(encodings.values.items())}
+    text = json.dumps({"values": values, "weights": index}, indent=1)
+    (job.folder / ENCODINGS).write_text(text)
+
+
+class BundleStore:
+    """The weights that a bundle holds, dequantized; reads them from the parts' weight files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.index: dict[str, dict[str, Any]] = json.loads((folder / ENCODINGS).read_text())["weights"]
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleError(f"{folder / ENCODINGS}: missing or damaged; convert again") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        return tuple(self.index[name]["shape"])
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight, or a range of its rows, as float32."""
+        if name not in self.index:
+            raise BundleError(f"{self.folder}: holds no weight '{name}'")
+        placed = self.index[name]
+        shape, bits = tuple(placed["shape"]), placed["bits"]
+        elements = int(np.prod(shape))
+        dtype = {4: np.uint8, 8: np.int8, 16: np.uint16, 32: np.float32}[bits]
+        with (self.folder / placed["file"]).open("rb") as file:
+            file.seek(placed["offset"])
+            raw = np.frombuffer(file.read(placed["row_bytes"] * (shape[0] if shape else 1)), dtype=dtype)
+            scale = np.frombuffer(file.read(4 * placed["scale"]), dtype=np.float32)
+        ints = torch.from_numpy((unpack_int4(raw, elements) if bits == 4 else raw).astype(np.float32)).reshape(shape)
+        if bits == 32:
+            return ints if rows is None else ints[rows]
+        per_row = torch.from_numpy(scale.copy()).reshape(-1, *[1] * (ints.ndim - 1)) if bits < 16 else float(scale[0])
+        weight: torch.Tensor = (ints - placed["zero_point"]) * per_row
+        return weight if rows is None else weight[rows]
+
+
+def read_encodings(folder: Path) -> Encodings:
+    """The encodings of a bundle's values; its weights lie on their grids already."""
+    try:
+        values = json.loads((folder / ENCODINGS).read_text())["values"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{folder / ENCODINGS}: missing or damaged; convert again") from error
+    return Encodings({name: Encoding(**item) for name, item in values.items()})

@@ -1,0 +1,95 @@
+"""Base classes of passes: over one op, over one part's graph, or over the whole model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from llmconv.graph.edit import TraceCache, finish, splice
+from llmconv.graph.model import MADE_BY, Graph, Model, name_of
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """Rewrites a model's graphs. A subclass is a frozen dataclass; its fields are the recipe's options.
+
+    Attributes:
+        name: the recipe's name of the pass.
+        runs_after: passes that must come earlier in the recipe, if they are in it at all.
+        needs: passes that must come earlier in the recipe.
+        tolerance: the largest difference of a logit that the pass may cause, in float32; None where it changes
+            numbers on purpose (quantization), and only the proof judges it.
+    """
+
+    name: ClassVar[str]
+    runs_after: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    needs_calibration: ClassVar[bool] = False
+    tolerance: ClassVar[float | None] = 1e-4  # fp32 rounding of a reordered sum, at logits of magnitude 10
+
+    @property
+    def structural(self) -> bool:
+        """Whether the pass leaves what a graph computes as it was."""
+        return self.tolerance is not None
+
+    @abstractmethod
+    def run(self, model: Model) -> bool:
+        """Rewrite the model in place; say truthfully whether anything changed."""
+
+
+@dataclass(frozen=True)
+class GraphPass(Pass):
+    """A pass over the fx graph of one part at a time."""
+
+    @abstractmethod
+    def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
+        """Rewrite one part in place; say truthfully whether anything changed."""
+
+    def run(self, model: Model) -> bool:
+        """Rewrite every part of every graph, then drop dead nodes, check the graph, and stamp what is new."""
+        changed = [self._rewrite(part, graph) for graph in model.graphs.values() for part in graph.parts]
+        return any(changed)
+
+    def _rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
+        before = set(part.graph.nodes)
+        changed = self.rewrite(part, graph)
+        if changed:
+            finish(part)
+            for node in part.graph.nodes:
+                if node not in before:
+                    node.meta[MADE_BY] = self.name
+        return changed
+
+
+@dataclass(frozen=True)
+class RewritePass(GraphPass):
+    """Replaces single ops by plain PyTorch, which is traced at the op's shapes and put in its place."""
+
+    targets: ClassVar[tuple[torch._ops.OpOverload, ...]]
+
+    @abstractmethod
+    def replacement(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What computes the op's value, in plain PyTorch; called with the op's arguments."""
+
+    def applies(self, node: fx.Node) -> bool:
+        """Whether to replace this node, which is one of `targets`."""
+        return True
+
+    def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
+        """Replace every node that applies; nodes alike share one trace."""
+        nodes = [n for n in part.graph.nodes if n.target in self.targets and self.applies(n)]
+        cache: TraceCache = {}
+        for node in nodes:
+            splice(node, lambda *args, target=node.target, **kwargs: self.replace(target, *args, **kwargs), cache)
+        return bool(nodes)
+
+    def replace(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """`replacement`, told which of several targets it replaces; override this one where that matters."""
+        return self.replacement(*args, **kwargs)
+
+
+__all__ = ["GraphPass", "Pass", "RewritePass", "name_of"]

@@ -1,0 +1,145 @@
+"""Runs a recipe's passes in the recipe's order, verifies each one on request, and reports what each did."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.bundle.decoder import Decoder, takes_past
+from llmconv.checkpoint.weights import WeightStore
+from llmconv.errors import LlmconvError, PassError
+from llmconv.graph.evaluate import TorchRunner
+from llmconv.graph.model import Graph, Model
+from llmconv.passes.base import Pass
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did.
+
+    Attributes:
+        seconds: of the pass alone, without its verification.
+        changed: whether the pass says that it changed anything.
+        nodes: graph name -> (nodes before, nodes after), over all parts.
+        errors: graph name -> largest difference of a logit to the source's, where the pass was verified.
+        peak_rss: largest memory of this process so far, bytes.
+    """
+
+    name: str
+    seconds: float
+    changed: bool
+    nodes: dict[str, tuple[int, int]]
+    errors: dict[str, float] = field(default_factory=dict)
+    peak_rss: int = 0
+
+
+class Verifier:
+    """Compares graphs, whatever their inputs have become, with what the source module computes.
+
+    Args:
+        source: the model traced at `len(tokens)` tokens, before any pass.
+        tokens: what both read; at most the shortest context.
+    """
+
+    def __init__(self, source: Graph, weights: WeightStore, tokens: Sequence[int]) -> None:
+        self.tokens, self.weights = list(tokens), weights
+        self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
+
+    def error(self, graph: Graph) -> float:
+        """The largest difference of a logit, reading the tokens through this graph alone."""
+        runner = TorchRunner(graph, self.weights)
+        rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
+        count = len(self.tokens) if takes_past(runner) else min(graph.ar, len(self.tokens))
+        logits = Decoder([runner], rope).read(self.tokens[:count], only=graph.name)
+        return float(np.abs(logits - self._rows(graph, count, len(logits))).max())
+
+    def _rows(self, graph: Graph, count: int, found: int) -> NDArray[np.float32]:
+        """The source's rows; only the last of each run where the graph gives no others."""
+        if found == count:
+            return self.expected[:count]
+        lasts = [min(end, count) - 1 for end in range(graph.ar, count + graph.ar, graph.ar)]
+        return self.expected[lasts]
+
+
+class PassManager:
+    """Runs passes over a model.
+
+    Args:
+        passes: in the order in which they run.
+        verifier: when given, every pass with a tolerance is verified after it ran.
+        announce: called with the name of each pass before it runs.
+
+    Raises:
+        PassError: the order breaks what a pass declares.
+    """
+
+    def __init__(
+        self, passes: Sequence[Pass], verifier: Verifier | None = None, announce: Announce = lambda _name: None
+    ) -> None:
+        self.passes, self.verifier, self.announce = list(passes), verifier, announce
+        self._check_order()
+
+    def _check_order(self) -> None:
+        names = [p.name for p in self.passes]
+        for i, p in enumerate(self.passes):
+            for needed in p.needs:
+                if needed not in names[:i]:
+                    raise PassError(f"pass '{p.name}' needs '{needed}' before it; add or move it in the recipe")
+            for earlier in p.runs_after:
+                if earlier in names[i + 1 :]:
+                    raise PassError(f"pass '{p.name}' must come after '{earlier}'; move it in the recipe")
+
+    def run(self, model: Model) -> list[PassReport]:
+        """Run every pass.
+
+        Raises:
+            PassError: a pass failed, or its result differs from the source by more than the pass declares.
+        """
+        reports: list[PassReport] = []
+        for p in self.passes:
+            self.announce(p.name)
+            reports.append(self._run_one(p, model, [r.name for r in reports]))
+        for graph in model.graphs.values():
+            for part in graph.parts:
+                part.recompile()
+        return reports
+
+    def _run_one(self, p: Pass, model: Model, before: list[str]) -> PassReport:
+        where = f"pass '{p.name}'" + (f" (after {', '.join(before)})" if before else "")
+        counts = {g.name: _count(g) for g in model.graphs.values()}
+        start = time.perf_counter()
+        try:
+            changed = p.run(model)
+        except LlmconvError as error:
+            raise PassError(f"{where}: {error}") from error
+        except Exception as error:
+            raise PassError(f"{where} failed: {type(error).__name__}: {error}") from error
+        seconds = time.perf_counter() - start
+        errors = self._verify(p, model, where) if changed else {}
+        nodes = {g.name: (counts[g.name], _count(g)) for g in model.graphs.values()}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return PassReport(p.name, seconds, changed, nodes, errors, peak)
+
+    def _verify(self, p: Pass, model: Model, where: str) -> dict[str, float]:
+        if self.verifier is None or p.tolerance is None:
+            return {}
+        errors = {}
+        for graph in model.graphs.values():
+            errors[graph.name] = error = self.verifier.error(graph)
+            if not error <= p.tolerance:  # also true of NaN
+                raise PassError(
+                    f"{where}: graph '{graph.name}' differs from the source by {error:.3g} at a logit, "
+                    f"more than {p.tolerance:.0e}; the pass is wrong for this model"
+                )
+        return errors
+
+
+def _count(graph: Graph) -> int:
+    return sum(len(part.graph.nodes) for part in graph.parts)

@@ -1,0 +1,1 @@
+"""What shows that a bundle computes what its checkpoint computes."""

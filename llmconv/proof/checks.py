@@ -1,0 +1,38 @@
+"""One line of a proof."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something measured, and what it must be.
+
+    Attributes:
+        step: of the proof, 1 to 6.
+        measured: what was found, or why nothing was measured.
+        bound: what it must be; empty where the figure is only shown.
+        passed: None where it was not run or has no bound.
+    """
+
+    step: int
+    name: str
+    measured: str
+    bound: str = ""
+    passed: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return asdict(self)
+
+
+def at_most(step: int, name: str, value: float, bound: float) -> Check:
+    """A figure that must not exceed its bound."""
+    return Check(step, name, f"{value:.2g}", f"≤ {bound:.0e}", value <= bound)
+
+
+def at_least(step: int, name: str, value: float, bound: float) -> Check:
+    """A ratio in dB that must reach its bound."""
+    return Check(step, name, f"{value:.1f} dB", f"≥ {bound:.0f} dB", value >= bound)

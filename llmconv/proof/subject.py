@@ -1,0 +1,108 @@
+"""What a proof works from: the bundle's recipe over the checkpoint, where that still is, and over the bundle alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from llmconv.backend import Backend
+from llmconv.bundle.bundle import EVALUATION, SOURCE, Bundle
+from llmconv.bundle.decoder import Decoder, Runner
+from llmconv.bundle.runtime import Runtime, rope_table
+from llmconv.convert.prepare import Plan, check, read_windows, trace_graphs
+from llmconv.errors import CheckpointError
+from llmconv.graph.model import Model
+from llmconv.lowering.parts import BundleStore, read_encodings
+from llmconv.passes.manager import PassManager
+from llmconv.plugins import Registry
+from llmconv.recipe.recipe import Recipe
+
+WINDOWS = 32  # of held-out text
+PRIME = 7919  # ids that are multiples of it, modulo the vocabulary, rarely repeat
+
+
+@dataclass
+class Subject:
+    """A bundle that is being proved.
+
+    Attributes:
+        progress: called with a stage and an item before each piece of work.
+    """
+
+    bundle: Bundle
+    registry: Registry
+    progress: Callable[[str, str], None]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe as it was applied."""
+        return Recipe.from_dict(self.bundle.manifest["recipe"], str(self.bundle.folder))
+
+    @cached_property
+    def backend(self) -> Backend:
+        """The backend that built the bundle."""
+        made: Backend = self.registry.create("backend", self.recipe.backend.name, self.recipe.backend.options)
+        return made
+
+    @cached_property
+    def described(self) -> Plan:
+        """The recipe over the bundle's own copy of the checkpoint's small files; weights are not to be had from it."""
+        text: Path | None = self.bundle.folder / EVALUATION
+        text = text if text is not None and text.is_file() else None
+        update = {
+            "model": self.recipe.model.model_copy(update={"checkpoint": self.bundle.folder / SOURCE}),
+            "verify": self.recipe.verify.model_copy(update={"text": text}),
+            "calibration": None,
+        }
+        return check(self.recipe.model_copy(update=update), self.registry, calibrated=True)
+
+    @cached_property
+    def checkpoint(self) -> Plan | None:
+        """The structural passes over the checkpoint, or None when that is gone."""
+        structural = [(e, p) for e, p in zip(self.recipe.passes, self.described.passes, strict=True) if p.structural]
+        recipe = self.recipe.model_copy(update={"calibration": None, "passes": [e for e, _ in structural]})
+        try:
+            plan = check(recipe.model_copy(update={"verify": self.described.recipe.verify}), self.registry)
+            plan.source.weights()
+        except CheckpointError:
+            return None
+        return plan
+
+    @property
+    def gone(self) -> str:
+        """Why a step that needs the checkpoint did not run."""
+        return f"not run: the checkpoint {self.recipe.model.checkpoint} is gone"
+
+    @cached_property
+    def windows(self) -> list[list[int]]:
+        """Held-out windows of the shortest context, each with BOS; ids spread over the vocabulary without a text."""
+        context = min(g.context for g in self.bundle.graphs.values())
+        config, text = self.described.config, self.described.recipe.verify.text
+        if text is None:
+            ids = [i * PRIME % config.vocabulary for i in range(8 * (context - 1))]
+            return [[config.bos, *ids[i : i + context - 1]] for i in range(0, len(ids), context - 1)]
+        return read_windows(text, self.described.source.tokenizer(), config.bos, context, WINDOWS)
+
+    @cached_property
+    def quantized(self) -> Model:
+        """The recipe's graphs after all passes, over the bundle's encodings and its weights on their grids."""
+        model = trace_graphs(self.described, BundleStore(self.bundle.folder))
+        model.encodings = read_encodings(self.bundle.folder)
+        PassManager(self.described.passes).run(model)
+        return model
+
+    def decoder(self, runner: Runner) -> Decoder:
+        """A decoder over one graph alone."""
+        return Decoder([runner], rope_table(self.bundle))
+
+    def open(self, runtime: str, graph: str) -> AbstractContextManager[list[Runner]]:
+        """One graph of the bundle on a runtime."""
+        return self.runtime(runtime).open(self.bundle, [graph])
+
+    def runtime(self, name: str) -> Runtime:
+        """A runtime by name."""
+        made: Runtime = self.registry.create("runtime", name, {})
+        return made

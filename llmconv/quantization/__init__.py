@@ -1,0 +1,1 @@
+"""Encodings and the calibration that finds them."""

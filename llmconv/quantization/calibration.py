@@ -1,0 +1,87 @@
+"""Ranges of values over calibration text, and the groups of values that must share one encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import fx
+
+from llmconv.bundle.decoder import Decoder
+from llmconv.checkpoint.weights import WeightStore
+from llmconv.graph.evaluate import TorchRunner
+from llmconv.graph.model import Graph, aten, is_weight, name_of
+
+CALIBRATION = "calibration"  # the graph without past, as long as a sample, that passes see beside the recipe's own
+
+# Ops whose result holds their inputs' numbers, unchanged.
+MOVEMENT = {
+    aten.alias.default,
+    aten.cat.default,
+    aten.expand.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.view.default,
+}
+
+Range = tuple[float, float]
+
+
+def collect_ranges(graph: Graph, weights: WeightStore, samples: Sequence[Sequence[int]]) -> dict[str, Range]:
+    """The smallest and largest number of every float value of a graph, over all samples.
+
+    Args:
+        graph: one without past, `ar` = `context` = length of a sample.
+        samples: token ids; each starts with BOS, whose massive activations must be in range.
+    """
+    ranges: dict[str, Range] = {}
+
+    def observe(node: fx.Node, value: torch.Tensor) -> None:
+        low, high = (float(x) for x in torch.aminmax(value))
+        old = ranges.get(name_of(node), (low, high))
+        ranges[name_of(node)] = (min(low, old[0]), max(high, old[1]))
+
+    rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
+    decoder = Decoder([TorchRunner(graph, weights, observer=observe)], rope)
+    for sample in samples:
+        decoder.reset()
+        decoder.read(list(sample))
+    return ranges
+
+
+def sharing_groups(graphs: Iterable[Graph]) -> list[list[str]]:
+    """Names of values that one encoding must cover: those connected by data movement in any of the graphs."""
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for graph in graphs:
+        for part in graph.parts:
+            for node in part.graph.nodes:
+                if not _is_float(node) or is_weight(node):
+                    continue
+                find(name_of(node))
+                if node.target in MOVEMENT:
+                    for source in node.all_input_nodes:
+                        parent[find(name_of(source))] = find(name_of(node))
+    groups: dict[str, list[str]] = {}
+    for name in parent:
+        groups.setdefault(find(name), []).append(name)
+    return list(groups.values())
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return node.op != "output" and isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -1,0 +1,239 @@
+"""A recipe: TOML in, validated objects out."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from llmconv.errors import LlmconvError, RecipeError
+from llmconv.naming import nearest
+from llmconv.recipe import targets
+from llmconv.recipe.overrides import override, substitute
+
+if TYPE_CHECKING:
+    from llmconv.plugins import Registry
+
+GraphName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9]*$")]
+_PATHS = (("model", "checkpoint"), ("calibration", "text"), ("verify", "text"), ("output", "folder"))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """Where the checkpoint lies, and which source reads it."""
+
+    source: str
+    checkpoint: Path
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TargetSection(_Section):
+    """The chipset, or a device that carries it."""
+
+    name: str
+
+
+class GraphSection(_Section):
+    """One graph: `ar` tokens in one run, `context` positions seen."""
+
+    ar: int = Field(ge=1)
+    context: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _holds(self) -> GraphSection:
+        if self.context < self.ar:
+            raise ValueError(f"context = {self.context} is below ar = {self.ar}; a graph sees at least what it reads")
+        return self
+
+
+class _Named(_Section):
+    """A plugin by name; all other keys are its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every key but the name."""
+        return dict(self.model_extra or {})
+
+
+class PassEntry(_Named):
+    """One pass of the recipe, in its place."""
+
+
+class BackendSection(_Named):
+    """The backend that builds the parts."""
+
+
+class CalibrationSection(_Section):
+    """Text whose activations choose the ranges; documents are separated by a form feed on a line of its own."""
+
+    text: Path
+    samples: int = Field(default=16, ge=1)
+    tokens: int = Field(default=128, ge=2)
+
+
+class VerifySection(_Section):
+    """How the conversion proves itself."""
+
+    passes: bool = True
+    text: Path | None = None  # held-out text, for perplexity
+
+
+class OutputSection(_Section):
+    """Where the bundle goes; `build/<recipe>` in the current folder by default."""
+
+    folder: Path | None = None
+
+
+class Recipe(_Section):
+    """One conversion, from a checkpoint to a bundle."""
+
+    name: str = "recipe"
+    model: ModelSection
+    target: TargetSection
+    graphs: dict[GraphName, GraphSection] = Field(min_length=1)
+    passes: list[PassEntry] = Field(default_factory=list)
+    calibration: CalibrationSection | None = None
+    backend: BackendSection
+    verify: VerifySection = Field(default_factory=VerifySection)
+    output: OutputSection = Field(default_factory=OutputSection)
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle goes."""
+        return self.output.folder or Path.cwd() / "build" / self.name
+
+    @classmethod
+    def load(cls, file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a recipe.
+
+        Args:
+            file: TOML; relative paths in it are relative to its folder.
+            overrides: `section.key=value`; relative paths in them are relative to the current folder.
+
+        Raises:
+            RecipeError: what is wrong, where, and what to do.
+        """
+        file = Path(file)
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RecipeError(
+                f"{file}: no such recipe; 'llmconv recipe list' names those that come with llmconv"
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{file}: cannot be read ({error})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{file}: not TOML: {error}") from error
+        try:
+            values = substitute(values, "")
+            _resolve(values, file.parent)
+            override(values, overrides)
+        except RecipeError as error:
+            raise RecipeError(f"{file}: {error}") from error
+        return cls.from_dict({"name": file.stem, **values}, str(file))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> Recipe:
+        """Validate a recipe given as nested dicts; relative paths are relative to the current folder.
+
+        Raises:
+            RecipeError: what is wrong, where, and what to do.
+        """
+        values = {key: dict(item) if isinstance(item, dict) else item for key, item in values.items()}
+        _resolve(values, Path.cwd())
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(f"{where}: {_first_message(error)}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values from which `from_dict` makes the same recipe."""
+        return self.model_dump(mode="json")
+
+    def check(self, registry: Registry) -> None:
+        """Whether every name and option of the recipe means something.
+
+        Raises:
+            RecipeError, PluginError: the first that does not.
+        """
+        targets.find(self.target.name)
+        registry.create("source", self.model.source, {"checkpoint": self.model.checkpoint, **self.model.options})
+        for entry in self.passes:
+            registry.create("pass", entry.name, entry.options)
+        registry.create("backend", self.backend.name, self.backend.options)
+
+
+def _resolve(values: dict[str, Any], folder: Path) -> None:
+    """Make the paths of a recipe absolute."""
+    for section, key in _PATHS:
+        place = values.get(section)
+        if isinstance(place, dict) and isinstance(place.get(key), str | Path):
+            place[key] = os.path.normpath(folder.absolute() / Path(place[key]).expanduser())
+
+
+def _first_message(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(p) for p in first["loc"] if p != "[key]")
+    if first["type"] == "extra_forbidden":
+        section = _section(first["loc"][:-1])
+        return f"unknown key '{place}'{nearest(str(first['loc'][-1]), section.model_fields if section else ())}"
+    if first["type"] == "missing":
+        return f"{place}: missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" or isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{place}: {message}{given}"
+
+
+def _section(path: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The class that validates the section at a path."""
+    if not path:
+        return Recipe
+    if path[0] == "graphs":
+        return GraphSection
+    found = Recipe.model_fields[str(path[0])].annotation
+    for candidate in (found, *getattr(found, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def json_schema(registry: Registry) -> dict[str, Any]:
+    """The JSON Schema of a recipe, with the options of every registered pass and backend.
+
+    Raises:
+        LlmconvError: a plugin's options have no schema.
+    """
+    from llmconv.plugins import option_schema, required_options  # noqa: PLC0415  plugins import pluggy and pydantic
+
+    def named(kind: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "type": "object",
+                "title": name,
+                "description": (entry.plugin.__doc__ or "").split("\n")[0],
+                "properties": {"name": {"const": name}, **option_schema(entry.plugin)},
+                "required": ["name", *required_options(entry.plugin)],
+                "additionalProperties": False,
+            }
+            for name, entry in sorted(registry.of_kind(kind).items())
+        ]
+
+    schema = Recipe.model_json_schema()
+    schema["properties"]["passes"]["items"] = {"oneOf": named("pass")}
+    schema["properties"]["backend"] = {"oneOf": named("backend")}
+    if unused := {"PassEntry", "BackendSection"} - set(schema["$defs"]):
+        raise LlmconvError(f"the schema of a recipe lacks {unused}")
+    for name in ("PassEntry", "BackendSection"):
+        del schema["$defs"][name]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
