@@ -27,6 +27,7 @@ from .errors import LoweringError as LoweringError
 from .errors import PassError as PassError
 from .errors import PluginError as PluginError
 from .errors import RecipeError as RecipeError
+from .graph.edit import drop_dead as drop_dead
 from .graph.edit import finish as finish
 from .graph.edit import insert as insert
 from .graph.edit import insert_input as insert_input
@@ -75,3 +76,6 @@ from .quantization.encodings import Encodings as Encodings
 from .quantization.encodings import WeightEncoding as WeightEncoding
 from .recipe.recipe import Recipe as Recipe
 from .recipe.targets import Chipset as Chipset
+from .testing import PassTrial as PassTrial
+from .testing import random_weights as random_weights
+from .testing import try_pass as try_pass

@@ -25,10 +25,13 @@ def set_outputs(part: fx.GraphModule, outputs: Mapping[str, fx.Node], io: Mappin
 
 def finish(gm: fx.GraphModule) -> None:
     """Drop dead nodes and check the graph's form."""
-    gm.graph.eliminate_dead_code()
-    for node in [n for n in gm.graph.nodes if n.op == "get_attr" and not n.users]:
-        gm.graph.erase_node(node)
+    drop_dead(gm.graph)
     gm.graph.lint()
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Erase what no output needs; inputs stay. To torch, sdpa has an effect (it might draw dropout)."""
+    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
 
 
 def insert(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from llmconv.graph.edit import insert
+from llmconv.graph.edit import drop_dead, insert
 from llmconv.graph.model import NAME, aten, name_of, shape_of
 
 _NEW = -1  # an axis that unsqueeze made
@@ -34,7 +34,7 @@ def simplify_movement(graph: fx.Graph) -> bool:
         if len(steps) < length or (len(steps) == length == 1 and steps[0][0] != node.target):
             _replace(graph, node, root, steps)
             changed = True
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     return _share(graph) or changed
 
 

@@ -96,16 +96,19 @@ class PassManager:
                 if earlier in names[i + 1 :]:
                     raise PassError(f"pass '{p.name}' must come after '{earlier}'; move it in the recipe")
 
-    def run(self, model: Model) -> list[PassReport]:
+    def run(self, model: Model, *, done: int = 0) -> list[PassReport]:
         """Run every pass.
+
+        Args:
+            done: how many of the passes have run on this model already.
 
         Raises:
             PassError: a pass failed, or its result differs from the source by more than the pass declares.
         """
         reports: list[PassReport] = []
-        for p in self.passes:
+        for i, p in enumerate(self.passes[done:], start=done):
             self.announce(p.name)
-            reports.append(self._run_one(p, model, [r.name for r in reports]))
+            reports.append(self._run_one(p, model, [q.name for q in self.passes[:i]]))
         for graph in model.graphs.values():
             for part in graph.parts:
                 part.recompile()

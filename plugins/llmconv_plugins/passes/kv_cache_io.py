@@ -15,6 +15,7 @@ from llmconv import (
     GraphPass,
     PassError,
     aten,
+    drop_dead,
     inputs_of,
     insert,
     insert_input,
@@ -95,7 +96,7 @@ class KVCacheIO(GraphPass):
         if self.logits == "last":
             outputs["logits"] = _last_row(part, outputs["logits"])
         set_outputs(part, outputs, io)
-        part.graph.eliminate_dead_code()
+        drop_dead(part.graph)
         part.graph.erase_node(inputs_of(part)["position_ids"])
         return True
 
