@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import pluggy
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GROUP = "llmconv"
 Kind = Literal["pass", "source", "backend", "runtime"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS = {
     "pass": "register_passes",
     "source": "register_sources",

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from llmconv.bundle.bundle import Bundle, GraphSpec, TensorSpec
+from llmconv.bundle.bundle import SOURCE, Bundle, GraphSpec, TensorSpec
 from llmconv.bundle.decoder import Array, Arrays, Decoder, Runner, Tensor
+from llmconv.checkpoint.source import Source
 from llmconv.graph.model import IO
+from llmconv.plugins import Registry
 
 ROPE = "rope.safetensors"
 
@@ -90,6 +92,14 @@ def dequantize(value: NDArray[np.generic], spec: TensorSpec) -> NDArray[np.gener
         return value
     shifted = value.astype(np.float32) - np.float32(spec.encoding["zero_point"])
     return np.asarray(shifted * np.float32(spec.encoding["scale"]))
+
+
+def source_of(bundle: Bundle, registry: Registry) -> Source:
+    """The bundle's source over its own copy of the checkpoint's small files; it has no weights."""
+    model = bundle.manifest["recipe"]["model"]
+    options = {"checkpoint": bundle.folder / SOURCE, **model["options"]}
+    source: Source = registry.create("source", model["source"], options)
+    return source
 
 
 def rope_table(bundle: Bundle) -> tuple[Array, Array]:

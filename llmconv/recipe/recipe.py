@@ -114,10 +114,11 @@ class Recipe(_Section):
         return self.output.folder or Path.cwd() / "build" / self.name
 
     @classmethod
-    def load(cls, file: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    def load(cls, file: Path | str, overrides: Sequence[str] = (), *, backend: str | None = None) -> Recipe:
         """Read a recipe.
 
         Args:
+            backend: name of another backend; the recipe's options for its own do not go with it.
             file: TOML; relative paths in it are relative to its folder.
             overrides: `section.key=value`; relative paths in them are relative to the current folder.
 
@@ -138,6 +139,8 @@ class Recipe(_Section):
         try:
             values = substitute(values, "")
             _resolve(values, file.parent)
+            if backend is not None and _name(values.get("backend")) != backend:
+                values["backend"] = {"name": backend}
             override(values, overrides)
         except RecipeError as error:
             raise RecipeError(f"{file}: {error}") from error
@@ -180,6 +183,10 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
         place = values.get(section)
         if isinstance(place, dict) and isinstance(place.get(key), str | Path):
             place[key] = os.path.normpath(folder.absolute() / Path(place[key]).expanduser())
+
+
+def _name(section: Any) -> Any:
+    return section.get("name") if isinstance(section, dict) else None
 
 
 def _first_message(error: ValidationError) -> str:

@@ -22,6 +22,12 @@ def names() -> list[str]:
     return sorted(f.stem for f in folder().glob("*.toml"))
 
 
+def description(name: str) -> str:
+    """The comment in the first line of a recipe."""
+    first = (folder() / f"{name}.toml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip()
+
+
 def copy(name: str, destination: Path) -> list[Path]:
     """Copy a recipe, and the folder of the same name that holds its data, into a folder.
 

@@ -1,0 +1,5 @@
+"""`python -m llmconv`."""
+
+from llmconv.cli import main
+
+main()

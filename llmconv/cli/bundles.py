@@ -1,0 +1,96 @@
+"""Commands that make, prove and run bundles."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmconv.cli import display
+
+Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An output folder of 'llmconv apply'.")]
+
+
+def apply(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
+    backend: Annotated[str | None, typer.Option(help="The backend, instead of the recipe's.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint's folder, instead of the recipe's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The output folder; by default build/<recipe>.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value: passes.split_model.parts=4.")
+    ] = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify/--no-verify", help="Prove the result; by default as the recipe says.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle in the output folder.")] = False,
+) -> None:
+    """Convert a checkpoint as a recipe says, and prove the result."""
+    from llmconv.recipe.recipe import Recipe
+
+    changes = list(assignments or [])
+    for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
+        if value is not None:
+            changes.append(f"{key}='''{value.absolute()}'''")
+    loaded = Recipe.load(recipe, changes, backend=backend)
+    started = time.monotonic()
+    with display.progress("importing torch") as step:
+        import llmconv
+
+        bundle = llmconv.apply(loaded, verify=verify, force=force, progress=step)
+    display.show_conversion(bundle, time.monotonic() - started)
+    _exit_by(bundle.report.get("proof", []))
+
+
+def verify(bundle: Folder) -> None:
+    """Run the proof of a bundle again."""
+    with display.progress("importing torch") as step:
+        import llmconv
+
+        opened = llmconv.Bundle(bundle)
+        llmconv.prove(opened, progress=step)
+    display.show_proof(opened.report["proof"])
+    _exit_by(opened.report["proof"])
+
+
+def generate(
+    bundle: Folder,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    runtime: Annotated[str, typer.Option(help="onnxruntime, or qnn: the HTP simulator.")] = "onnxruntime",
+    tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 60,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among so many of the likeliest; 0: among all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Choose among the likeliest of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random choices.")] = 0,
+) -> None:
+    """Write text with a bundle, on this machine."""
+    from llmconv.bundle.bundle import Bundle
+
+    opened = Bundle(bundle)  # before torch is imported
+    with ExitStack() as stack:
+        with display.progress("importing torch") as step:
+            from llmconv.bundle import generate as writing
+            from llmconv.bundle.runtime import decoder, source_of
+            from llmconv.plugins import Registry
+
+            registry = Registry.load()
+            source = source_of(opened, registry)
+            config, tokenizer = source.config(), source.tokenizer()
+            step("load", runtime)
+            runners = stack.enter_context(registry.create("runtime", runtime, {}).open(opened))
+        ids = [config.bos, *tokenizer.encode(prompt)]
+        sampler = writing.Sampler(temperature, top_k, top_p, seed)
+        generation = writing.Generation(decoder(opened, runners), ids, sampler, config.eos, tokens)
+        started = time.monotonic()
+        print(prompt, end="", flush=True)
+        for piece in writing.stream_text(tokenizer, ids, iter(generation)):
+            print(piece, end="", flush=True)
+        print()
+        display.note(f"stopped: {generation.reason}; {time.monotonic() - started:.1f} s")
+
+
+def _exit_by(proof: list[dict[str, object]]) -> None:
+    if any(check["passed"] is False for check in proof):
+        raise typer.Exit(1)

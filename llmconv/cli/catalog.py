@@ -1,0 +1,31 @@
+"""Commands that list what there is: passes and other plugins, targets."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from llmconv.cli import display
+
+
+def passes() -> None:
+    """List passes, sources, backends and runtimes, and the distribution that each came from."""
+    from llmconv.plugins import KINDS, Registry
+
+    registry = Registry.load()
+    table = Table("kind", "name", "from", "what it does")
+    for kind in KINDS:
+        for name, entry in sorted(registry.of_kind(kind).items()):
+            table.add_row(kind, name, entry.distribution, (entry.plugin.__doc__ or "").strip().partition("\n")[0])
+    display.show(table)
+    for where, why in registry.broken.items():
+        display.note(f"plugin {where} cannot be loaded: {why}")
+
+
+def targets() -> None:
+    """List the chipsets, and devices that carry them; a recipe may name either."""
+    from llmconv.recipe.targets import all_chipsets
+
+    table = Table("chipset", "model", "HTP", "devices")
+    for chipset in all_chipsets():
+        table.add_row(chipset.name, chipset.model, f"v{chipset.htp_arch}", ", ".join(chipset.devices))
+    display.show(table)

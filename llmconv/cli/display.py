@@ -1,0 +1,86 @@
+"""What the commands show: progress on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from llmconv.bundle.bundle import Bundle
+
+_out, _err = Console(), Console(stderr=True, highlight=False)
+_VERDICT = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: ""}
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    _out.print(table)
+
+
+def note(text: str) -> None:
+    """One line beside the result, on stderr."""
+    _err.print(escape(text), style="dim")
+
+
+@contextmanager
+def progress(first: str) -> Iterator[Callable[[str, str], None]]:
+    """A line that says what is being done, and behind it one line for each thing done with its seconds."""
+    began, doing = time.monotonic(), first
+
+    def finish() -> None:
+        _err.print(f"{time.monotonic() - began:6.1f} s  {escape(doing)}", style="dim")
+
+    def step(stage: str, item: str) -> None:
+        nonlocal began, doing
+        finish()
+        began, doing = time.monotonic(), f"{stage} {item}"
+        status.update(escape(doing))
+
+    with _err.status(escape(first)) as status:
+        yield step
+    finish()
+
+
+def show_conversion(bundle: Bundle, seconds: float) -> None:
+    """The closing tables: passes, files, proof."""
+    report = bundle.report
+    table = Table("pass", "seconds", "nodes", "largest difference of a logit", title="Passes")
+    for entry in report["passes"]:
+        nodes = ", ".join(f"{name} {before} → {after}" for name, (before, after) in entry["nodes"].items())
+        error = max(entry["errors"].values(), default=None)
+        table.add_row(entry["name"], f"{entry['seconds']:.2f}", nodes, "" if error is None else f"{error:.1e}")
+    show(table)
+    show(_files(bundle, {b["file"]: b for b in report["binaries"]}))
+    if "proof" in report:
+        show_proof(report["proof"])
+    _out.print(f"{escape(str(bundle.folder))}: {seconds:.0f} s", soft_wrap=True)
+
+
+def _files(bundle: Bundle, binaries: dict[str, dict[str, Any]]) -> Table:
+    table = Table("file", "MB", "compiled in", "peak memory", title="Parts")
+    for name, entry in bundle.manifest["files"].items():
+        if not name.startswith(("onnx/", "qnn/")):
+            continue
+        built = binaries.get(name)
+        seconds = f"{built['seconds']:.1f} s" if built else ""
+        memory = f"{built['peak_rss'] / 1e9:.2f} GB" if built else ""
+        table.add_row(name, f"{entry['bytes'] / 1e6:.2f}", seconds, memory)
+    return table
+
+
+def show_proof(proof: list[dict[str, Any]]) -> None:
+    """The proof, a line a check."""
+    table = Table("", "check", "measured", "must be", "", title="Proof")
+    for check in proof:
+        row = (str(check["step"]), check["name"], check["measured"], check["bound"])
+        table.add_row(*map(escape, row), _VERDICT[check["passed"]])
+    show(table)
+    failed = [c for c in proof if c["passed"] is False]
+    if failed:
+        _err.print(f"{len(failed)} of {len(proof)} checks failed", style="red")

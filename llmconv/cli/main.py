@@ -1,0 +1,53 @@
+"""The commands, and the one place where errors become messages."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import version
+
+import typer
+
+from llmconv.cli import bundles, catalog, recipes
+from llmconv.errors import LlmconvError
+
+WRONG, INTERRUPTED = 2, 130  # exit codes; 1 is a proof that failed
+
+app = typer.Typer(
+    help="Convert a language model to parts that a Snapdragon phone's NPU runs, and prove each conversion.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(bundles.apply)
+app.command()(bundles.verify)
+app.command()(bundles.generate)
+app.command()(catalog.passes)
+app.command()(catalog.targets)
+app.add_typer(recipes.app, name="recipe")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: bool = typer.Option(False, "--version", help="Print the version."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens inside."),
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    if show_version:
+        print(version("llmconv"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a `LlmconvError` is one line on stderr and exit code 2."""
+    try:
+        app()
+    except LlmconvError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(WRONG)
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(WRONG)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,62 @@
+"""Commands on recipes: those that come with llmconv, checking one, and the schema of all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="List, copy and check recipes.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the recipes that come with llmconv."""
+    from llmconv.recipe import shipped
+
+    for name in shipped.names():
+        print(f"{name:24} {shipped.description(name)}".rstrip())
+
+
+@app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="As 'llmconv recipe list' gives it.")],
+    folder: Annotated[Path, typer.Argument(help="Where to.")] = Path(),
+) -> None:
+    """Copy a recipe that comes with llmconv, and its data."""
+    from llmconv.recipe import shipped
+
+    for path in shipped.copy(name, folder):
+        print(path)
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
+    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for apply.")] = None,
+) -> None:
+    """Check a recipe without converting: every name, every option, and that its files are there."""
+    from llmconv.recipe.recipe import Recipe
+
+    loaded = Recipe.load(recipe, assignments or [])  # before torch is imported
+
+    from llmconv.convert.prepare import check as check_plan
+    from llmconv.plugins import Registry
+
+    registry = Registry.load()
+    loaded.check(registry)
+    plan = check_plan(loaded, registry)
+    print(
+        f"{recipe}: {plan.config.family}, {plan.config.layers} layers, {len(plan.passes)} passes; nothing wrong found"
+    )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, with the options of every pass and backend that is installed."""
+    from llmconv.plugins import Registry
+    from llmconv.recipe.recipe import json_schema
+
+    print(json.dumps(json_schema(Registry.load()), indent=2))
