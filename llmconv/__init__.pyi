@@ -52,6 +52,7 @@ from .graph.model import outputs_of as outputs_of
 from .graph.model import shape_of as shape_of
 from .graph.model import value_of as value_of
 from .graph.movement import simplify_movement as simplify_movement
+from .graph.ops import REQUANTIZE as REQUANTIZE
 from .graph.trace import trace as trace
 from .hookspecs import hookimpl as hookimpl
 from .lowering.lower import Lowering as Lowering

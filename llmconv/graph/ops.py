@@ -23,3 +23,6 @@ def _(x: torch.Tensor, role: str) -> torch.Tensor:
 @requantize.register_fake
 def _(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
+
+
+MARK, REQUANTIZE = torch.ops.llmconv.mark.default, torch.ops.llmconv.requantize.default

@@ -48,7 +48,7 @@ def _normalize(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if node.op == "placeholder":
             node.target, node.meta[IO_META] = str(node.target), IO(str(node.target))  # type: ignore[arg-type]
-        elif node.target is torch.ops.llmconv.mark.default:
+        elif node.target is ops.MARK:
             node.args[0].meta[ROLE] = node.args[1]
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)

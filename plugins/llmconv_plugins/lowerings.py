@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import fx
 
-from llmconv import Lowering, LoweringError, LoweringTable, aten, hookimpl, name_of, shape_of
+from llmconv import REQUANTIZE, Lowering, LoweringError, LoweringTable, aten, hookimpl, name_of, shape_of
 
 _SAME = {
     aten.add.Tensor: "Add",
@@ -134,7 +134,7 @@ TABLE: LoweringTable = {
     aten.embedding.default: _embedding,
     aten.rms_norm.default: _rms_norm,
     aten.conv2d.default: _conv2d,
-    torch.ops.llmconv.requantize.default: _requantize,
+    REQUANTIZE: _requantize,
 }
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
-import torch
 from torch import fx
 
 from llmconv import (
@@ -16,6 +15,7 @@ from llmconv import (
     MADE_BY,
     MASKED,
     MOVEMENT,
+    REQUANTIZE,
     Encoding,
     Encodings,
     Model,
@@ -194,7 +194,7 @@ def _requantize_cache(part: fx.GraphModule) -> None:
         for value in _branches(node) if io[name].layer is not None else ():
             users = list(value.users)
             with part.graph.inserting_after(value):
-                narrow = insert(part.graph, torch.ops.llmconv.requantize.default, (value,), f"{name_of(value)}.kv")
+                narrow = insert(part.graph, REQUANTIZE, (value,), f"{name_of(value)}.kv")
             narrow.meta[MADE_BY] = W4A16.name
             for user in users:
                 user.replace_input_with(value, narrow)
