@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
-from tiny_qdq import write_data, write_graph
-
-PROMPT, TOKEN = "prompt_ar32_cl128_1_of_2", "token_ar1_cl128_1_of_2"
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Files and reports of one tiny part: two graphs together, and each by itself."""
-
-    folder: Path
-    shared: CompileReport
-    reports: dict[str, CompileReport]
-
-    @property
-    def binary(self) -> Path:
-        return self.folder / "part_1_of_2.bin"
-
-    def onnx(self, name: str) -> Path:
-        return self.folder / f"{name}.onnx"
-
-    def twin(self, name: str) -> Path:
-        return self.folder / f"{name}.bin"
+from llmconv_plugins.qnn.compiler import GraphJob, compile_part
+from tiny_qdq import PROMPT, TOKEN, Parts, write_data, write_graph
 
 
 @pytest.fixture(scope="session")

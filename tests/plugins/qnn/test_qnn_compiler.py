@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import PROMPT, TOKEN, Parts
 from llmconv_plugins.qnn import compiler
 from llmconv_plugins.qnn.compiler import GraphJob, compile_part
 from llmconv_plugins.qnn.context_binary import TensorInfo, read_info
-from tiny_qdq import CHANNELS, DATA, write_data, write_graph
+from tiny_qdq import CHANNELS, DATA, PROMPT, TOKEN, Parts, write_data, write_graph
 
 from llmconv import BackendError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import TOKEN, Parts
 from llmconv_plugins.qnn.context_binary import read_info
+from tiny_qdq import TOKEN, Parts
 
 from llmconv import BackendError
 

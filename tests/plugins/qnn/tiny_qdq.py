@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+from llmconv_plugins.qnn.compiler import CompileReport
 from onnx import TensorProto, helper
+
+PROMPT, TOKEN = "prompt_ar32_cl128_1_of_2", "token_ar1_cl128_1_of_2"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Files and reports of one tiny part: two graphs together, and each by itself."""
+
+    folder: Path
+    shared: CompileReport
+    reports: dict[str, CompileReport]
+
+    @property
+    def binary(self) -> Path:
+        return self.folder / "part_1_of_2.bin"
+
+    def onnx(self, name: str) -> Path:
+        return self.folder / f"{name}.onnx"
+
+    def twin(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
+
 
 CHANNELS = 64
 DATA = "part_1_of_1.data"
