@@ -6,8 +6,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from llmconv_plugins.qnn.compiler import GraphJob, compile_part
 from tiny_qdq import PROMPT, TOKEN, Parts, write_data, write_graph
+
+from llmconv_plugins.qnn.compiler import GraphJob, compile_part
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from llmconv_plugins.qnn import compiler
-from llmconv_plugins.qnn.compiler import GraphJob, compile_part
-from llmconv_plugins.qnn.context_binary import TensorInfo, read_info
 from tiny_qdq import CHANNELS, DATA, PROMPT, TOKEN, Parts, write_data, write_graph
 
 from llmconv import BackendError
+from llmconv_plugins.qnn import compiler
+from llmconv_plugins.qnn.compiler import GraphJob, compile_part
+from llmconv_plugins.qnn.context_binary import TensorInfo, read_info
 
 GEN2 = {"soc_model": "43", "htp_arch": "73"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llmconv_plugins.qnn.context_binary import read_info
 from tiny_qdq import TOKEN, Parts
 
 from llmconv import BackendError
+from llmconv_plugins.qnn.context_binary import read_info
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llmconv_plugins.qnn.rename import rename_graphs
 
 from llmconv import BackendError
+from llmconv_plugins.qnn.rename import rename_graphs
 
 OLD = ("QNNExecutionProvider_QNNExecutionProvider_7859391879475240894_1_0", "QNNExecutionProvider_long_1_0")
 

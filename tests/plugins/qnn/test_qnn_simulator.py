@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from llmconv_plugins.qnn.simulator import Simulator
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tiny_qdq import CHANNELS, PROMPT, TOKEN, ZERO, Parts
 
 from llmconv import BackendError
+from llmconv_plugins.qnn.simulator import Simulator
 
 
 @pytest.fixture(scope="module")

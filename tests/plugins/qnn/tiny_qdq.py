@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from llmconv_plugins.qnn.compiler import CompileReport
 from onnx import TensorProto, helper
+
+from llmconv_plugins.qnn.compiler import CompileReport
 
 PROMPT, TOKEN = "prompt_ar32_cl128_1_of_2", "token_ar1_cl128_1_of_2"
 
