@@ -52,6 +52,17 @@ def takes_past(runner: Runner) -> bool:
     return any(t.io.kind == "past_key" for t in runner.inputs.values())
 
 
+def gives_all_rows(runner: Runner) -> bool:
+    """Whether a graph gives logits for each token that it reads, not for the last one alone."""
+    return any(t.io.kind == "logits" and t.shape[1] == runner.ar for t in runner.outputs.values())
+
+
+def reach(runner: Runner, count: int) -> int:
+    """How many of `count` tokens a graph can read by itself: those of one run where it takes no past."""
+    count = min(count, runner.context if takes_past(runner) else runner.ar)
+    return count if gives_all_rows(runner) else count // runner.ar * runner.ar
+
+
 class ContextFullError(LlmconvError):
     """The context's end is reached."""
 
@@ -95,15 +106,20 @@ class Decoder:
         return np.concatenate(rows)
 
     def _choose(self, count: int, only: str | None) -> Runner:
-        fits = [r for r in self.runners if self._fits(r) and only in (None, r.name)]
+        fits = [r for r in self.runners if self._fits(r, count) and only in (None, r.name)]
         if not fits:
             raise ContextFullError(f"the context of {self.context} tokens is full")
         wide = [r for r in fits if count > 1 or r.ar == 1]  # a single token goes through the token graph
         return (wide or fits)[0]
 
-    def _fits(self, runner: Runner) -> bool:
-        """Whether what is cached fits the graph's past, and one token more its context."""
+    def _fits(self, runner: Runner, count: int) -> bool:
+        """Whether what is cached fits the graph's past, and one token more its context.
+
+        A graph that gives its last row alone cannot be padded: that row would be the padding's.
+        """
         past = runner.context - runner.ar
+        if count < runner.ar and not gives_all_rows(runner):
+            return False
         return self.length == 0 or (takes_past(runner) and self.length <= past)
 
     def _run(self, runner: Runner, chunk: Sequence[int]) -> Array:

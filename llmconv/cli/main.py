@@ -48,6 +48,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without permission
         print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(WRONG)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            print("interrupted", file=sys.stderr)
+        raise

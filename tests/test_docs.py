@@ -1,0 +1,38 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+from llmconv import Registry, hookspecs
+from llmconv.recipe.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_hook_is_documented_with_its_signature() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    hooks = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("register_")}
+    assert set(re.findall(r"^### `(\w+)\(", text, re.MULTILINE)) == set(hooks)
+    for name, hook in hooks.items():
+        assert f"### `{name}{str(inspect.signature(hook)).replace(chr(39), '')}`" in text
+
+
+def test_readme_holds_the_example_plugin_word_for_word() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert (ROOT / "examples" / "scale_queries" / "llmconv_scale_queries.py").read_text() in readme
+
+
+def test_every_pass_and_every_section_is_documented() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    for name in Registry.load().passes:
+        assert f"| `{name}` |" in text
+    for section in set(Recipe.model_fields) - {"name"}:
+        assert re.search(rf"`\[+{section}(\.NAME)?\]+`", text)
+
+
+def test_readme_names_each_command_that_ci_runs() -> None:
+    blocks = re.findall(r"```sh\n# (\w+)", (ROOT / "README.md").read_text())
+    assert blocks == ["demo", "tests"]
