@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -62,8 +63,7 @@ class Registry:
             try:
                 registry.add(distribution, entry.load())
             except Exception as error:  # a third party's module may raise anything
-                registry.broken[f"{distribution} ({entry.name})"] = reason = f"{type(error).__name__}: {error}"
-                logger.warning("plugin %s (%s) cannot be loaded: %s", distribution, entry.name, reason)
+                registry._break(f"{distribution} ({entry.name})", error)
         return registry
 
     @classmethod
@@ -123,7 +123,7 @@ class Registry:
         table: dict[Any, Any] = {}
         owner: dict[Any, str] = {}
         for distribution, module in self.modules:
-            for op, function in _call(module, "register_lowerings", {}).items():
+            for op, function in self._call(distribution, module, "register_lowerings"):
                 if op in table:
                     raise PluginError(f"op {op} is lowered by both {owner[op]} and {distribution}; uninstall one")
                 table[op], owner[op] = function, distribution
@@ -164,14 +164,29 @@ class Registry:
     def _collect(self, kind: Kind) -> Mapping[str, Registered]:
         found: dict[str, Registered] = {}
         for distribution, module in self.modules:
-            for plugin in _call(module, _HOOKS[kind], ()):
-                name = plugin.name
+            for plugin in self._call(distribution, module, _HOOKS[kind]):
+                name = getattr(plugin, "name", None)
+                if not isinstance(name, str):
+                    raise PluginError(f"{kind} {plugin!r} of {distribution} has no attribute 'name'")
                 if name in found:
                     raise PluginError(
                         f"{kind} '{name}' comes from both {found[name].distribution} and {distribution}; uninstall one"
                     )
                 found[name] = Registered(name, plugin, distribution)
         return found
+
+    def _call(self, distribution: str, module: Any, hook: str) -> list[Any]:
+        """What a module's hook gives, a table as pairs; nothing where it has none, or where it raises."""
+        try:
+            found: Any = getattr(module, hook, tuple)()
+            return list(found.items() if isinstance(found, Mapping) else found)
+        except Exception as error:  # as in `load`
+            self._break(f"{distribution} ({hook})", error)
+            return []
+
+    def _break(self, where: str, error: Exception) -> None:
+        self.broken[where] = reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("plugin %s cannot be loaded: %s", where, reason)
 
 
 def _manager() -> pluggy.PluginManager:
@@ -180,14 +195,9 @@ def _manager() -> pluggy.PluginManager:
     return manager
 
 
-def _call(module: Any, hook: str, default: Any) -> Any:
-    function = getattr(module, hook, None)
-    return default if function is None else function()
-
-
 def _validated(hint: Any, value: Any, where: str) -> Any:
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)  # "2" and true are not 2
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f".{p}" for p in first["loc"] if isinstance(p, str) and p in str(value))

@@ -71,12 +71,12 @@ class Bundle:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            self.manifest: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
         except FileNotFoundError as error:
             raise BundleError(
                 f"{folder}: not a bundle (no {MANIFEST}); give the output folder of 'llmconv apply'"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise BundleError(f"{folder / MANIFEST}: damaged ({error}); convert again") from error
         if self.manifest.get("format") != FORMAT:
             raise BundleError(f"{folder}: bundle format {self.manifest.get('format')}; this version reads {FORMAT}")
@@ -176,13 +176,15 @@ def check_output(folder: Path, force: bool) -> None:
 def staged(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; it takes the place of `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging, aside = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
+    for left in (staging, aside):  # of a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     staging.mkdir()
     try:
         yield staging
-        if folder.is_dir():
-            shutil.rmtree(folder)
+        if folder.is_dir():  # moved aside and not removed first: killed between, both bundles are still whole
+            folder.replace(aside)
         staging.replace(folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        for left in (staging, aside):
+            shutil.rmtree(left, ignore_errors=True)

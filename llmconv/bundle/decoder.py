@@ -59,7 +59,7 @@ def gives_all_rows(runner: Runner) -> bool:
 
 def reach(runner: Runner, count: int) -> int:
     """How many of `count` tokens a graph can read by itself: those of one run where it takes no past."""
-    count = min(count, runner.context if takes_past(runner) else runner.ar)
+    count = min(count, runner.context // runner.ar * runner.ar if takes_past(runner) else runner.ar)
     return count if gives_all_rows(runner) else count // runner.ar * runner.ar
 
 
@@ -86,27 +86,29 @@ class Decoder:
         self.length = 0
         self._cache: dict[tuple[str, int], Array] = {}
 
-    def read(self, tokens: Sequence[int], only: str | None = None) -> Array:
-        """Read tokens after those read before.
-
-        Args:
-            only: the name of the one graph to use; by default the largest that fits each chunk.
+    def read(self, tokens: Sequence[int]) -> Array:
+        """Read tokens after those read before, each chunk through the largest graph that fits.
 
         Returns:
             Logits (tokens, vocabulary), float32; (1, vocabulary) a chunk where a graph gives its last row alone.
 
         Raises:
             ContextFullError: the tokens do not fit into the context.
+            ValueError: there are no tokens.
         """
+        if not tokens:
+            raise ValueError("no tokens to read")
         rows = []
         while tokens:
-            runner = self._choose(len(tokens), only)
+            runner = self._choose(len(tokens))
             chunk, tokens = tokens[: runner.ar], tokens[runner.ar :]
             rows.append(self._run(runner, chunk))
         return np.concatenate(rows)
 
-    def _choose(self, count: int, only: str | None) -> Runner:
-        fits = [r for r in self.runners if self._fits(r, count) and only in (None, r.name)]
+    def _choose(self, count: int) -> Runner:
+        fits = [r for r in self.runners if self._fits(r, count)]
+        if not fits and self.length < self.context:
+            raise ContextFullError(f"no graph reads on after {self.length} tokens; one with a past is needed")
         if not fits:
             raise ContextFullError(f"the context of {self.context} tokens is full")
         wide = [r for r in fits if count > 1 or r.ar == 1]  # a single token goes through the token graph
@@ -138,7 +140,7 @@ class Decoder:
 
     def _fill(self, runner: Runner, tensor: Tensor, chunk: Sequence[int]) -> NDArray[np.generic]:
         kind = tensor.io.kind
-        positions = np.minimum(np.arange(self.length, self.length + runner.ar), self.context - 1)
+        positions = np.arange(self.length, self.length + runner.ar)
         if kind == "input_ids":
             ids = np.zeros(tensor.shape, dtype=np.int32)
             ids[0, : len(chunk)] = chunk

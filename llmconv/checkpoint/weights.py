@@ -94,24 +94,27 @@ def _read_header(file: Path) -> dict[str, _Entry]:
             if length > size - 8:
                 raise CheckpointError(f"{file}: truncated inside its header; download it again")
             header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return {name: _read_entry(file, name, item, 8 + length, size) for name, item in header.items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: missing; is the download complete?") from error
-    except (struct.error, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    except (struct.error, ValueError, TypeError, LookupError, AttributeError) as error:  # a header of another form
         raise CheckpointError(f"{file}: not a safetensors file; download it again") from error
-    entries = {}
-    for name, item in header.items():
-        if name == "__metadata__":
-            continue
-        if item["dtype"] not in _DTYPES:
-            raise CheckpointError(f"{file}: tensor '{name}' has dtype {item['dtype']}; use one of {', '.join(_DTYPES)}")
-        begin, end = (8 + length + offset for offset in item["data_offsets"])
-        entry = _Entry(file, _DTYPES[item["dtype"]], tuple(item["shape"]), begin, end)
-        if end > size:
-            raise CheckpointError(f"{file}: truncated: tensor '{name}' ends at byte {end} of {size}; download it again")
-        if end - begin != torch.Size(entry.shape).numel() * entry.dtype.itemsize:
-            raise CheckpointError(f"{file}: tensor '{name}' has {end - begin} bytes, not what its shape needs")
-        entries[name] = entry
-    return entries
+
+
+def _read_entry(file: Path, name: str, item: dict[str, Any], data: int, size: int) -> _Entry:
+    """One tensor of a header; `data` is where the file's tensors begin."""
+    if item["dtype"] not in _DTYPES:
+        raise CheckpointError(f"{file}: tensor '{name}' has dtype {item['dtype']}; use one of {', '.join(_DTYPES)}")
+    begin, end = (data + offset for offset in item["data_offsets"])
+    entry = _Entry(file, _DTYPES[item["dtype"]], tuple(item["shape"]), begin, end)
+    if end > size:
+        raise CheckpointError(f"{file}: truncated: tensor '{name}' ends at byte {end} of {size}; download it again")
+    if end - begin != torch.Size(entry.shape).numel() * entry.dtype.itemsize:
+        raise CheckpointError(f"{file}: tensor '{name}' has {end - begin} bytes, not what its shape needs")
+    return entry
 
 
 @dataclass

@@ -63,7 +63,8 @@ def _apply(step: fx.Node, axes: list[int]) -> list[int]:
         axes.insert(int(step.args[1]) % (rank + 1), _NEW)  # type: ignore[arg-type]
     elif step.target in (aten.squeeze.dim, aten.squeeze.dims):
         dims = step.args[1] if isinstance(step.args[1], list | tuple) else [step.args[1]]
-        gone = {int(d) % rank for d in dims}  # type: ignore[arg-type]
+        lengths = shape_of(step.args[0])  # type: ignore[arg-type]
+        gone = {int(d) % rank for d in dims if lengths[int(d)] == 1}  # type: ignore[arg-type]  # torch leaves longer ones
         axes = [axis for i, axis in enumerate(axes) if i not in gone]
     return axes
 

@@ -20,12 +20,15 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
 
     The module lies on the meta device and has one submodule `rotary` that returns (cos, sin).
     Every node of the result carries a structural name: the path of the module that made it, then the op.
+
+    Raises:
+        PassError: the module has no submodule `rotary`.
     """
     ids, positions = (torch.zeros(1, ar, dtype=torch.int32, device="meta") for _ in range(2))
-    rotary = next(m for path, m in module.named_modules() if path.split(".")[-1] == "rotary")
-    hook = rotary.register_forward_hook(
-        lambda _m, _i, out: (ops.mark(out[0], "rope_cos"), ops.mark(out[1], "rope_sin"))
-    )
+    rotary = next((m for path, m in module.named_modules() if path.split(".")[-1] == "rotary"), None)
+    if rotary is None:
+        raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
+    hook = rotary.register_forward_hook(_mark_rotary)
     try:
         with torch.no_grad():
             exported = torch.export.export(module, (ids, positions), strict=False)

@@ -80,9 +80,11 @@ class Lowering:
         return self.table[node.target](self, node)
 
     def value(self, node: Any) -> gs.Tensor:
-        """The float value of an argument: a node's, or a number's."""
+        """The float value of an argument: a node's, a weight's, or a number's."""
         if not isinstance(node, fx.Node):
             return self.constant(float(node))
+        if is_weight(node):
+            return self.weight(node)
         if node not in self._values:  # quantized; a value that nobody reads gets no DequantizeLinear
             self._values[node] = self._dequantize(self._quantized[node], *self._known(node))
         return self._values[node]
@@ -126,10 +128,12 @@ class Lowering:
         start, stop, chain = 0, None, node
         while chain.op != "get_attr":
             if chain.target.name() == "aten::slice.Tensor":  # type: ignore[union-attr]
-                _, dim, low, high = chain.args[:4]
-                if dim != 0 or stop is not None:
+                given: list[Any] = [*chain.args, *(0, None, None, 1)[len(chain.args) - 1 :]]
+                source, dim, low, high, step = given
+                shape = shape_of(source)
+                if dim % len(shape) != 0 or step != 1 or stop is not None:
                     raise LoweringError(f"weight '{name_of(node)}' is cut in a way that has no lowering")
-                start, stop = int(low), int(high)  # type: ignore[arg-type]
+                start, stop, _ = slice(low, high).indices(shape[0])
             elif chain.target.name() != "aten::unsqueeze":  # type: ignore[union-attr]
                 raise LoweringError(f"weight '{name_of(node)}' is moved by {chain.target}, which has no lowering")
             chain = chain.all_input_nodes[0]

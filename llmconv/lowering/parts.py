@@ -50,7 +50,7 @@ class BundleStore:
         self.folder = folder
         try:
             self.index: dict[str, dict[str, Any]] = json.loads((folder / ENCODINGS).read_text())["weights"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{folder / ENCODINGS}: missing or damaged; convert again") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -81,6 +81,6 @@ def read_encodings(folder: Path) -> Encodings:
     """The encodings of a bundle's values; its weights lie on their grids already."""
     try:
         values = json.loads((folder / ENCODINGS).read_text())["values"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder / ENCODINGS}: missing or damaged; convert again") from error
     return Encodings({name: Encoding(**item) for name, item in values.items()})

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmconv.checkpoint.weights import WeightStore
+from llmconv.errors import LoweringError
 from llmconv.quantization.encodings import WeightEncoding
 
 _ALIGNMENT = 64  # bytes; where a weight starts
@@ -71,7 +72,11 @@ class WeightFile:
         self._file.close()
 
     def place(self, name: str) -> Placed:
-        """Where the weight lies; writes it when asked for the first time."""
+        """Where the weight lies; writes it when asked for the first time.
+
+        Raises:
+            LoweringError: its rows are to have 4 bits, and do not end at a byte.
+        """
         if name not in self.placed:
             self.placed[name] = self._write(name)
         return self.placed[name]
@@ -87,6 +92,8 @@ class WeightFile:
             return Placed(32, offset, len(data) // rows, np.empty(0, np.float32), 0, tuple(weight.shape))
         ints, scale, zero_point = encoding.quantize(weight)
         if encoding.bits == 4:
+            if weight.numel() // rows % 2:  # readers take rows by whole bytes
+                raise LoweringError(f"weight '{name}' of shape {list(weight.shape)} has odd rows; give it 8 bits")
             data = pack_int4(ints.to(torch.int8).numpy()).tobytes()
         elif encoding.bits == 8:
             data = ints.to(torch.int8).numpy().tobytes()

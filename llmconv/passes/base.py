@@ -90,6 +90,3 @@ class RewritePass(GraphPass):
     def replace(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`replacement`, told which of several targets it replaces; override this one where that matters."""
         return self.replacement(*args, **kwargs)
-
-
-__all__ = ["GraphPass", "Pass", "RewritePass", "name_of"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.bundle.decoder import Decoder, takes_past
+from llmconv.bundle.decoder import Decoder, reach
 from llmconv.checkpoint.weights import WeightStore
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.evaluate import TorchRunner
@@ -52,20 +52,19 @@ class Verifier:
         self.tokens, self.weights = list(tokens), weights
         self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
 
-    def error(self, graph: Graph) -> float:
-        """The largest difference of a logit, reading the tokens through this graph alone."""
+    def error(self, graph: Graph) -> float | None:
+        """The largest difference of a logit, reading the tokens through this graph alone; None where it needs more."""
         runner = TorchRunner(graph, self.weights)
         rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
-        count = len(self.tokens) if takes_past(runner) else min(graph.ar, len(self.tokens))
-        logits = Decoder([runner], rope).read(self.tokens[:count], only=graph.name)
+        count = reach(runner, len(self.tokens))
+        if not count:
+            return None
+        logits = Decoder([runner], rope).read(self.tokens[:count])
         return float(np.abs(logits - self._rows(graph, count, len(logits))).max())
 
     def _rows(self, graph: Graph, count: int, found: int) -> NDArray[np.float32]:
         """The source's rows; only the last of each run where the graph gives no others."""
-        if found == count:
-            return self.expected[:count]
-        lasts = [min(end, count) - 1 for end in range(graph.ar, count + graph.ar, graph.ar)]
-        return self.expected[lasts]
+        return self.expected[:count] if found == count else self.expected[graph.ar - 1 : count : graph.ar]
 
 
 class PassManager:
@@ -120,25 +119,29 @@ class PassManager:
         start = time.perf_counter()
         try:
             changed = p.run(model)
+            seconds = time.perf_counter() - start
+            errors = self._verify(p, model) if changed else {}
         except LlmconvError as error:
             raise PassError(f"{where}: {error}") from error
         except Exception as error:
-            raise PassError(f"{where} failed: {type(error).__name__}: {error}") from error
-        seconds = time.perf_counter() - start
-        errors = self._verify(p, model, where) if changed else {}
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise PassError(f"{where} failed: {type(error).__name__}: {reason}") from error
         nodes = {g.name: (counts[g.name], _count(g)) for g in model.graphs.values()}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return PassReport(p.name, seconds, changed, nodes, errors, peak)
 
-    def _verify(self, p: Pass, model: Model, where: str) -> dict[str, float]:
+    def _verify(self, p: Pass, model: Model) -> dict[str, float]:
         if self.verifier is None or p.tolerance is None:
             return {}
         errors = {}
         for graph in model.graphs.values():
-            errors[graph.name] = error = self.verifier.error(graph)
+            error = self.verifier.error(graph)
+            if error is None:
+                continue
+            errors[graph.name] = error
             if not error <= p.tolerance:  # also true of NaN
                 raise PassError(
-                    f"{where}: graph '{graph.name}' differs from the source by {error:.3g} at a logit, "
+                    f"graph '{graph.name}' differs from the source by {error:.3g} at a logit, "
                     f"more than {p.tolerance:.0e}; the pass is wrong for this model"
                 )
         return errors

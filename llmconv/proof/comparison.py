@@ -66,7 +66,7 @@ class Comparison:
 class PairedRunner:
     """Runs two runners on the same inputs and gives the first's outputs; what differs goes into a `Comparison`.
 
-    Rows beyond `rows` tokens of a run are padding; both runners have the parts' integers in `raw`.
+    All rows are compared, so runs must not be padded. Runners with the parts' integers in `raw` are compared by those.
     """
 
     def __init__(self, first: Runner, second: Runner, comparison: Comparison) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from llmconv.bundle.bundle import Bundle
-from llmconv.bundle.decoder import Decoder, Runner, takes_past
+from llmconv.bundle.decoder import Decoder, gives_all_rows, reach
 from llmconv.convert.prepare import make_verifier, trace_graphs
 from llmconv.graph.evaluate import TorchRunner
 from llmconv.graph.trace import trace
@@ -104,10 +104,10 @@ def _passes(subject: Subject, reports: Sequence[PassReport] | None) -> Iterator[
                 name = f"{graph} after {report.name}, largest difference of a logit"
                 yield at_most(2, name, error, FLOAT_TOLERANCE)
     runners = [TorchRunner(graph, weights) for graph in model.graphs.values()]
-    rows = [subject.decoder(r).read(verifier.tokens[: _reach(r, len(verifier.tokens))]) for r in runners]
-    if any(len(r) != _reach(runner, len(verifier.tokens)) for r, runner in zip(rows, runners, strict=True)):
+    if not all(gives_all_rows(r) for r in runners):
         yield Check(2, "graphs against each other", "not run: a graph gives the last row of its logits alone")
         return
+    rows = [subject.decoder(r).read(verifier.tokens[: reach(r, len(verifier.tokens))]) for r in runners]
     count = min(len(r) for r in rows)
     error = max(float(np.abs(r[:count] - rows[0][:count]).max()) for r in rows)
     yield at_most(2, f"graphs against each other at each of {count} positions, KV cache", error, FLOAT_TOLERANCE)
@@ -119,7 +119,7 @@ def _lowering(subject: Subject) -> Iterator[Check]:
     for name, graph in model.graphs.items():
         subject.progress("prove", f"{name} on {first}")
         torch_runner = TorchRunner(graph, model.weights, model.encodings)
-        tokens = subject.windows[0][: _reach(torch_runner, LOWERING_TOKENS)]
+        tokens = subject.windows[0][: reach(torch_runner, max(LOWERING_TOKENS, graph.ar))]
         expected = subject.decoder(torch_runner).read(tokens)
         with subject.open(first, name) as (runner,):
             found = subject.decoder(runner).read(tokens)
@@ -151,7 +151,7 @@ def _read_held_out(decoder: Decoder, windows: Sequence[Sequence[int]]) -> None:
     for window in windows:
         if read >= GREEDY_POSITIONS:
             return
-        length = _reach(runner, len(window)) // runner.ar * runner.ar
+        length = reach(runner, len(window)) // runner.ar * runner.ar
         decoder.reset()
         decoder.read(window[:length])
         read += length
@@ -186,6 +186,9 @@ def _perplexity(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
         return
     model, windows = subject.quantized, subject.windows
     name, graph = max(model.graphs.items(), key=lambda item: item[1].ar)
+    if not gives_all_rows(TorchRunner(graph, model.weights)):
+        yield Check(6, "perplexity", f"not run: graph '{name}' gives the last row of its logits alone")
+        return
     if subject.checkpoint is not None:
         source = subject.checkpoint.source
         weights, length = source.weights(), len(windows[0])
@@ -215,8 +218,3 @@ def _judged(figures: dict[str, float], runtime: str, *, measured_now: bool) -> I
         ratio = figures[kind] / figures["float"]
         measured = f"{figures[kind]:.2f}, ratio {ratio:.4f}"
         yield Check(6, f"perplexity, {what}", measured, f"ratio ≤ {bound}", ratio <= bound)
-
-
-def _reach(runner: Runner, count: int) -> int:
-    """How many of `count` tokens a graph can read by itself: one run's where it takes no past."""
-    return min(count, runner.context) if takes_past(runner) else min(runner.ar, count)

@@ -28,9 +28,9 @@ class Encoding:
         low, high = min(low, 0.0), max(high, 0.0)
         top = 2**bits - 1
         if symmetric:
-            scale = _float32(max(-low, high) / (2 ** (bits - 1) - 1) or 1.0)
+            scale = _float32(max(-low, high) / (2 ** (bits - 1) - 1)) or 1.0
             return cls(bits, scale, 2 ** (bits - 1))
-        scale = _float32((high - low) / top or 1.0 / top)
+        scale = _float32((high - low) / top) or _float32(1.0 / top)  # a range too narrow for float32 has none
         return cls(bits, scale, min(top, max(0, round(-low / scale))))
 
     @property

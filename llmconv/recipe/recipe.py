@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Sequence
@@ -156,7 +157,7 @@ class Recipe(_Section):
         values = {key: dict(item) if isinstance(item, dict) else item for key, item in values.items()}
         _resolve(values, Path.cwd())
         try:
-            return cls.model_validate(values)
+            return cls.model_validate_json(json.dumps(values, default=str), strict=True)  # "2" and true are not 2
         except ValidationError as error:
             raise RecipeError(f"{where}: {_first_message(error)}") from error
 

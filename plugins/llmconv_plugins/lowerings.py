@@ -32,6 +32,8 @@ _RESHAPE = (
 
 
 def _same(low: Lowering, node: fx.Node) -> gs.Tensor:
+    if node.kwargs:
+        raise LoweringError(f"'{name_of(node)}': {node.target} with {', '.join(node.kwargs)} has no lowering")
     return low.emit(_SAME[node.target], node, [low.value(x) for x in node.args])  # type: ignore[index]
 
 
@@ -51,10 +53,10 @@ def _transpose(low: Lowering, node: fx.Node) -> gs.Tensor:
 
 
 def _slice(low: Lowering, node: fx.Node) -> gs.Tensor:
-    source, dim, start, stop = (*node.args, None, None)[:4]
-    assert isinstance(source, fx.Node)
-    axis = int(dim) % len(shape_of(node))  # type: ignore[arg-type]
-    low_end, high_end, step = slice(start, stop).indices(shape_of(source)[axis])
+    given: list[Any] = [*node.args, *(0, None, None, 1)[len(node.args) - 1 :]]
+    source, dim, start, stop, step = given
+    axis = dim % len(shape_of(node))
+    low_end, high_end, step = slice(start, stop, step).indices(shape_of(source)[axis])
     bounds = [low.integers([low_end]), low.integers([high_end]), low.integers([axis]), low.integers([step])]
     return low.emit("Slice", node, [low.value(source), *bounds])
 
@@ -80,8 +82,10 @@ def _rms_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
 
 
 def _conv2d(low: Lowering, node: fx.Node) -> gs.Tensor:
-    x, weight, bias, *rest = (*node.args, None)
-    if any(v not in (None, [1, 1], [0, 0], 1) for v in rest):
+    given: list[Any] = [*node.args, *(None, [1, 1], [0, 0], [1, 1], 1)[len(node.args) - 2 :]]
+    x, weight, bias, stride, padding, _, groups = given
+    kernel = list(shape_of(_node(weight))[2:])
+    if kernel != [1, 1] or stride != [1, 1] or padding != [0, 0] or groups != 1:
         raise LoweringError(f"'{name_of(node)}': only 1×1 convolutions of stride 1 have a lowering")
     inputs = [low.value(x), low.weight(_node(weight))]
     if bias is not None:

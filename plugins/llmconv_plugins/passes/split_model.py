@@ -69,6 +69,8 @@ class SplitModel(Pass):
             raise PassError(
                 f"split_model: layers = {sizes} must be positive and add up to the {layers} layers there are"
             )
+        if sizes is not None and self.parts not in (1, len(sizes)):
+            raise PassError(f"split_model: layers = {sizes} are {len(sizes)} parts, but parts = {self.parts}; set one")
         if self.parts < 1 or self.parts > layers:
             raise PassError(f"split_model: parts = {self.parts}, but the model has {layers} layers; use 1 to {layers}")
         sizes = sizes or _balance(_layer_weights(part, boundaries), self.parts)

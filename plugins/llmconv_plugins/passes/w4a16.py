@@ -113,20 +113,20 @@ class W4A16(Pass):
                 if node.op != "get_attr" or name_of(node) in found:
                     continue
                 name = name_of(node)
-                width = self.lm_head_bits if name in heads else self.weight_bits
-                for pattern, bits in self.bits.items():
-                    if fnmatchcase(name, pattern):
-                        matched.add(pattern)
-                        width = bits
                 uses = set(_uses(node))
                 if uses <= {(aten.conv2d.default, 1), (aten.linear.default, 1)}:
+                    width = self.lm_head_bits if name in heads else self.weight_bits
+                    for pattern, bits in self.bits.items():
+                        if fnmatchcase(name, pattern):
+                            matched.add(pattern)
+                            width = bits
                     found[name] = WeightEncoding(width, self.clip)
                 elif uses <= {(aten.embedding.default, 0), (aten.rms_norm.default, 2)}:
                     found[name] = WeightEncoding(16)
                 elif not uses <= {(aten.conv2d.default, 2), (aten.linear.default, 2)}:  # a bias follows its op's scales
                     raise PassError(f"w4a16: weight '{name}' is used by {uses}, which has no quantized form")
         if unmatched := set(self.bits) - matched:
-            raise PassError(f"w4a16: bits names {sorted(unmatched)[0]!r}, which no weight matches")
+            raise PassError(f"w4a16: bits names {sorted(unmatched)[0]!r}, which no convolution's weight matches")
         return found
 
 

@@ -32,51 +32,80 @@ class LlamaSource(Source):
 
     @cached_property
     def _json(self) -> dict[str, Any]:
-        file = self.checkpoint / "config.json"
+        file = self._file
         if not self.checkpoint.is_dir():
             raise CheckpointError(f"{self.checkpoint}: no such folder; set model.checkpoint or pass --checkpoint")
         try:
-            values: dict[str, Any] = json.loads(file.read_text())
+            values: Any = json.loads(file.read_text())
         except FileNotFoundError as error:
             raise CheckpointError(f"{file}: missing; is the download complete?") from error
         except ValueError as error:
             raise CheckpointError(f"{file}: not JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file}: not a table of keys; download it again")
         for key, allowed in _IMPLEMENTED.items():
             if key in values and values[key] not in allowed:
                 raise CheckpointError(f"{file}: {key} = {values[key]!r} is not implemented by source 'llama'")
-        rope: dict[str, Any] = values.get("rope_parameters") or {}  # how transformers ≥ 5 writes it
+        rope = values.get("rope_parameters") or {}  # how transformers ≥ 5 writes it
+        if not isinstance(rope, dict):
+            raise CheckpointError(f"{file}: rope_parameters must be a table, not {rope!r}")
         if rope.get("rope_type", "default") != "default":
             raise CheckpointError(f"{file}: rope_type = {rope['rope_type']!r} is not implemented by source 'llama'")
         values.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
         return values
 
-    def _int(self, key: str, default: int | None = None) -> int:
-        value = self._json.get(key, default)
-        if value is None:
-            value = default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise CheckpointError(f"{self.checkpoint / 'config.json'}: {key} must be a whole number, not {value!r}")
+    def _int(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self._json.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            bound = f" above {least - 1}" if least else ""
+            raise CheckpointError(f"{self._file}: {key} must be a whole number{bound}, not {value!r}")
         return value
+
+    def _float(self, key: str, default: float) -> float:
+        value = self._json.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{self._file}: {key} must be a number, not {value!r}")
+        return float(value)
+
+    def _eos(self) -> tuple[int, ...]:
+        value = self._json.get("eos_token_id", 2)
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(i) is int for i in ids):
+            raise CheckpointError(f"{self._file}: eos_token_id must be a whole number or a list of them, not {value!r}")
+        return tuple(ids)
+
+    @property
+    def _file(self) -> Path:
+        return self.checkpoint / "config.json"
 
     @cached_property
     def _sizes(self) -> LlamaSizes:
         heads = self._int("num_attention_heads")
+        kv_heads = self._int("num_key_value_heads", heads)
+        if heads % kv_heads:
+            raise CheckpointError(
+                f"{self._file}: num_attention_heads = {heads} is no multiple of num_key_value_heads = {kv_heads}"
+            )
+        head_dim = self._int("head_dim", self._int("hidden_size") // heads)
+        if head_dim % 2:
+            raise CheckpointError(f"{self._file}: head_dim = {head_dim} is odd; RoPE rotates halves")
         return LlamaSizes(
             vocabulary=self._int("vocab_size"),
             hidden=self._int("hidden_size"),
             intermediate=self._int("intermediate_size"),
             layers=self._int("num_hidden_layers"),
             heads=heads,
-            kv_heads=self._int("num_key_value_heads", heads),
-            head_dim=self._int("head_dim", self._int("hidden_size") // heads),
-            norm_eps=float(self._json.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(self._json["rope_theta"]),
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            norm_eps=self._float("rms_norm_eps", 1e-6),
+            rope_theta=self._float("rope_theta", 10000.0),
             attention_bias=bool(self._json.get("attention_bias", False)),
         )
 
     def config(self) -> ModelConfig:
         """The model's sizes."""
-        sizes, eos = self._sizes, self._json.get("eos_token_id", 2)
+        sizes = self._sizes
         return ModelConfig(
             family="llama",
             layers=sizes.layers,
@@ -86,8 +115,8 @@ class LlamaSource(Source):
             head_dim=sizes.head_dim,
             vocabulary=sizes.vocabulary,
             positions=self._int("max_position_embeddings", 2048),
-            bos=self._int("bos_token_id", 1),
-            eos=tuple(eos) if isinstance(eos, list) else (int(eos),),
+            bos=self._int("bos_token_id", 1, least=0),
+            eos=self._eos(),
             rope_theta=sizes.rope_theta,
         )
 
@@ -129,7 +158,7 @@ class LlamaSource(Source):
 
     def description(self) -> list[Path]:
         """config.json and the tokenizer."""
-        return [self.checkpoint / "config.json", self.tokenizer().file]
+        return [self._file, self.tokenizer().file]
 
     def reference(self) -> nn.Module | None:
         """The same checkpoint in transformers, float32, or None where transformers is not installed."""

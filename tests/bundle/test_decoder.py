@@ -1,0 +1,232 @@
+"""The host's side: which graph reads which chunk, and what each input holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_graphs import tiny_causal
+
+from llmconv import (
+    IO,
+    MASKED,
+    Arrays,
+    Decoder,
+    LlmconvError,
+    Model,
+    PassManager,
+    TorchRunner,
+    random_weights,
+    trace,
+)
+from llmconv.bundle.decoder import ContextFullError, Tensor, takes_past
+from llmconv_plugins.passes.kv_cache_io import KVCacheIO
+
+CONTEXT = 8
+FLOAT32 = 1e-5  # rounding of attention's sums in another order
+
+
+@dataclass
+class FakeRunner:
+    """Remembers its inputs; the key of a token is 10 + its id, its logits are its id and its position."""
+
+    name: str
+    ar: int
+    context: int = CONTEXT
+    last_row: bool = False
+    seen: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        past = self.context - self.ar
+        found = {
+            "ids": Tensor(IO("input_ids"), (1, self.ar)),
+            "positions": Tensor(IO("position_ids"), (1, self.ar)),
+            "mask": Tensor(IO("attention_mask"), (1, 1, self.ar, self.context)),
+            "cos": Tensor(IO("rope_cos"), (1, 1, self.ar, 1)),
+            "sin": Tensor(IO("rope_sin"), (1, 1, self.ar, 1)),
+        }
+        if past:
+            found["key_in"] = Tensor(IO("past_key", 0, 0, 3), (1, 1, 1, past))
+        return found
+
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        rows = 1 if self.last_row else self.ar
+        return {
+            "key_out": Tensor(IO("new_key", 0, 0, 3), (1, 1, 1, self.ar)),
+            "logits": Tensor(IO("logits"), (1, rows, 2)),
+        }
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        self.seen.append(dict(inputs))
+        ids = inputs["ids"].astype(np.float32)
+        logits = np.stack([ids[0], inputs["positions"][0]], axis=-1)[None]
+        return {"key_out": 10 + ids[None, None], "logits": logits[:, -1:] if self.last_row else logits}
+
+
+ROPE = (np.arange(CONTEXT, dtype=np.float32)[:, None], -np.arange(CONTEXT, dtype=np.float32)[:, None])
+
+
+def decoder(*runners: FakeRunner) -> Decoder:
+    return Decoder(runners, ROPE)
+
+
+def test_chunks_take_the_largest_graph_and_a_single_token_the_token_graph() -> None:
+    prompt, token = FakeRunner("prompt", 3), FakeRunner("token", 1)
+    reader = decoder(token, prompt)
+    logits = reader.read([5, 6, 7, 8])
+    assert (len(prompt.seen), len(token.seen)) == (1, 1)
+    assert logits.tolist() == [[5, 0], [6, 1], [7, 2], [8, 3]]
+    reader.read([9])
+    assert (len(prompt.seen), len(token.seen)) == (1, 2)
+    reader.read([1, 2])
+    assert (len(prompt.seen), len(token.seen)) == (2, 2)
+    assert reader.length == 7
+
+
+def test_short_chunk_is_padded_on_the_right() -> None:
+    prompt = FakeRunner("prompt", 4)
+    logits = decoder(prompt).read([5, 6])
+    assert prompt.seen[0]["ids"].tolist() == [[5, 6, 0, 0]]
+    assert prompt.seen[0]["ids"].dtype == np.int32
+    assert prompt.seen[0]["positions"].tolist() == [[0, 1, 2, 3]]
+    assert logits.tolist() == [[5, 0], [6, 1]]
+
+
+def test_padding_never_enters_the_cache() -> None:
+    prompt, token = FakeRunner("prompt", 4), FakeRunner("token", 1)
+    reader = decoder(prompt, token)
+    reader.read([5, 6])
+    reader.read([7])
+    assert token.seen[0]["key_in"].reshape(-1).tolist() == [15, 16, 0, 0, 0, 0, 0]
+    assert token.seen[0]["positions"].tolist() == [[2]]
+
+
+def test_mask_shows_the_past_that_is_filled_and_the_new_causally() -> None:
+    prompt = FakeRunner("prompt", 3)
+    reader = decoder(prompt)
+    reader.read([1, 2])
+    reader.read([3, 4])
+    first, second = (np.where(s["mask"] == MASKED, 0, 1)[0, 0].tolist() for s in prompt.seen)
+    assert first == [[0, 0, 0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1, 1, 1]]
+    assert second == [[1, 1, 0, 0, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 1, 1, 1]]
+    assert set(np.unique(prompt.seen[0]["mask"])) == {0.0, MASKED}
+
+
+def test_rope_rows_are_those_of_the_positions() -> None:
+    prompt = FakeRunner("prompt", 3)
+    reader = decoder(prompt)
+    reader.read([1, 2])
+    reader.read([3])
+    assert prompt.seen[1]["cos"].reshape(-1).tolist() == [2, 3, 4]
+    assert prompt.seen[1]["sin"].reshape(-1).tolist() == [-2, -3, -4]
+
+
+def test_positions_stay_within_the_context() -> None:
+    """Padding of the last chunk that fits has positions too, for which there are rows of the RoPE table."""
+    prompt = FakeRunner("prompt", 3)
+    reader = decoder(prompt)
+    reader.read([1, 2, 3])
+    reader.read([4, 5])
+    reader.read([6])
+    assert prompt.seen[-1]["positions"].tolist() == [[5, 6, 7]]
+    assert prompt.seen[-1]["cos"].reshape(-1).tolist() == [5, 6, 7]
+
+
+def test_context_is_full_at_its_very_end() -> None:
+    reader = decoder(FakeRunner("prompt", 3), FakeRunner("token", 1))
+    assert len(reader.read(list(range(CONTEXT)))) == CONTEXT
+    with pytest.raises(ContextFullError, match="the context of 8 tokens is full"):
+        reader.read([1])
+    reader.reset()
+    with pytest.raises(ContextFullError):
+        reader.read(list(range(CONTEXT + 1)))
+
+
+def test_prompt_graph_stops_where_its_past_is_full() -> None:
+    prompt = FakeRunner("prompt", 3)
+    reader = decoder(prompt)
+    reader.read([1, 2, 3, 4, 5])
+    reader.read([6, 7, 8])  # 5 in the past is all that fits beside 3
+    with pytest.raises(ContextFullError):
+        reader.read([9])
+    other = decoder(FakeRunner("prompt", 3))
+    other.read([1, 2, 3, 4, 5, 6])
+    with pytest.raises(ContextFullError):
+        other.read([7])
+
+
+def test_near_the_end_the_token_graph_goes_on() -> None:
+    prompt, token = FakeRunner("prompt", 3), FakeRunner("token", 1)
+    reader = decoder(prompt, token)
+    reader.read(list(range(6)))
+    reader.read([6, 7])
+    assert len(token.seen) == 2
+
+
+def test_graph_without_past_reads_one_chunk_alone() -> None:
+    whole = FakeRunner("whole", CONTEXT)
+    assert not takes_past(whole)
+    reader = decoder(whole)
+    reader.read([1, 2])
+    with pytest.raises(ContextFullError):
+        reader.read([3])
+    reader.reset()
+    reader.read([3])
+    assert len(whole.seen) == 2
+
+
+def test_reset_forgets() -> None:
+    token = FakeRunner("token", 1)
+    reader = decoder(token)
+    reader.read([5])
+    reader.reset()
+    reader.read([6])
+    assert token.seen[1]["key_in"].sum() == 0
+    assert token.seen[1]["positions"].tolist() == [[0]]
+
+
+def test_one_row_a_chunk_where_a_graph_gives_its_last_alone() -> None:
+    assert decoder(FakeRunner("prompt", 2, last_row=True)).read([1, 2, 3, 4]).tolist() == [[2, 1], [4, 3]]
+
+
+def test_rope_inputs_need_a_table() -> None:
+    with pytest.raises(LlmconvError, match="graph 'token' takes RoPE inputs"):
+        Decoder([FakeRunner("token", 1)], None).read([1])
+
+
+def test_unknown_input_and_missing_logits_are_named() -> None:
+    class Strange(FakeRunner):
+        @property
+        def inputs(self) -> Mapping[str, Tensor]:
+            return {"h": Tensor(IO("hidden"), (1,))}
+
+    class Silent(FakeRunner):
+        @property
+        def outputs(self) -> Mapping[str, Tensor]:
+            return {}
+
+    with pytest.raises(LlmconvError, match="graph 'strange' has an input of kind hidden"):
+        decoder(Strange("strange", 1)).read([1])
+    with pytest.raises(LlmconvError, match="graph 'silent' has no logits"):
+        decoder(Silent("silent", 1)).read([1])
+
+
+@pytest.mark.parametrize("names", [("prompt",), ("token",), ("prompt", "token"), ("whole",)])
+def test_real_graphs_agree_with_the_stateless_module(names: tuple[str, ...]) -> None:
+    """Five tokens through graphs with a cache, in chunks, against the module that reads all at once."""
+    module, tokens = tiny_causal(), [3, 1, 4, 1, 5]
+    weights, shapes = random_weights(module), {"prompt": (2, 8), "token": (1, 8), "whole": (8, 8)}
+    model = Model({n: trace(module, *shapes[n], n) for n in names}, weights, None)
+    PassManager([KVCacheIO()]).run(model)
+    runners = [TorchRunner(g, weights) for g in model.graphs.values()]
+    rope = next(iter(model.graphs.values())).rope
+    assert rope is not None
+    found = Decoder(runners, (rope[0].numpy(), rope[1].numpy())).read(tokens)
+    expected = Decoder([TorchRunner(trace(module, 5, 5, "source"), weights)], None).read(tokens)
+    assert torch.allclose(torch.from_numpy(found), torch.from_numpy(expected), atol=FLOAT32)

@@ -1,0 +1,134 @@
+"""Tracing: names by place, shapes on every node, weights without data, roles kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_graphs import VOCABULARY, TinyCausal, tiny_causal
+from torch import Tensor, fx, nn
+
+from llmconv import (
+    IO,
+    ROLE,
+    Graph,
+    PassError,
+    aten,
+    inputs_of,
+    io_of,
+    is_weight,
+    name_of,
+    outputs_of,
+    shape_of,
+    trace,
+)
+
+AR, CONTEXT = 3, 8
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    """The tiny module, traced once; tests of this file look and change nothing."""
+    return trace(tiny_causal(), AR, CONTEXT, "prompt")
+
+
+@pytest.fixture(scope="module")
+def nodes(graph: Graph) -> dict[str, fx.Node]:
+    return {name_of(n): n for n in graph.parts[0].graph.nodes if n.op != "output"}
+
+
+def test_one_part_of_the_asked_size(graph: Graph) -> None:
+    assert (graph.name, graph.ar, graph.context, len(graph.parts), graph.rope) == ("prompt", AR, CONTEXT, 1, None)
+    assert graph.label(0) == "prompt_ar3_cl8_1_of_1"
+
+
+def test_inputs_and_outputs(graph: Graph) -> None:
+    (part,) = graph.parts
+    assert io_of(part) == (
+        {"input_ids": IO("input_ids"), "position_ids": IO("position_ids")},
+        {"logits": IO("logits")},
+    )
+    assert [shape_of(n) for n in inputs_of(part).values()] == [(1, AR)] * 2
+    assert shape_of(outputs_of(part)["logits"]) == (1, AR, VOCABULARY)
+
+
+def test_names_are_unique(graph: Graph, nodes: dict[str, fx.Node]) -> None:
+    assert len(nodes) == len(graph.parts[0].graph.nodes) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("embed", aten.embedding.default),  # the only op of its module has the module's name
+        ("head", aten.linear.default),
+        ("blocks.0.qkv", aten.linear.default),
+        (
+            "blocks.0.sdpa",
+            aten.scaled_dot_product_attention.default,
+        ),  # one op of several: the module's name and its own
+        ("blocks.0.cat", aten.cat.default),
+        ("blocks.0.cat_1", aten.cat.default),
+        ("add", aten.add.Tensor),  # of the root
+    ],
+)
+def test_names_say_where_a_node_stands(nodes: dict[str, fx.Node], name: str, target: torch._ops.OpOverload) -> None:
+    assert nodes[name].target is target
+
+
+def test_names_do_not_depend_on_the_number_of_tokens(nodes: dict[str, fx.Node]) -> None:
+    token = trace(tiny_causal(), 1, CONTEXT, "token")
+    assert [name_of(n) for n in token.parts[0].graph.nodes if n.op != "output"] == list(nodes)
+
+
+def test_every_node_has_its_value(nodes: dict[str, fx.Node]) -> None:
+    assert all("val" in n.meta for n in nodes.values())
+    assert shape_of(nodes["blocks.0.sdpa"]) == (1, 2, AR, 4)
+
+
+def test_weights_have_no_data(graph: Graph, nodes: dict[str, fx.Node]) -> None:
+    parameters = {name for name, _ in tiny_causal().named_parameters()}
+    assert {name for name, n in nodes.items() if n.op == "get_attr"} == parameters
+    assert all(tensor.is_meta for tensor in graph.parts[0].state_dict().values())
+    assert all(is_weight(nodes[name]) for name in parameters)
+    assert not is_weight(nodes["head"])
+
+
+def test_each_weight_stands_before_its_first_use(graph: Graph) -> None:
+    order = list(graph.parts[0].graph.nodes)
+    for node in order:
+        if node.op == "get_attr":
+            assert order[order.index(node) + 1] in node.users
+
+
+def test_rotary_keeps_its_roles_and_loses_its_marks(graph: Graph, nodes: dict[str, fx.Node]) -> None:
+    roles = {n.meta[ROLE]: n for n in nodes.values() if ROLE in n.meta}
+    assert {role: n.target for role, n in roles.items()} == {
+        "rope_cos": aten.cos.default,
+        "rope_sin": aten.sin.default,
+    }
+    assert not [n for n in nodes.values() if n.target is torch.ops.llmconv.mark.default]
+
+
+def test_no_node_is_bound_to_the_meta_device(nodes: dict[str, fx.Node]) -> None:
+    assert not [n for n in nodes.values() if "device" in n.kwargs]
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    module = tiny_causal()
+    trace(module, 1, 4, "token")
+    assert not module.rotary._forward_hooks
+
+
+def test_module_without_rotary_is_refused() -> None:
+    class Plain(TinyCausal):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = self.rotary
+            del self.rotary
+
+        def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+            return self.head(self.embed(input_ids))
+
+    with torch.device("meta"):
+        module: nn.Module = Plain()
+    with pytest.raises(PassError, match="rotary"):
+        trace(module, 1, 4, "token")

@@ -1,0 +1,318 @@
+"""The llama source: the same numbers as transformers from every layout, and one line for whatever is wrong."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import FP32_ROUNDING
+
+from llmconv import CheckpointError, Decoder, ModelConfig, RecipeError, Registry, TorchRunner, trace
+from llmconv_plugins import sources
+from llmconv_plugins.sources.llama import LlamaSource
+
+VOCABULARY, HIDDEN, TOKENS = 24, 16, 7
+BASE: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def write(folder: Path, shards: int = 1, **changes: Any) -> Path:
+    """A checkpoint with random weights, `changes` made to its config.json; None removes a key."""
+    folder.mkdir(exist_ok=True)
+    config = {key: value for key, value in {**BASE, **changes}.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = _tensors(config)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+    files = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+    where = {name: files[i % shards] for i, name in enumerate(tensors)}
+    for file in files:
+        save_file({name: t for name, t in tensors.items() if where[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+def _tensors(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim, hidden, inner = config.get("head_dim", HIDDEN // heads), HIDDEN, config["intermediate_size"]
+    shapes = {"model.embed_tokens.weight": (VOCABULARY, hidden), "model.norm.weight": (hidden,)}
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        for name, rows, columns in (
+            ("q_proj", heads * head_dim, hidden),
+            ("k_proj", kv_heads * head_dim, hidden),
+            ("v_proj", kv_heads * head_dim, hidden),
+            ("o_proj", hidden, heads * head_dim),
+        ):
+            shapes[f"{layer}self_attn.{name}.weight"] = (rows, columns)
+            if config.get("attention_bias"):
+                shapes[f"{layer}self_attn.{name}.bias"] = (rows,)
+        for name, rows, columns in (
+            ("gate_proj", inner, hidden),
+            ("up_proj", inner, hidden),
+            ("down_proj", hidden, inner),
+        ):
+            shapes[f"{layer}mlp.{name}.weight"] = (rows, columns)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{layer}{name}.weight"] = (hidden,)
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (VOCABULARY, hidden)
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for name, shape in shapes.items()}
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = _tensors(json.loads((folder / "config.json").read_text()))
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 2},
+        {"num_key_value_heads": 1, "tie_word_embeddings": True},
+        {"attention_bias": True},
+        {"head_dim": 6},
+        {"rope_theta": 500.0},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ],
+    ids=["mha", "gqa", "mqa_tied", "bias", "head_dim", "rope_theta", "rope_parameters"],
+)
+def test_logits_equal_those_of_transformers(tmp_path: Path, changes: dict[str, Any], shards: int) -> None:
+    source = LlamaSource(write(tmp_path, shards, **changes))
+    tokens = [1, *torch.randint(VOCABULARY, (TOKENS - 1,), generator=torch.Generator().manual_seed(3)).tolist()]
+    graph = trace(source.module(), TOKENS, TOKENS, "prompt")
+    logits = Decoder([TorchRunner(graph, source.weights())], None).read(tokens)
+    reference = source.reference()
+    assert reference is not None
+    with torch.no_grad():
+        expected = reference(torch.tensor([tokens]))[0].numpy()
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(logits, expected, atol=FP32_ROUNDING, rtol=0)
+
+
+def test_rope_theta_is_part_of_the_comparison(tmp_path: Path) -> None:
+    tokens, rows = [1, 5, 9, 3, 7, 11, 2], []
+    for theta in (500.0, 10000.0):
+        source = LlamaSource(write(tmp_path, rope_theta=theta))
+        graph = trace(source.module(), TOKENS, TOKENS, "prompt")
+        rows.append(Decoder([TorchRunner(graph, source.weights())], None).read(tokens))
+    assert np.abs(rows[0] - rows[1]).max() > 10 * FP32_ROUNDING
+
+
+def test_config_gives_what_hosts_need(tmp_path: Path) -> None:
+    config = LlamaSource(write(tmp_path, num_key_value_heads=2, eos_token_id=[2, 5], head_dim=6)).config()
+    assert config == ModelConfig(
+        family="llama",
+        layers=2,
+        hidden=HIDDEN,
+        heads=4,
+        kv_heads=2,
+        head_dim=6,
+        vocabulary=VOCABULARY,
+        positions=64,
+        bos=1,
+        eos=(2, 5),
+        rope_theta=10000.0,
+    )
+
+
+def test_sizes_that_config_leaves_out_follow_from_others(tmp_path: Path) -> None:
+    write(tmp_path)
+    config = {key: value for key, value in BASE.items() if key not in ("num_key_value_heads", "eos_token_id")}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "head_dim": None}))
+    found = LlamaSource(tmp_path).config()
+    assert (found.kv_heads, found.head_dim, found.eos) == (4, 4, (2,))
+
+
+def test_a_tied_lm_head_is_a_second_name_for_the_embedding(tmp_path: Path) -> None:
+    weights = LlamaSource(write(tmp_path, tie_word_embeddings=True)).weights()
+    assert torch.equal(weights.read("lm_head.weight"), weights.read("embed_tokens.weight"))
+    assert torch.equal(weights.read("lm_head.weight", slice(3, 5)), weights.read("embed_tokens.weight")[3:5])
+
+
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    write(tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({name: value.bfloat16() for name, value in t.items()}))
+    read = LlamaSource(tmp_path).weights().read("model.norm.weight".removeprefix("model."))
+    assert read.dtype == torch.float32
+    assert torch.equal(read, _tensors(BASE)["model.norm.weight"].bfloat16().float())
+
+
+def test_the_module_holds_no_data(tmp_path: Path) -> None:
+    assert {p.device.type for p in LlamaSource(write(tmp_path)).module().parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling = .*llama3.* is not implemented"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not implemented"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not implemented"),
+        ({"model_type": "mistral"}, "model_type = 'mistral' is not implemented"),
+        ({"mlp_bias": True}, "mlp_bias = True is not implemented"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config = .* is not implemented"),
+        ({"hidden_size": "16"}, "hidden_size must be a whole number above 0, not '16'"),
+        ({"hidden_size": 16.5}, "hidden_size must be a whole number above 0, not 16.5"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be a whole number above 0, not -1"),
+        ({"num_attention_heads": True}, "num_attention_heads must be a whole number above 0, not True"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number above 0, not 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number above 0, not 0"),
+        ({"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads = 3"),
+        ({"head_dim": 5}, "head_dim = 5 is odd"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number, not 'small'"),
+        ({"rope_theta": "big"}, "rope_theta must be a number, not 'big'"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a whole number or a list of them, not '</s>'"),
+        ({"eos_token_id": [2, "x"]}, r"eos_token_id must be a whole number or a list of them, not \[2, 'x'\]"),
+        ({"bos_token_id": "<s>"}, "bos_token_id must be a whole number, not '<s>'"),
+        ({"rope_parameters": [1]}, r"rope_parameters must be a table, not \[1\]"),
+    ],
+)
+def test_config_that_the_module_does_not_implement(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, **changes}))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        LlamaSource(tmp_path).config()
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+def test_a_size_that_config_lacks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in BASE.items() if k != "vocab_size"}))
+    with pytest.raises(CheckpointError, match="vocab_size must be a whole number above 0, not None"):
+        LlamaSource(tmp_path).config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ("[1]", "not a table of keys"), ("\udc80", "not JSON")]
+)
+def test_config_that_is_no_json_object(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match=f"config.json: {message}") as caught:
+        LlamaSource(tmp_path).config()
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_and_missing_config(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: no such folder; set model"):
+        LlamaSource(tmp_path / "nowhere").config()
+    with pytest.raises(CheckpointError, match=r"config\.json: missing; is the download complete\?"):
+        LlamaSource(tmp_path).config()
+
+
+def drop_shard(folder: Path) -> None:
+    (folder / "model-00002-of-00003.safetensors").unlink()
+
+
+def truncate_shard(folder: Path) -> None:
+    file = folder / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def truncate_header(folder: Path) -> None:
+    file = folder / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def empty_shard(folder: Path) -> None:
+    (folder / "model-00002-of-00003.safetensors").write_bytes(b"")
+
+
+def break_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [')
+
+
+def empty_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def unknown_dtype(folder: Path) -> None:
+    file = folder / "model-00002-of-00003.safetensors"
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = data[8 : 8 + length].replace(b'"F32"', b'"F8X"', 1)
+    file.write_bytes(data[:8] + header + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_shard, r"00002-of-00003\.safetensors: missing; is the download complete\?"),
+        (truncate_shard, r"00002-of-00003\.safetensors: truncated: tensor '.*' ends at byte \d+ of \d+"),
+        (truncate_header, r"00002-of-00003\.safetensors: truncated inside its header; download it again"),
+        (empty_shard, r"00002-of-00003\.safetensors: not a safetensors file; download it again"),
+        (break_index, r"index\.json: damaged; download it again"),
+        (empty_index, r"index\.json: damaged; download it again"),
+        (unknown_dtype, r"00002-of-00003\.safetensors: tensor '.*' has dtype F8X; use one of F64, F32, F16, BF16"),
+    ],
+)
+def test_damaged_shards(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(write(tmp_path, shards=3))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        LlamaSource(tmp_path).weights()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "no tensor 'model.layers.1.mlp.up_proj.weight'"),
+        (lambda t: t.pop("lm_head.weight"), "no tensor 'lm_head.weight'; is the download complete"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(HIDDEN + 1)}),
+            r"tensor 'model.norm.weight' has shape \[17\], config.json asks for \[16\]",
+        ),
+    ],
+)
+def test_tensors_that_are_missing_or_misshapen(tmp_path: Path, change: Callable[..., object], message: str) -> None:
+    change_tensors(write(tmp_path), change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        LlamaSource(tmp_path).weights()
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    (write(tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing; is the download complete"):
+        LlamaSource(tmp_path).weights()
+
+
+def test_missing_and_damaged_tokenizer(tmp_path: Path) -> None:
+    source = LlamaSource(write(tmp_path))
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.model or tokenizer\.json; copy the model's") as caught:
+        source.tokenizer()
+    assert "\n" not in str(caught.value)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer that can be read") as caught:
+        source.tokenizer()
+    assert "\n" not in str(caught.value)
+
+
+def test_options() -> None:
+    registry = Registry.of(sources)
+    with pytest.raises(RecipeError, match="no option 'checkpoints'; did you mean 'checkpoint'"):
+        registry.create("source", "llama", {"checkpoints": "x"})
+    with pytest.raises(RecipeError, match="source 'llama': option 'checkpoint' is missing"):
+        registry.create("source", "llama", {})
+    assert registry.create("source", "llama", {"checkpoint": "x"}) == LlamaSource(Path("x"))
