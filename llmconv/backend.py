@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llmconv.bundle.bundle import Bundle
+from llmconv.checks import Check
 from llmconv.graph.model import Model
 from llmconv.lowering.lower import LoweringTable
-from llmconv.proof.checks import Check
 from llmconv.recipe.targets import Chipset
 
 Progress = Callable[[str, str], None]  # stage, item

@@ -14,20 +14,18 @@ CORE = Path(llmconv.__file__).parent
 PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
 
 # From the ground up: a module imports from rows below its own, and within its row from its own package alone.
-# A name stands for a module, or for every module of a package that no longer name covers.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmconv", "llmconv.errors", "llmconv.naming", "llmconv.hookspecs"),
     ("llmconv.plugins",),
     ("llmconv.recipe", "llmconv.checkpoint"),
     ("llmconv.graph",),
-    ("llmconv.quantization.encodings", "llmconv.bundle", "llmconv.proof.checks"),
-    ("llmconv.graph.evaluate",),
-    ("llmconv.quantization.calibration", "llmconv.passes", "llmconv.lowering"),
-    ("llmconv.testing", "llmconv.backend"),
-    ("llmconv.lowering.parts",),
-    ("llmconv.convert.prepare",),
+    ("llmconv.decoding",),
+    ("llmconv.quantization", "llmconv.passes", "llmconv.lowering", "llmconv.bundle"),
+    ("llmconv.checks", "llmconv.testing"),
+    ("llmconv.backend",),
+    ("llmconv.prepare",),
     ("llmconv.proof",),
-    ("llmconv.convert",),
+    ("llmconv.conversion",),
     ("llmconv.cli",),
     ("llmconv.__main__",),
 )
@@ -104,7 +102,7 @@ def test_layers_name_what_there_is() -> None:
 
 
 def test_layers_would_show_a_violation() -> None:
-    assert row("llmconv.graph.edit")[0] < row("llmconv.graph.evaluate.evaluate")[0]
+    assert row("llmconv.graph.edit")[0] < row("llmconv.decoding.evaluate.evaluate")[0]
     assert row("llmconv.errors.PassError")[0] < row("llmconv.cli.main")[0]
 
 

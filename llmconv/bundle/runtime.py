@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from llmconv.bundle.bundle import SOURCE, Bundle, GraphSpec, TensorSpec
-from llmconv.bundle.decoder import Array, Arrays, Decoder, Runner, Tensor
 from llmconv.checkpoint.source import Source
+from llmconv.decoding.decoder import Array, Arrays, Decoder, Runner, Tensor
 from llmconv.graph.model import IO
 from llmconv.plugins import Registry
 

@@ -71,8 +71,8 @@ def generate(
     opened = Bundle(bundle)  # before torch is imported
     with ExitStack() as stack:
         with display.progress("importing torch") as step:
-            from llmconv.bundle import generate as writing
             from llmconv.bundle.runtime import decoder, source_of
+            from llmconv.decoding import generate as writing
             from llmconv.plugins import Registry
 
             registry = Registry.load()

@@ -42,8 +42,8 @@ def check(
 
     loaded = Recipe.load(recipe, assignments or [])  # before torch is imported
 
-    from llmconv.convert.prepare import check as check_plan
     from llmconv.plugins import Registry
+    from llmconv.prepare import check as check_plan
 
     registry = Registry.load()
     loaded.check(registry)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
 
+from llmconv.checkpoint.source import ModelConfig
+from llmconv.checkpoint.weights import WeightStore
 from llmconv.errors import PassError
+from llmconv.graph.encodings import Encodings
 
 aten = torch.ops.aten
 
@@ -76,9 +79,9 @@ class Model:
     """What passes work on: every graph of a recipe, and the one set of weights that they share."""
 
     graphs: dict[str, Graph]
-    weights: Any
-    config: Any
-    encodings: Any = None
+    weights: WeightStore
+    config: ModelConfig | None
+    encodings: Encodings | None = None
     calibration: Sequence[Sequence[int]] = ()
 
 

@@ -37,6 +37,8 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
     gm = exported.module(check_guards=False)
     if not isinstance(gm, fx.GraphModule):
         raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
+    if (names := [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]) != ["input_ids", "position_ids"]:
+        raise PassError(f"{type(module).__name__}.forward takes {names} instead of input_ids and position_ids")
     _normalize(gm)
     return Graph(name, ar, context, [gm])
 

@@ -15,9 +15,9 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from torch import fx
 
 from llmconv.errors import LoweringError
+from llmconv.graph.encodings import Encoding, Encodings
 from llmconv.graph.model import inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
 from llmconv.lowering.weight_file import Placed, WeightFile
-from llmconv.quantization.encodings import Encoding, Encodings
 
 OPSET = 23  # the first with RMSNormalization
 IR_VERSION = 11  # of opset 23
@@ -150,6 +150,8 @@ class Lowering:
         )
         if name not in self._weights:
             self._weights[name] = self._place(name, view)
+        if tuple(self._weights[name].shape) != view.shape:
+            raise LoweringError(f"weight '{name}' is used in two shapes, which has no lowering")
         return self._weights[name]
 
     def weight_scale(self, node: fx.Node) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,36 +12,45 @@ import numpy as np
 import onnx
 import torch
 
-from llmconv.backend import BuildJob
 from llmconv.errors import BundleError
-from llmconv.lowering.lower import Lowering
+from llmconv.graph.encodings import Encoding, Encodings
+from llmconv.graph.model import Model
+from llmconv.lowering.lower import Lowering, LoweringTable
 from llmconv.lowering.weight_file import WeightFile, unpack_int4
-from llmconv.quantization.encodings import Encoding, Encodings
 
 ONNX_FOLDER = "onnx"
 ENCODINGS = "encodings.json"
 
 
-def write_onnx(job: BuildJob) -> None:
-    """Lower every part of every graph into `onnx/`, and what the weight files hold into `encodings.json`."""
-    folder = job.folder / ONNX_FOLDER
+def write_onnx(
+    model: Model,
+    bundle: Path,
+    lowerings: LoweringTable,
+    progress: Callable[[str, str], None] = lambda _stage, _item: None,
+) -> None:
+    """Lower every part of every graph into a bundle's `onnx/`, and what its weight files hold into `encodings.json`.
+
+    Raises:
+        LoweringError: a graph holds what has no lowering.
+    """
+    folder = bundle / ONNX_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    graphs = list(job.model.graphs.values())
-    encodings = job.model.encodings or Encodings()
+    graphs = list(model.graphs.values())
+    encodings = model.encodings or Encodings()
     index: dict[str, Any] = {}
     count = len(graphs[0].parts)
     for i in range(count):
         data = folder / f"part_{i + 1}_of_{count}.data"
-        with WeightFile(data, job.model.weights, encodings.weights) as weights:
+        with WeightFile(data, model.weights, encodings.weights) as weights:
             for graph in graphs:
-                job.progress("lower", graph.label(i))
-                lowered = Lowering(graph.parts[i], job.model.encodings, weights, job.lowerings).run()
+                progress("lower", graph.label(i))
+                lowered = Lowering(graph.parts[i], model.encodings, weights, lowerings).run()
                 onnx.save(lowered, folder / f"{graph.label(i)}.onnx")
         for name, placed in weights.placed.items():
             index[name] = {"file": f"{ONNX_FOLDER}/{data.name}", **asdict(placed), "scale": len(placed.scale)}
     values = {name: encoding.to_dict() for name, encoding in sorted(encodings.values.items())}
     text = json.dumps({"values": values, "weights": index}, indent=1)
-    (job.folder / ENCODINGS).write_text(text)
+    (bundle / ENCODINGS).write_text(text)
 
 
 class BundleStore:

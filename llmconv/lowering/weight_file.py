@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llmconv.checkpoint.weights import WeightStore
 from llmconv.errors import LoweringError
-from llmconv.quantization.encodings import WeightEncoding
+from llmconv.graph.encodings import WeightEncoding
 
 _ALIGNMENT = 64  # bytes; where a weight starts
 

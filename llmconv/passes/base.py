@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from llmconv.graph.edit import TraceCache, finish, splice
-from llmconv.graph.model import MADE_BY, Graph, Model, name_of
+from llmconv.graph.model import MADE_BY, Graph, Model
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.bundle.decoder import Decoder, reach
 from llmconv.checkpoint.weights import WeightStore
+from llmconv.decoding.decoder import Decoder, reach
+from llmconv.decoding.evaluate import TorchRunner
 from llmconv.errors import LlmconvError, PassError
-from llmconv.graph.evaluate import TorchRunner
 from llmconv.graph.model import Graph, Model
 from llmconv.passes.base import Pass
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.bundle.decoder import Array, Arrays, Runner
+from llmconv.decoding.decoder import Array, Arrays, Runner
 
 
 def sqnr(reference: Array, other: Array) -> float:

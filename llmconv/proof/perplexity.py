@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmconv.bundle.decoder import Decoder
+from llmconv.decoding.decoder import Decoder
 
 
 def perplexity(decoder: Decoder, windows: Sequence[Sequence[int]]) -> float:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from llmconv.bundle.bundle import Bundle
-from llmconv.bundle.decoder import Decoder, gives_all_rows, reach
-from llmconv.convert.prepare import make_verifier, trace_graphs
-from llmconv.graph.evaluate import TorchRunner
+from llmconv.checks import Check, at_least, at_most
+from llmconv.decoding.decoder import Decoder, gives_all_rows, reach
+from llmconv.decoding.evaluate import TorchRunner
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager, PassReport
 from llmconv.plugins import Registry
-from llmconv.proof.checks import Check, at_least, at_most
+from llmconv.prepare import make_verifier, trace_graphs
 from llmconv.proof.comparison import Comparison, PairedRunner, sqnr
 from llmconv.proof.perplexity import perplexity
 from llmconv.proof.subject import Subject

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from llmconv.backend import Backend
 from llmconv.bundle.bundle import EVALUATION, SOURCE, Bundle
-from llmconv.bundle.decoder import Decoder, Runner
 from llmconv.bundle.runtime import Runtime, rope_table
-from llmconv.convert.prepare import Plan, check, read_windows, trace_graphs
+from llmconv.decoding.decoder import Decoder, Runner
 from llmconv.errors import CheckpointError
 from llmconv.graph.model import Model
 from llmconv.lowering.parts import BundleStore, read_encodings
 from llmconv.passes.manager import PassManager
 from llmconv.plugins import Registry
+from llmconv.prepare import Plan, check, read_windows, trace_graphs
 from llmconv.recipe.recipe import Recipe
 
 WINDOWS = 32  # of held-out text

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import fx
 
-from llmconv.bundle.decoder import Decoder
 from llmconv.checkpoint.weights import WeightStore
-from llmconv.graph.evaluate import TorchRunner
+from llmconv.decoding.decoder import Decoder
+from llmconv.decoding.evaluate import TorchRunner
 from llmconv.graph.model import Graph, aten, is_weight, name_of
 
 CALIBRATION = "calibration"  # the graph without past, as long as a sample, that passes see beside the recipe's own

@@ -75,7 +75,9 @@ def _embedding(low: Lowering, node: fx.Node) -> gs.Tensor:
 
 
 def _rms_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
-    x, _, weight, epsilon = (*node.args, None, None)[:4]
+    x, normalized, weight, epsilon = (*node.args, None, None)[:4]
+    if list(normalized) != list(shape_of(_node(x))[-1:]):  # type: ignore[arg-type]
+        raise LoweringError(f"'{name_of(node)}': only a norm over the last axis has a lowering")
     epsilon = torch.finfo(torch.float32).eps if epsilon is None else epsilon
     inputs = [low.value(x), low.weight(_node(weight))]
     return low.emit("RMSNormalization", node, inputs, axis=-1, epsilon=float(epsilon))  # type: ignore[arg-type]

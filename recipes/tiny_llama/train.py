@@ -278,7 +278,6 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
 
     train_texts, held_texts = split_corpus()
     calibration = calibration_part(train_texts)

@@ -14,7 +14,6 @@ from tiny_graphs import build_part
 from torch import fx
 
 from llmconv import (
-    BuildJob,
     BundleError,
     DictStore,
     Encoding,
@@ -30,7 +29,6 @@ from llmconv import (
 )
 from llmconv.lowering.parts import BundleStore, read_encodings
 from llmconv.lowering.weight_file import WeightFile, pack_int4, unpack_int4
-from llmconv.recipe import targets
 
 ALIGNMENT = 64
 SHAPES = {"w4": (3, 6), "w8": (2, 5), "w16": (4, 3), "w32": (5,), "scalar": ()}
@@ -124,7 +122,7 @@ def bundle(tmp_path: Path) -> Path:
     graphs = {name: Graph(name, 1, 1, [build_part(multiplied, inputs, SHAPES_2D)]) for name in ("prompt", "token")}
     encodings = Encodings({"x_w4": Encoding(16, 0.25, 7)}, ENCODINGS)
     model = Model(graphs, weights(), None, encodings)
-    write_onnx(BuildJob(model, tmp_path, targets.find("SM8550"), MUL, lambda _stage, _item: None))
+    write_onnx(model, tmp_path, MUL)
     return tmp_path
 
 

@@ -35,8 +35,8 @@ from llmconv import (
     outputs_of,
     set_outputs,
 )
+from llmconv.graph.encodings import FakeQuantizedStore
 from llmconv.lowering.weight_file import WeightFile
-from llmconv.quantization.encodings import FakeQuantizedStore
 from llmconv_plugins.lowerings import TABLE
 
 FP32_ROUNDING = 1e-5  # sums in another order, at values of magnitude 1

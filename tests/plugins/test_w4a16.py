@@ -25,6 +25,7 @@ from tiny_models import (
 from llmconv import (
     CALIBRATION,
     Decoder,
+    DictStore,
     Encoding,
     Encodings,
     Graph,
@@ -40,7 +41,6 @@ from llmconv import (
     name_of,
     value_of,
 )
-from llmconv.quantization.encodings import FakeQuantizedStore
 from llmconv_plugins import passes
 from llmconv_plugins.passes import W4A16, SplitModel, w4a16
 from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
@@ -235,7 +235,8 @@ def sqnr(quantized: Model) -> float:
     """Signal to quantization noise of the logits of a calibration sample, dB."""
     graph = quantized.graphs["token"]
     rope, tokens = tuple(t.numpy() for t in graph.rope), samples()[0]
-    store = FakeQuantizedStore(quantized.weights, quantized.encodings.weights)
+    encodings = quantized.encodings.weights
+    store = DictStore({n: e.fake_quantize(quantized.weights.read(n)) for n, e in encodings.items()})
     expected = Decoder([TorchRunner(graph, quantized.weights)], rope).read(tokens)
     found = Decoder([TorchRunner(graph, store, quantized.encodings)], rope).read(tokens)
     return float(10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from llmconv import IO, Arrays, Check
-from llmconv.bundle.decoder import Tensor
-from llmconv.proof.checks import at_least, at_most
+from llmconv.checks import at_least, at_most
+from llmconv.decoding.decoder import Tensor
 from llmconv.proof.comparison import Comparison, PairedRunner, sqnr
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmconv import IO, Arrays, Decoder
-from llmconv.bundle.decoder import Tensor
+from llmconv.decoding.decoder import Tensor
 from llmconv.proof.perplexity import perplexity
 
 

@@ -23,7 +23,7 @@ from llmconv import (
     random_weights,
     trace,
 )
-from llmconv.bundle.decoder import ContextFullError, Tensor, takes_past
+from llmconv.decoding.decoder import ContextFullError, Tensor, takes_past
 from llmconv_plugins.passes.kv_cache_io import KVCacheIO
 
 CONTEXT = 8

@@ -29,12 +29,12 @@ from llmconv.bundle.bundle import (
     write_json,
 )
 from llmconv.bundle.runtime import ROPE
-from llmconv.convert.prepare import Plan, check, prepare
 from llmconv.errors import RecipeError
 from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
 from llmconv.lowering.parts import ONNX_FOLDER
 from llmconv.passes.manager import PassReport
 from llmconv.plugins import Registry
+from llmconv.prepare import Plan, check, prepare
 from llmconv.proof.proof import prove
 from llmconv.recipe import targets
 from llmconv.recipe.recipe import OutputSection, Recipe

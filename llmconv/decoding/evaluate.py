@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from llmconv.bundle.decoder import Arrays, Tensor
 from llmconv.checkpoint.weights import WeightStore
+from llmconv.decoding.decoder import Arrays, Tensor
+from llmconv.graph.encodings import Encodings
 from llmconv.graph.model import Graph, inputs_of, io_of, name_of, outputs_of, shape_of
-from llmconv.quantization.encodings import Encodings
 
 Observer = Callable[[fx.Node, torch.Tensor], None]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llmconv.bundle.decoder import Array, ContextFullError, Decoder
 from llmconv.checkpoint.tokenizer import Tokenizer
+from llmconv.decoding.decoder import Array, ContextFullError, Decoder
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder puts for half of a character
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmconv import DictStore, Encoding, WeightEncoding
-from llmconv.quantization.encodings import FakeQuantizedStore
+from llmconv import Encoding, WeightEncoding
 
 KINDS = [(8, False), (8, True), (16, False), (16, True)]  # bits, symmetric
 RANGES = [(-1.0, 1.0), (-3.7, 0.2), (0.0, 5.0), (2.0, 5.0), (-7.0, -3.0), (-1e-6, 1e4)]
@@ -151,15 +150,3 @@ def test_16_bits_may_be_fixed_beforehand() -> None:
     fixed = Encoding.from_range(-8.0, 8.0, 16)
     _, scale, zero_point = WeightEncoding(16, encoding=fixed).quantize(numbers(4, 8))
     assert (scale.item(), zero_point) == (fixed.scale, fixed.zero_point)
-
-
-@pytest.mark.parametrize("bits", [4, 8, 16])
-def test_fake_quantized_store_gives_rows_of_the_whole(bits: int) -> None:
-    plain = DictStore({"w": numbers(6, 8), "free": numbers(3)})
-    store = FakeQuantizedStore(plain, {"w": WeightEncoding(bits)})
-    whole = WeightEncoding(bits).fake_quantize(plain.read("w"))
-    assert not torch.equal(whole, plain.read("w"))
-    assert store.shape("w") == (6, 8)
-    assert torch.equal(store.read("w"), whole)
-    assert torch.equal(store.read("w", slice(2, 5)), whole[2:5])
-    assert torch.equal(store.read("free"), plain.read("free"))

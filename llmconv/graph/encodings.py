@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
-from llmconv.checkpoint.weights import WeightStore
 
 
 @dataclass(frozen=True)
@@ -116,25 +113,3 @@ class Encodings:
 
     values: dict[str, Encoding] = field(default_factory=dict)
     weights: dict[str, WeightEncoding] = field(default_factory=dict)
-
-
-@dataclass
-class FakeQuantizedStore:
-    """The weights of another store, each rounded to its encoding's grid as it is read."""
-
-    store: WeightStore
-    encodings: Mapping[str, WeightEncoding]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a weight."""
-        return self.store.shape(name)
-
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """A weight, or a range of its rows, on its grid, as float32."""
-        if name not in self.encodings:
-            return self.store.read(name, rows)
-        encoding = self.encodings[name]
-        if encoding.per_row:
-            return encoding.fake_quantize(self.store.read(name, rows))
-        weight = encoding.fake_quantize(self.store.read(name))
-        return weight if rows is None else weight[rows]
