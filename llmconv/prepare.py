@@ -47,6 +47,8 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Pl
     passes = [registry.create("pass", entry.name, entry.options) for entry in recipe.passes]
     PassManager(passes)
     config = source.config()
+    for p in passes:
+        p.check(config)
     for name, graph in recipe.graphs.items():
         if graph.context > config.positions:
             raise RecipeError(

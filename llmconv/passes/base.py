@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from llmconv.checkpoint.source import ModelConfig
 from llmconv.graph.edit import TraceCache, finish, splice
 from llmconv.graph.model import MADE_BY, Graph, Model
 
@@ -35,6 +37,13 @@ class Pass(ABC):
     def structural(self) -> bool:
         """Whether the pass leaves what a graph computes as it was."""
         return self.tolerance is not None
+
+    def check(self, config: ModelConfig) -> None:  # noqa: B027  most passes work at any size
+        """Find what cannot work with a model of these sizes, before any work starts.
+
+        Raises:
+            PassError: says what.
+        """
 
     @abstractmethod
     def run(self, model: Model) -> bool:
@@ -71,9 +80,13 @@ class RewritePass(GraphPass):
 
     targets: ClassVar[tuple[torch._ops.OpOverload, ...]]
 
-    @abstractmethod
     def replacement(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What computes the op's value, in plain PyTorch; called with the op's arguments."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method 'replacement', or 'replacement_for'")
+
+    def replacement_for(self, target: torch._ops.OpOverload) -> Callable[..., torch.Tensor]:
+        """The replacement of one of several targets; `replacement` for all of them, unless overridden."""
+        return self.replacement
 
     def applies(self, node: fx.Node) -> bool:
         """Whether to replace this node, which is one of `targets`."""
@@ -84,9 +97,5 @@ class RewritePass(GraphPass):
         nodes = [n for n in part.graph.nodes if n.target in self.targets and self.applies(n)]
         cache: TraceCache = {}
         for node in nodes:
-            splice(node, lambda *args, target=node.target, **kwargs: self.replace(target, *args, **kwargs), cache)
+            splice(node, self.replacement_for(node.target), cache)
         return bool(nodes)
-
-    def replace(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """`replacement`, told which of several targets it replaces; override this one where that matters."""
-        return self.replacement(*args, **kwargs)

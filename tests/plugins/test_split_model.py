@@ -201,7 +201,7 @@ def test_one_part_is_no_change() -> None:
     [
         ({"parts": 4}, "parts = 4, but the model has 3 layers; use 1 to 3"),
         ({"parts": 0}, "parts = 0, but the model has 3 layers"),
-        ({"layers": (2, 2)}, r"layers = \[2, 2\] must be positive and add up to the 3 layers there are"),
+        ({"layers": (2, 2)}, r"layers = \[2, 2\] must be positive and add up to 3, the model"),
         ({"layers": (3, 0)}, r"layers = \[3, 0\] must be positive"),
         ({"layers": ()}, r"layers = \[\] must be positive"),
     ],

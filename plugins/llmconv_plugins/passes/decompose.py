@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -30,16 +31,12 @@ class Decompose(RewritePass):
     def applies(self, node: fx.Node) -> bool:
         """Every silu, and attention that has a mask."""
         if node.target is SDPA and (len(node.args) < 4 or node.args[3] is None):
-            raise PassError(f"decompose: '{name_of(node)}' has no attention mask; put kv_cache_io before decompose")
+            raise PassError(f"'{name_of(node)}' has no attention mask; put kv_cache_io before decompose")
         return True
 
-    def replace(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Tensor:
+    def replacement_for(self, target: torch._ops.OpOverload) -> Callable[..., Tensor]:
         """Dispatch on the op."""
-        return _attention(*args, **kwargs) if target is SDPA else _silu(*args)
-
-    def replacement(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Unused: `replace` knows which op it stands for."""
-        raise NotImplementedError
+        return _attention if target is SDPA else _silu
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Replace, then cancel the transposes of keys that are kept transposed."""

@@ -82,7 +82,7 @@ class KVCacheIO(GraphPass):
             n for n in part.graph.nodes if n.target is aten.scaled_dot_product_attention.default and _causal(n)
         ]
         if not attentions:
-            raise PassError(f"kv_cache_io: graph '{graph.name}' has no causal attention; was the pass listed twice?")
+            raise PassError(f"graph '{graph.name}' has no causal attention; was the pass listed twice?")
         names = CONTRACTS[self.contract]
         graph.rope = _rope_table(part, graph.context)
         like = value_of(attentions[0])
@@ -110,7 +110,7 @@ def _with_role(part: fx.GraphModule, role: str) -> fx.Node:
     for node in part.graph.nodes:
         if node.meta.get(ROLE) == role:
             return node
-    raise PassError(f"kv_cache_io: the graph computes no {role}; its rotary embedding has no submodule 'rotary'")
+    raise PassError(f"the graph computes no {role}; its rotary embedding has no submodule 'rotary'")
 
 
 def _rope_table(part: fx.GraphModule, context: int) -> tuple[torch.Tensor, torch.Tensor]:

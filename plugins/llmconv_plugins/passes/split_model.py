@@ -14,6 +14,7 @@ from llmconv import (
     NAME,
     Graph,
     Model,
+    ModelConfig,
     Pass,
     PassError,
     aten,
@@ -51,29 +52,35 @@ class SplitModel(Pass):
     parts: int = 1
     layers: tuple[int, ...] | None = None
 
+    def check(self, config: ModelConfig) -> None:
+        """The parts fit the layers."""
+        self._check(config.layers)
+
     def run(self, model: Model) -> bool:
         """Find the cuts in one graph and make them in all, by structural name."""
         first = next(iter(model.graphs.values()))
         if any(len(graph.parts) != 1 for graph in model.graphs.values()):
-            raise PassError("split_model: the graphs are split already; list the pass once")
+            raise PassError("the graphs are split already; list the pass once")
         boundaries = _layer_boundaries(first.parts[0])
         cuts = self._choose(first.parts[0], boundaries)
         for graph in model.graphs.values():
             graph.parts = _cut(graph, cuts)
         return bool(cuts)
 
+    def _check(self, layers: int) -> None:
+        if self.layers is None and not 1 <= self.parts <= layers:
+            raise PassError(f"split_model.parts = {self.parts}, but the model has {layers} layers; use 1 to {layers}")
+        if self.layers is None:
+            return
+        sizes = list(self.layers)
+        if sum(sizes) != layers or min(sizes) < 1:
+            raise PassError(f"split_model.layers = {sizes} must be positive and add up to {layers}, the model's layers")
+        if self.parts not in (1, len(sizes)):
+            raise PassError(f"split_model.layers = {sizes} are {len(sizes)} parts, but parts = {self.parts}; set one")
+
     def _choose(self, part: fx.GraphModule, boundaries: list[fx.Node]) -> list[str]:
-        layers = len(boundaries) + 1
-        sizes = list(self.layers) if self.layers is not None else None
-        if sizes is not None and (sum(sizes) != layers or min(sizes) < 1):
-            raise PassError(
-                f"split_model: layers = {sizes} must be positive and add up to the {layers} layers there are"
-            )
-        if sizes is not None and self.parts not in (1, len(sizes)):
-            raise PassError(f"split_model: layers = {sizes} are {len(sizes)} parts, but parts = {self.parts}; set one")
-        if self.parts < 1 or self.parts > layers:
-            raise PassError(f"split_model: parts = {self.parts}, but the model has {layers} layers; use 1 to {layers}")
-        sizes = sizes or _balance(_layer_weights(part, boundaries), self.parts)
+        self._check(len(boundaries) + 1)
+        sizes = self.layers or _balance(_layer_weights(part, boundaries), self.parts)
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
         return [name_of(boundaries[end - 1]) for end in ends]
 
@@ -104,7 +111,7 @@ def _input(part: fx.GraphModule, kind: str) -> fx.Node:
     for node in inputs_of(part).values():
         if node.meta[IO_META].kind == kind:
             return node
-    raise PassError(f"split_model: the graph has no input of kind {kind}; put kv_cache_io before split_model")
+    raise PassError(f"the graph has no input of kind {kind}; put kv_cache_io before split_model")
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -175,7 +182,7 @@ def _cut(graph: Graph, cuts: list[str]) -> list[fx.GraphModule]:
     named = {name_of(n): n for n in whole.graph.nodes if n.op != "output"}
     missing = [cut for cut in cuts if cut not in named]
     if missing:
-        raise PassError(f"split_model: graph '{graph.name}' has no value '{missing[0]}' that the first graph is cut at")
+        raise PassError(f"graph '{graph.name}' has no value '{missing[0]}' that the first graph is cut at")
     borders = [named[cut] for cut in cuts]
     outputs, io = outputs_of(whole), io_of(whole)[1]
     parts = []

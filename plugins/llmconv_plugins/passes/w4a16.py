@@ -78,7 +78,7 @@ class W4A16(Pass):
         if model.encodings is not None:  # of a bundle that is being proved
             return True
         if CALIBRATION not in model.graphs or not model.calibration:
-            raise PassError("w4a16: no calibration text; set calibration.text in the recipe")
+            raise PassError("no calibration text; set calibration.text in the recipe")
         ranges = collect_ranges(model.graphs[CALIBRATION], model.weights, model.calibration)
         weights = self._weights(model)
         values = self._values(model, ranges)
@@ -97,7 +97,7 @@ class W4A16(Pass):
             pinned = [fixed[n] for n in group if n in fixed]
             seen = pinned or [ranges[n] for n in group if n in ranges]
             if not seen:
-                raise PassError(f"w4a16: no range for value '{group[0]}'; it is not in the calibration graph")
+                raise PassError(f"no range for value '{group[0]}'; it is not in the calibration graph")
             low, high = min(r[0] for r in seen), max(r[1] for r in seen)
             in_cache = not cache.isdisjoint(group)
             encoding = Encoding.from_range(low, high, self.kv_bits if in_cache else 16, symmetric=in_cache)
@@ -124,9 +124,9 @@ class W4A16(Pass):
                 elif uses <= {(aten.embedding.default, 0), (aten.rms_norm.default, 2)}:
                     found[name] = WeightEncoding(16)
                 elif not uses <= {(aten.conv2d.default, 2), (aten.linear.default, 2)}:  # a bias follows its op's scales
-                    raise PassError(f"w4a16: weight '{name}' is used by {uses}, which has no quantized form")
+                    raise PassError(f"weight '{name}' is used by {uses}, which has no quantized form")
         if unmatched := set(self.bits) - matched:
-            raise PassError(f"w4a16: bits names {sorted(unmatched)[0]!r}, which no convolution's weight matches")
+            raise PassError(f"bits names {sorted(unmatched)[0]!r}, which no convolution's weight matches")
         return found
 
 
