@@ -124,9 +124,12 @@ class Decoder:
             return False
         return self.length == 0 or (takes_past(runner) and self.length <= past)
 
+    def inputs_for(self, runner: Runner, chunk: Sequence[int]) -> Arrays:
+        """What a graph is given to read at most `ar` tokens after those read before."""
+        return {name: self._fill(runner, tensor, chunk) for name, tensor in runner.inputs.items()}
+
     def _run(self, runner: Runner, chunk: Sequence[int]) -> Array:
-        inputs = {name: self._fill(runner, tensor, chunk) for name, tensor in runner.inputs.items()}
-        outputs = runner.run(inputs)
+        outputs = runner.run(self.inputs_for(runner, chunk))
         logits = None
         for name, tensor in runner.outputs.items():
             if tensor.io.kind in ("new_key", "new_value"):

@@ -2,66 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import Tensor, fx
 
 from llmconv.checkpoint.weights import WeightStore
-from llmconv.decoding.decoder import Arrays, Tensor
+from llmconv.decoding import decoder
+from llmconv.decoding.decoder import Arrays
 from llmconv.graph.encodings import Encodings
-from llmconv.graph.model import Graph, inputs_of, io_of, name_of, outputs_of, shape_of
+from llmconv.graph.model import Graph, inputs_of, io_of, is_weight, name_of, outputs_of, shape_of
 
-Observer = Callable[[fx.Node, torch.Tensor], None]
+Observer = Callable[[fx.Node, Tensor], None]
 
 
-class _Evaluator(fx.Interpreter):
+class Program:
+    """A part that can be run on several inputs at once; the part must not change meanwhile.
+
+    Args:
+        observer: called with each floating-point value before it is quantized.
+        encodings: when given, every value with an encoding is quantized and dequantized where it is made.
+    """
+
     def __init__(
-        self, part: fx.GraphModule, weights: WeightStore, encodings: Encodings | None, observer: Observer | None
+        self,
+        part: fx.GraphModule,
+        weights: WeightStore,
+        encodings: Encodings | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        super().__init__(part, garbage_collect_values=True)
         self.weights, self.encodings, self.observer = weights, encodings, observer
+        self._inputs, self._outputs = inputs_of(part), outputs_of(part)
+        self._steps = _with_last_uses(part, keep=set(self._outputs.values()))
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "get_attr":
-            return self.weights.read(str(n.target))
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor) and result.is_floating_point():
-            if self.observer is not None:
-                self.observer(n, result)
-            if self.encodings is not None and (encoding := self.encodings.values.get(name_of(n))) is not None:
-                result = encoding.fake_quantize(result)
-        return result
+    def run(self, inputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Run on each of several inputs, node by node, so that a weight is read once for all of them.
+
+        Args:
+            inputs: tensors by I/O name; float32, or int32 for ids.
+
+        Returns:
+            The outputs by I/O name, for each of the inputs.
+        """
+        with torch.no_grad():
+            values = {node: [self._settle(node, x[name]) for x in inputs] for name, node in self._inputs.items()}
+            for node, dead in self._steps:
+                values[node] = self._compute(node, values, len(inputs))
+                for unused in dead:
+                    del values[unused]
+        return [{name: values[node][i] for name, node in self._outputs.items()} for i in range(len(inputs))]
+
+    def _compute(self, node: fx.Node, values: Mapping[fx.Node, list[Any]], count: int) -> list[Any]:
+        if node.op == "get_attr":
+            return [self.weights.read(str(node.target))] * count
+        if is_weight(node):  # the same for every input
+            return [_call(node, values, 0)] * count
+        return [self._settle(node, _call(node, values, i)) for i in range(count)]
+
+    def _settle(self, node: fx.Node, value: Any) -> Any:
+        if (
+            not isinstance(value, Tensor) or not value.is_floating_point()
+        ):  # ids, and what an op with many results gives
+            return value
+        if self.observer is not None:
+            self.observer(node, value)
+        encoding = self.encodings.values.get(name_of(node)) if self.encodings is not None else None
+        return value if encoding is None else encoding.fake_quantize(value)
+
+
+def _call(node: fx.Node, values: Mapping[fx.Node, list[Any]], i: int) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n][i])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _with_last_uses(part: fx.GraphModule, keep: set[fx.Node]) -> list[tuple[fx.Node, list[fx.Node]]]:
+    """Every node but inputs and output, in order, each with the nodes that nothing after it uses."""
+    steps: list[tuple[fx.Node, list[fx.Node]]] = []
+    used = set(keep)
+    for node in reversed(part.graph.nodes):
+        if node.op in ("placeholder", "output"):
+            continue
+        ending = [n for n in (node, *node.all_input_nodes) if n not in used]
+        used.update(ending)
+        steps.append((node, ending))
+    return steps[::-1]
 
 
 def evaluate(
     part: fx.GraphModule,
-    inputs: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, Tensor],
     weights: WeightStore,
     encodings: Encodings | None = None,
     observer: Observer | None = None,
-) -> dict[str, torch.Tensor]:
-    """Run one part.
-
-    Args:
-        inputs: tensors by I/O name; float32, or int32 for ids.
-        encodings: when given, every value with an encoding is quantized and dequantized where it is made.
-        observer: called with each floating-point value before it is quantized.
-
-    Returns:
-        The outputs by I/O name.
-    """
-    evaluator = _Evaluator(part, weights, encodings, observer)
-    with torch.no_grad():
-        result = evaluator.run(*(inputs[str(n.target)] for n in part.graph.nodes if n.op == "placeholder"))
-    return {name: result[name] for name in outputs_of(part)}
+) -> dict[str, Tensor]:
+    """Run one part once; arguments as of `Program`."""
+    return Program(part, weights, encodings, observer).run([inputs])[0]
 
 
 class TorchRunner:
-    """Runs a graph's parts in torch, as a `Runner`."""
+    """Runs a graph's parts in torch, as a `Runner`; the graph must not change meanwhile."""
 
     def __init__(
         self,
@@ -71,19 +113,18 @@ class TorchRunner:
         observer: Observer | None = None,
     ) -> None:
         self.name, self.ar, self.context = graph.name, graph.ar, graph.context
-        self.graph, self.weights, self.encodings, self.observer = graph, weights, encodings, observer
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
+        self._programs = [Program(part, weights, encodings, observer) for part in graph.parts]
+        self.inputs: dict[str, decoder.Tensor] = {}
+        self.outputs: dict[str, decoder.Tensor] = {}
         for part in graph.parts:
             ins, outs = io_of(part)
             nodes = inputs_of(part) | outputs_of(part)
-            shapes = {name: tuple(shape_of(nodes[name])) for name in [*ins, *outs]}
-            self.inputs |= {n: Tensor(io, shapes[n]) for n, io in ins.items() if io.kind != "hidden"}
-            self.outputs |= {n: Tensor(io, shapes[n]) for n, io in outs.items() if io.kind != "hidden"}
+            for found, side in ((self.inputs, ins), (self.outputs, outs)):
+                found |= {n: decoder.Tensor(io, shape_of(nodes[n])) for n, io in side.items() if io.kind != "hidden"}
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """Run the parts in turn."""
         values = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-        for part in self.graph.parts:
-            values |= evaluate(part, values, self.weights, self.encodings, self.observer)
+        for program in self._programs:
+            values |= program.run([values])[0]
         return {name: values[name].numpy() for name in self.outputs}

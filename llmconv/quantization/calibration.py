@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,8 +10,9 @@ from torch import fx
 
 from llmconv.checkpoint.weights import WeightStore
 from llmconv.decoding.decoder import Decoder
-from llmconv.decoding.evaluate import TorchRunner
-from llmconv.graph.model import Graph, aten, is_weight, name_of
+from llmconv.decoding.evaluate import Program, TorchRunner
+from llmconv.errors import PassError
+from llmconv.graph.model import Graph, aten, io_of, is_weight, name_of
 
 CALIBRATION = "calibration"  # the graph without past, as long as a sample, that passes see beside the recipe's own
 
@@ -37,7 +39,7 @@ Range = tuple[float, float]
 
 
 def collect_ranges(graph: Graph, weights: WeightStore, samples: Sequence[Sequence[int]]) -> dict[str, Range]:
-    """The smallest and largest number of every float value of a graph, over all samples.
+    """The smallest and largest number of every float value of a graph, over all samples; reads each weight once.
 
     Args:
         graph: one without past, `ar` = `context` = length of a sample.
@@ -47,14 +49,19 @@ def collect_ranges(graph: Graph, weights: WeightStore, samples: Sequence[Sequenc
 
     def observe(node: fx.Node, value: torch.Tensor) -> None:
         low, high = (float(x) for x in torch.aminmax(value))
+        if not math.isfinite(high - low):
+            raise PassError(f"value '{name_of(node)}' is not finite on calibration text; is the checkpoint damaged?")
         old = ranges.get(name_of(node), (low, high))
         ranges[name_of(node)] = (min(low, old[0]), max(high, old[1]))
 
-    rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
-    decoder = Decoder([TorchRunner(graph, weights, observer=observe)], rope)
-    for sample in samples:
-        decoder.reset()
-        decoder.read(list(sample))
+    runner = TorchRunner(graph, weights)
+    decoder = Decoder([runner], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
+    given = [decoder.inputs_for(runner, sample) for sample in samples]
+    values = [{name: torch.from_numpy(x) for name, x in inputs.items()} for inputs in given]
+    for part in graph.parts:
+        borders = {name for name, io in io_of(part)[1].items() if io.kind == "hidden"}
+        for sample, outputs in zip(values, Program(part, weights, observer=observe).run(values), strict=True):
+            sample |= {name: outputs[name] for name in borders}
     return ranges
 
 

@@ -335,7 +335,7 @@ def test_before_decompose_is_refused() -> None:
         ({"kv_bits": 4}, "option 'kv_bits': input should be 8 or 16, not 4"),
         ({"clip": "sometimes"}, "option 'clip': input should be a valid boolean"),
         ({"bits": {"*.q_proj.weight": 3}}, r"option 'bits'.*: input should be 4 or 8, not .*3"),
-        ({"bits": 4}, "option 'bits': input should be a valid dictionary, not 4"),
+        ({"bits": 4}, "option 'bits': input should be an object, not 4"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import pytest
@@ -13,6 +14,7 @@ from llmconv import (
     IO,
     DictStore,
     Graph,
+    PassError,
     aten,
     collect_ranges,
     evaluate,
@@ -59,6 +61,26 @@ def test_each_sample_starts_anew() -> None:
     for name, (low, high) in both.items():
         assert low == min(r[name][0] for r in apart)
         assert high == max(r[name][1] for r in apart)
+
+
+def test_each_weight_is_read_once_however_many_samples() -> None:
+    module = tiny_causal()
+    weights, graph = random_weights(module), trace(module, 4, 4, "calibration")
+    reads: Counter[str] = Counter()
+
+    class Counted(DictStore):
+        def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+            reads[name] += 1
+            return super().read(name, rows)
+
+    collect_ranges(graph, Counted(weights.tensors), [[1, 2, 3, 4], [5, 6, 7, 8], [1, 9, 9, 9]])
+    assert reads == Counter(weights.tensors.keys())
+
+
+def test_numbers_that_are_not_finite_are_an_error_that_names_the_value() -> None:
+    damaged = DictStore({"table": torch.tensor([[0.0, float("nan")]]).expand(4, 2)})
+    with pytest.raises(PassError, match="value 'rows' is not finite"):
+        collect_ranges(lookup(), damaged, [[0, 1]])
 
 
 def test_every_float_value_of_a_traced_graph_has_a_range() -> None:
