@@ -30,8 +30,10 @@ from .errors import LoweringError as LoweringError
 from .errors import PassError as PassError
 from .errors import PluginError as PluginError
 from .errors import RecipeError as RecipeError
+from .graph.edit import copy_node as copy_node
 from .graph.edit import drop_dead as drop_dead
 from .graph.edit import finish as finish
+from .graph.edit import graph_module as graph_module
 from .graph.edit import insert as insert
 from .graph.edit import insert_input as insert_input
 from .graph.edit import nodes_between as nodes_between

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
 from llmconv.graph.model import IO, IO_META, NAME, name_of, op_name, output_node, value_of
+
+
+def graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A module around a graph, with what of `root` the graph refers to.
+
+    The module's Python code is generated when something calls it or reads the code, which the interpreter never does:
+    for tens of thousands of nodes it takes seconds.
+    """
+    return _LazyGraphModule(root, graph)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, which else walks all of a growing graph again and again (a quarter of the time).
+
+    Not for code that runs a graph on numbers: tensors in cycles would stay.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def set_outputs(part: fx.GraphModule, outputs: Mapping[str, fx.Node], io: Mapping[str, IO]) -> None:
@@ -30,8 +58,14 @@ def finish(gm: fx.GraphModule) -> None:
 
 
 def drop_dead(graph: fx.Graph) -> None:
-    """Erase what no output needs; inputs stay. To torch, sdpa has an effect (it might draw dropout)."""
-    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    """Erase what no output needs; inputs stay. (torch's own elimination keeps sdpa, and lints the graph first.)"""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+
+
+# What `insert` inferred for each graph, whose values belong to one fake mode.
+_VALUES: WeakKeyDictionary[fx.Graph, dict[Any, torch.Tensor]] = WeakKeyDictionary()
 
 
 def insert(
@@ -41,17 +75,36 @@ def insert(
     name: str,
     kwargs: Mapping[str, Any] | None = None,
 ) -> fx.Node:
-    """Insert one op at the graph's insert point, with `meta["val"]` inferred and its structural name given."""
-    node = graph.call_function(target, args, dict(kwargs or {}))
-    fake_args, fake_kwargs = fx.map_arg((args, dict(kwargs or {})), lambda n: n.meta["val"])
+    """Insert one op at the graph's insert point, with `meta["val"]` inferred and its structural name given.
+
+    Like nodes of a graph (same op, constants, shapes) share one value, since layers and heads are alike.
+    """
+    node = graph.call_function(target)
+    node.args, node.kwargs = args, dict(kwargs or {})  # call_function would search them for symbolic numbers
+    values = _VALUES.setdefault(graph, {})
+    key = (target, _signature(args), _signature(kwargs or {}))
+    if key not in values:
+        fake_args, fake_kwargs = fx.map_arg((args, dict(kwargs or {})), lambda n: n.meta["val"])
+        values[key] = target(*fake_args, **fake_kwargs)
     node.meta[NAME] = name
-    node.meta["val"] = target(*fake_args, **fake_kwargs)
+    node.meta["val"] = values[key]
     return node
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """Copy a node of another graph to the insert point; `copies` holds the copies of its arguments.
+
+    As `fx.Graph.node_copy`, which takes twice as long because it searches arguments for symbolic numbers.
+    """
+    copy = graph.create_node(node.op, node.target, name=node.name, type_expr=node.type)
+    copy.args, copy.kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+    copy.meta = dict(node.meta)
+    return copy
 
 
 def insert_input(graph: fx.Graph, name: str, like: torch.Tensor, shape: Iterable[int], io: IO) -> fx.Node:
     """Append a float32 input after the inputs that exist."""
-    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+    last = graph.find_nodes(op="placeholder")[-1]
     with graph.inserting_after(last):
         node = graph.placeholder(name)
     node.target = name
@@ -101,11 +154,16 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache) ->
     node.graph.erase_node(node)
 
 
-def _signature(leaf: Any) -> Any:
-    if isinstance(leaf, fx.Node):
-        value = value_of(leaf)
-        return tuple(value.shape), value.dtype
-    return leaf
+def _signature(argument: Any) -> Any:
+    """What the result of an op can depend on, of one argument, hashable."""
+    if isinstance(argument, fx.Node):
+        value = value_of(argument)
+        return value.shape, value.stride(), value.dtype
+    if isinstance(argument, list | tuple):
+        return tuple(_signature(x) for x in argument)
+    if isinstance(argument, Mapping):
+        return tuple((key, _signature(x)) for key, x in argument.items())
+    return type(argument), argument  # 1 == 1.0 == True, yet they give different dtypes
 
 
 def fake_mode_of(values: Sequence[torch.Tensor]) -> FakeTensorMode:
@@ -113,7 +171,7 @@ def fake_mode_of(values: Sequence[torch.Tensor]) -> FakeTensorMode:
     return next((v.fake_mode for v in values if hasattr(v, "fake_mode")), FakeTensorMode())
 
 
-def nodes_between(start: Sequence[fx.Node], part: fx.GraphModule) -> Iterator[fx.Node]:
+def nodes_between(start: Iterable[fx.Node], part: fx.GraphModule) -> Iterator[fx.Node]:
     """The nodes that depend on any of `start`, in order, without `start` itself."""
     reached = set(start)
     for node in part.graph.nodes:

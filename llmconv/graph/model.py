@@ -112,7 +112,7 @@ def is_weight(node: fx.Node) -> bool:
 
 def inputs_of(part: fx.GraphModule) -> dict[str, fx.Node]:
     """The inputs of a part by I/O name, in order."""
-    return {str(n.target): n for n in part.graph.nodes if n.op == "placeholder"}
+    return {str(n.target): n for n in part.graph.find_nodes(op="placeholder")}
 
 
 def output_node(part: fx.GraphModule) -> fx.Node:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
 from llmconv.graph import ops
-from llmconv.graph.edit import finish, set_outputs
+from llmconv.graph.edit import collector_paused, finish, graph_module, set_outputs
 from llmconv.graph.model import IO, IO_META, NAME, ROLE, Graph, aten, op_name, output_node
 
 
@@ -30,7 +30,7 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
     hook = rotary.register_forward_hook(_mark_rotary)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), collector_paused():
             exported = torch.export.export(module, (ids, positions), strict=False)
     finally:
         hook.remove()
@@ -39,6 +39,7 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
     if (names := [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]) != ["input_ids", "position_ids"]:
         raise PassError(f"{type(module).__name__}.forward takes {names} instead of input_ids and position_ids")
+    gm = graph_module(gm, gm.graph)
     _normalize(gm)
     return Graph(name, ar, context, [gm])
 

@@ -70,7 +70,8 @@ class Lowering:
                 self._input(node)
             elif node.op == "call_function" and not is_weight(node):
                 self._settle(node, self._lower(node))
-        self.graph.outputs = sorted(self.graph.outputs, key=lambda t: list(outputs_of(self.part)).index(t.name))
+        place = {name: i for i, name in enumerate(outputs_of(self.part))}
+        self.graph.outputs = sorted(self.graph.outputs, key=lambda t: place[t.name])
         model: onnx.ModelProto = gs.export_onnx(self.graph, do_type_check=True)
         return model
 
@@ -106,9 +107,11 @@ class Lowering:
 
     def constant(self, value: float) -> gs.Tensor:
         """A number; quantized exactly, in a model that has encodings."""
+        if value in self._constants:
+            return self._constants[value]
         if not self.encodings.values:
-            return self._constants.setdefault(value, gs.Constant(f"c_{value!r}", np.array([value], dtype=np.float32)))
-        if value not in self._constants:
+            self._constants[value] = gs.Constant(f"c_{value!r}", np.array([value], dtype=np.float32))
+        else:
             encoding = Encoding.from_range(value, value, 16)
             ints = np.array([65535 if value > 0 else 0], dtype=np.uint16)
             stored = gs.Constant(f"c_{value!r}", ints)
@@ -216,16 +219,15 @@ class Lowering:
         return out
 
     def _parameters(self, encoding: Encoding) -> tuple[gs.Constant, gs.Constant]:
-        scale = self._constants.setdefault(
-            ("scale", encoding.scale), gs.Constant(f"s_{encoding.scale!r}", np.array(encoding.scale, dtype=np.float32))
+        return (
+            self._scalar(f"s_{encoding.scale!r}", encoding.scale, "float32"),
+            self._scalar(f"z_{encoding.bits}_{encoding.zero_point}", encoding.zero_point, encoding.dtype),
         )
-        point = self._constants.setdefault(
-            ("zero_point", encoding.zero_point, encoding.bits),
-            gs.Constant(
-                f"z_{encoding.bits}_{encoding.zero_point}", np.array(encoding.zero_point, np.dtype(encoding.dtype))
-            ),
-        )
-        return scale, point
+
+    def _scalar(self, name: str, value: float, dtype: str) -> gs.Constant:
+        if name not in self._constants:
+            self._constants[name] = gs.Constant(name, np.array(value, dtype=dtype))
+        return self._constants[name]
 
 
 def _external(placed: Placed, view: WeightView, file: Path) -> TensorProto:

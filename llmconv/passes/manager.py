@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from llmconv.checkpoint.weights import WeightStore
 from llmconv.decoding.decoder import Decoder, reach
 from llmconv.decoding.evaluate import TorchRunner
 from llmconv.errors import LlmconvError, PassError
+from llmconv.graph.edit import collector_paused
 from llmconv.graph.model import Graph, Model
 from llmconv.passes.base import Pass
 
@@ -118,7 +120,8 @@ class PassManager:
         counts = {g.name: _count(g) for g in model.graphs.values()}
         start = time.perf_counter()
         try:
-            changed = p.run(model)
+            with collector_paused() if p.structural else nullcontext():
+                changed = p.run(model)
             seconds = time.perf_counter() - start
             errors = self._verify(p, model) if changed else {}
         except LlmconvError as error:

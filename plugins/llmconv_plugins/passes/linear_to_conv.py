@@ -35,7 +35,7 @@ class LinearToConv(GraphPass):
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Convert in order, so that an op finds its operands converted."""
-        linears = [n for n in part.graph.nodes if n.target is aten.linear.default and _is_rows(n.args[0])]
+        linears = {n: None for n in part.graph.nodes if n.target is aten.linear.default and _is_rows(n.args[0])}
         if not linears:
             return False
         layout = _TokensLast(part.graph)

@@ -95,6 +95,10 @@ class _Heads:
 
     graph: fx.Graph
     made: dict[tuple[fx.Node, int, int], fx.Node] = field(default_factory=dict)
+    last_input: fx.Node = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_input = self.graph.find_nodes(op="placeholder")[-1]
 
     def of(self, node: fx.Node, axis: int, h: int) -> fx.Node:
         """Head `h` of `node`, whose head axis is `axis`."""
@@ -150,7 +154,7 @@ class _Heads:
 
     def _insert(self, after: fx.Node, target: Any, args: tuple[Any, ...], h: int) -> fx.Node:
         """Insert behind the node whose head this is."""
-        place = after
+        place = self.last_input if after.op == "placeholder" else after
         while place.next.op in ("placeholder", "get_attr"):  # inputs stay together at the top
             place = place.next
         with self.graph.inserting_after(place):

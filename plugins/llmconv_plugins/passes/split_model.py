@@ -18,7 +18,9 @@ from llmconv import (
     Pass,
     PassError,
     aten,
+    copy_node,
     finish,
+    graph_module,
     inputs_of,
     io_of,
     name_of,
@@ -215,11 +217,10 @@ def _copy_part(
         copies[source] = graph.placeholder(name)
         copies[source].meta = {NAME: name_of(source), IO_META: IO("hidden"), "val": source.meta["val"]}
         copies[source].meta[MADE_BY] = SplitModel.name
-    for node in whole.graph.nodes:
-        if node in needed and node not in copies:
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    for node in sorted(needed - copies.keys()):
+        copies[node] = copy_node(graph, node, copies)
     graph.output({name: copies[node] for name, node in results.items()})
-    part = fx.GraphModule(whole, graph)
+    part = graph_module(whole, graph)
     output_node(part).meta[NAME] = "output"
     set_outputs(part, {name: copies[node] for name, node in results.items()}, io)
     finish(part)

@@ -146,9 +146,9 @@ def _uses(weight: fx.Node) -> Iterator[tuple[object, int]]:
 
 def _logits_weights(part: fx.GraphModule) -> set[str]:
     """The weights of the projection to logits."""
-    found = set()
+    found, io = set(), io_of(part)[1]
     for name, node in outputs_of(part).items():
-        if io_of(part)[1][name].kind == "logits":
+        if io[name].kind == "logits":
             made = node
             while made.target in MOVEMENT:
                 made = made.all_input_nodes[0]
@@ -190,14 +190,16 @@ def _cache_names(model: Model) -> set[str]:
 def _requantize_cache(part: fx.GraphModule) -> None:
     """Put a requantize after each value that both leaves for the cache and is attended to."""
     outputs, io = outputs_of(part), io_of(part)[1]
-    for name, node in outputs.items():
-        for value in _branches(node) if io[name].layer is not None else ():
-            users = list(value.users)
-            with part.graph.inserting_after(value):
-                narrow = insert(part.graph, REQUANTIZE, (value,), f"{name_of(value)}.kv")
-            narrow.meta[MADE_BY] = W4A16.name
-            for user in users:
-                user.replace_input_with(value, narrow)
+    cached = [b for name, node in outputs.items() if io[name].layer is not None for b in _branches(node)]
+    users = {user: None for value in cached for user in value.users}
+    narrow: dict[fx.Node, fx.Node] = {}
+    for value in dict.fromkeys(cached):
+        with part.graph.inserting_after(value):
+            made = insert(part.graph, REQUANTIZE, (value,), f"{name_of(value)}.kv")
+        made.meta[MADE_BY] = W4A16.name
+        narrow[value] = made
+    for user in users:  # once each: a concat of heads uses many
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: narrow.get(n, n))
     finish(part)
 
 
