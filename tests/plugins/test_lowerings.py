@@ -19,6 +19,7 @@ from llmconv import (
     IO,
     IO_META,
     NAME,
+    REQUANTIZE,
     DictStore,
     Encoding,
     Encodings,
@@ -35,12 +36,10 @@ from llmconv import (
     outputs_of,
     set_outputs,
 )
-from llmconv.graph.encodings import FakeQuantizedStore
 from llmconv.lowering.weight_file import WeightFile
 from llmconv_plugins.lowerings import TABLE
 
 FP32_ROUNDING = 1e-5  # sums in another order, at values of magnitude 1
-REQUANTIZE = torch.ops.llmconv.requantize.default
 X = (1, 4, 2, 6)
 
 
@@ -217,7 +216,8 @@ def steps_apart(part: Part, encodings: Encodings, found: Mapping[str, np.ndarray
         name: encodings.values[name].fake_quantize(value) if name in encodings.values else value
         for name, value in part.inputs.items()
     }
-    store = FakeQuantizedStore(part.weights, encodings.weights)
+    rounded = encodings.weights
+    store = DictStore({n: rounded[n].fake_quantize(w) if n in rounded else w for n, w in part.weights.tensors.items()})
     expected = evaluate(part.module, on_grid, store, encodings)
     apart = 0
     for name, node in outputs_of(part.module).items():
