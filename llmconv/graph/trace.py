@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import config as fx_config
 from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
@@ -30,7 +33,7 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
     hook = rotary.register_forward_hook(_mark_rotary)
     try:
-        with torch.no_grad(), collector_paused():
+        with torch.no_grad(), collector_paused(), _no_stack_traces():
             exported = torch.export.export(module, (ids, positions), strict=False)
     finally:
         hook.remove()
@@ -42,6 +45,17 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
     gm = graph_module(gm, gm.graph)
     _normalize(gm)
     return Graph(name, ar, context, [gm])
+
+
+@contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Keep torch from noting which line made each node: a quarter of the time, and nothing reads it."""
+    before = fx_config.do_not_emit_stack_traces
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = before
 
 
 def _mark_rotary(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
