@@ -12,6 +12,7 @@ from llmconv.bundle.bundle import Bundle
 from llmconv.checks import Check
 from llmconv.graph.model import Model
 from llmconv.lowering.lower import LoweringTable
+from llmconv.lowering.part_files import PartFiles
 from llmconv.recipe.targets import Chipset
 
 Progress = Callable[[str, str], None]  # stage, item
@@ -25,6 +26,7 @@ class BuildJob:
         model: graphs after all passes, with weights and encodings.
         folder: the bundle's folder, empty but for what the backend writes.
         lowerings: fx op -> function that emits its ONNX.
+        files: the weight files, where a pass has written weights already.
     """
 
     model: Model
@@ -32,6 +34,7 @@ class BuildJob:
     chipset: Chipset
     lowerings: LoweringTable
     progress: Progress
+    files: PartFiles | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from llmconv.bundle.bundle import (
 from llmconv.bundle.runtime import ROPE
 from llmconv.errors import RecipeError
 from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
+from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.parts import ONNX_FOLDER
 from llmconv.passes.manager import PassReport
 from llmconv.plugins import Registry
@@ -71,12 +72,14 @@ def apply(
     backend.check(chipset)
     check_output(recipe.folder, force)
     weights = plan.source.weights()
-    model, reports = prepare(plan, weights, verify=verify, announce=lambda name: progress("pass", name))
-    if not any(graph.rope for graph in model.graphs.values()):
-        raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
     with staged(recipe.folder) as folder:
-        job = BuildJob(model, folder, chipset, registry.lowerings, progress)
-        result = backend.build(job)
+        with PartFiles(folder / ONNX_FOLDER, weights) as files:
+            model, reports = prepare(
+                plan, weights, verify=verify, announce=lambda name: progress("pass", name), sink=files
+            )
+            if not any(graph.rope for graph in model.graphs.values()):
+                raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
+            result = backend.build(BuildJob(model, folder, chipset, registry.lowerings, progress, files))
         progress("bundle", "manifest")
         _copy_inputs(plan, model, folder)
         write_json(folder / MANIFEST, _manifest(plan, model, chipset, result, folder))

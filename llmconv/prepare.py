@@ -10,7 +10,7 @@ from llmconv.checkpoint.source import ModelConfig, Source
 from llmconv.checkpoint.tokenizer import Tokenizer
 from llmconv.checkpoint.weights import WeightStore
 from llmconv.errors import RecipeError
-from llmconv.graph.model import Model
+from llmconv.graph.model import Model, WeightSink
 from llmconv.graph.trace import trace
 from llmconv.passes.base import Pass
 from llmconv.passes.manager import PassManager, PassReport, Verifier
@@ -83,7 +83,7 @@ def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit:
     return [windows[int(i * step)] for i in range(limit)]
 
 
-def trace_graphs(plan: Plan, weights: WeightStore) -> Model:
+def trace_graphs(plan: Plan, weights: WeightStore, sink: WeightSink | None = None) -> Model:
     """Trace the source at the shapes of every graph of the recipe, and of calibration where passes need it."""
     shapes = {name: (g.ar, g.context) for name, g in plan.recipe.graphs.items()}
     calibration, samples = plan.recipe.calibration, []
@@ -93,7 +93,7 @@ def trace_graphs(plan: Plan, weights: WeightStore) -> Model:
         samples = read_windows(calibration.text, tokenizer, plan.config.bos, calibration.tokens, calibration.samples)
     module = plan.source.module()
     graphs = {name: trace(module, ar, context, name) for name, (ar, context) in shapes.items()}
-    return Model(graphs, weights, plan.config, calibration=samples)
+    return Model(graphs, weights, plan.config, calibration=samples, sink=sink)
 
 
 def make_verifier(plan: Plan, model: Model) -> Verifier:
@@ -105,11 +105,16 @@ def make_verifier(plan: Plan, model: Model) -> Verifier:
 
 
 def prepare(
-    plan: Plan, weights: WeightStore, *, verify: bool, announce: Callable[[str], None] = lambda _name: None
+    plan: Plan,
+    weights: WeightStore,
+    *,
+    verify: bool,
+    announce: Callable[[str], None] = lambda _name: None,
+    sink: WeightSink | None = None,
 ) -> tuple[Model, list[PassReport]]:
     """Trace and run every pass; the calibration graph is gone afterwards."""
     announce("trace")
-    model = trace_graphs(plan, weights)
+    model = trace_graphs(plan, weights, sink)
     verifier = make_verifier(plan, model) if verify else None
     reports = PassManager(plan.passes, verifier, announce).run(model)
     model.graphs.pop(CALIBRATION, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
 import shutil
@@ -12,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from llmconv import Bundle, Recipe, apply, prove
+from llmconv import Bundle, Recipe, Registry, apply, prove, write_onnx
+from llmconv.prepare import check, prepare
 from llmconv_plugins.qnn.context_binary import read_info
 
 
@@ -119,6 +121,18 @@ def test_same_recipe_gives_the_same_bytes(tiny_recipe: Path, tmp_path: Path) -> 
     first, second = (Bundle(folder) for folder in folders)
     assert first.manifest == second.manifest
     assert (folders[0] / "manifest.json").read_bytes() == (folders[1] / "manifest.json").read_bytes()
+
+
+def test_weights_written_while_calibrating_are_those_written_by_lowering(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(tiny_recipe, [f"output.folder='{tmp_path / 'streamed'}'", "backend.name=onnx"])
+    apply(recipe, verify=False)
+    registry = Registry.load()
+    plan = check(recipe, registry)
+    model, _ = prepare(plan, plan.source.weights(), verify=False)
+    write_onnx(model, tmp_path / "plain", registry.lowerings)
+    files = [f.relative_to(tmp_path / "plain") for f in sorted((tmp_path / "plain").rglob("*")) if f.is_file()]
+    assert len(files) == 7
+    assert filecmp.cmpfiles(tmp_path / "plain", tmp_path / "streamed", files, shallow=False) == (files, [], [])
 
 
 def test_logits_of_the_last_row_alone(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -76,17 +76,23 @@ class WeightEncoding:
         return self.bits < 16
 
     def quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Integers (int32, the weight's shape), scales (rows,) or (1,) float32, and the zero point."""
+        """Integers (int8, or int32 for 16 bits), scales (rows,) or (1,) float32, and the zero point."""
         if not self.per_row:
-            encoding = self.encoding or Encoding.from_range(float(weight.min()), float(weight.max()), self.bits)
+            encoding = self.encoding or self.of(weight)
             return encoding.quantize(weight), torch.tensor([encoding.scale]), encoding.zero_point
         top = 2 ** (self.bits - 1) - 1
         flat = weight.reshape(weight.shape[0], -1)
-        scale = (flat.abs().amax(dim=1) / top).clamp_min(torch.finfo(torch.float32).tiny)
+        low, high = torch.aminmax(flat, dim=1)
+        scale = (torch.maximum(-low, high) / top).clamp_min_(torch.finfo(torch.float32).tiny)
         if self.clip:
             scale = _clip(flat, scale, top)
-        ints = torch.clamp(torch.round(flat / scale[:, None]), -top - 1, top).to(torch.int32)
+        ints = (flat / scale[:, None]).round_().clamp_(-top - 1, top).to(torch.int8)
         return ints.reshape(weight.shape), scale, 0
+
+    def of(self, weight: torch.Tensor) -> Encoding:
+        """The encoding of a whole weight of 16 bits."""
+        low, high = torch.aminmax(weight)
+        return Encoding.from_range(float(low), float(high), self.bits)
 
     def fake_quantize(self, weight: torch.Tensor) -> torch.Tensor:
         """Round a weight to its grid."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import fx
@@ -12,7 +13,7 @@ from torch import fx
 from llmconv.checkpoint.source import ModelConfig
 from llmconv.checkpoint.weights import WeightStore
 from llmconv.errors import PassError
-from llmconv.graph.encodings import Encodings
+from llmconv.graph.encodings import Encodings, WeightEncoding
 
 aten = torch.ops.aten
 
@@ -74,15 +75,30 @@ class Graph:
         return f"{self.name}_ar{self.ar}_cl{self.context}_{part + 1}_of_{len(self.parts)}"
 
 
+class WeightSink(Protocol):
+    """Where quantized weights go; `llmconv.lowering.part_files.PartFiles`."""
+
+    def while_reading(
+        self, encodings: dict[str, WeightEncoding], parts_of: Mapping[str, Collection[int]], order: Sequence[str]
+    ) -> AbstractContextManager[WeightStore]:
+        """A store whose weights are quantized and written as they are read."""
+        ...
+
+
 @dataclass
 class Model:
-    """What passes work on: every graph of a recipe, and the one set of weights that they share."""
+    """What passes work on: every graph of a recipe, and the one set of weights that they share.
+
+    Attributes:
+        sink: takes quantized weights while calibration reads them, so that they are read once.
+    """
 
     graphs: dict[str, Graph]
     weights: WeightStore
     config: ModelConfig | None
     encodings: Encodings | None = None
     calibration: Sequence[Sequence[int]] = ()
+    sink: WeightSink | None = None
 
 
 def name_of(node: fx.Node) -> str:

@@ -16,7 +16,8 @@ from llmconv.errors import BundleError
 from llmconv.graph.encodings import Encoding, Encodings
 from llmconv.graph.model import Model
 from llmconv.lowering.lower import Lowering, LoweringTable
-from llmconv.lowering.weight_file import WeightFile, unpack_int4
+from llmconv.lowering.part_files import PartFiles
+from llmconv.lowering.weight_file import unpack_int4
 
 ONNX_FOLDER = "onnx"
 ENCODINGS = "encodings.json"
@@ -27,27 +28,32 @@ def write_onnx(
     bundle: Path,
     lowerings: LoweringTable,
     progress: Callable[[str, str], None] = lambda _stage, _item: None,
+    files: PartFiles | None = None,
 ) -> None:
     """Lower every part of every graph into a bundle's `onnx/`, and what its weight files hold into `encodings.json`.
+
+    Args:
+        files: the weight files in `onnx/`, where some weights have been written already.
 
     Raises:
         LoweringError: a graph holds what has no lowering.
     """
     folder = bundle / ONNX_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     graphs = list(model.graphs.values())
     encodings = model.encodings or Encodings()
     index: dict[str, Any] = {}
-    count = len(graphs[0].parts)
-    for i in range(count):
-        data = folder / f"part_{i + 1}_of_{count}.data"
-        with WeightFile(data, model.weights, encodings.weights) as weights:
+    with files or PartFiles(folder, model.weights) as part_files:
+        for i, weights in enumerate(part_files.open(len(graphs[0].parts), encodings.weights)):
             for graph in graphs:
                 progress("lower", graph.label(i))
                 lowered = Lowering(graph.parts[i], model.encodings, weights, lowerings).run()
                 onnx.save(lowered, folder / f"{graph.label(i)}.onnx")
-        for name, placed in weights.placed.items():
-            index[name] = {"file": f"{ONNX_FOLDER}/{data.name}", **asdict(placed), "scale": len(placed.scale)}
+            for name, placed in weights.placed.items():
+                index[name] = {
+                    "file": f"{ONNX_FOLDER}/{weights.path.name}",
+                    **asdict(placed),
+                    "scale": len(placed.scale),
+                }
     values = {name: encoding.to_dict() for name, encoding in sorted(encodings.values.items())}
     text = json.dumps({"values": values, "weights": index}, indent=1)
     (bundle / ENCODINGS).write_text(text)

@@ -1,8 +1,10 @@
-"""The one file of a part's weights: quantized, packed and appended as each is first needed."""
+"""The one file of a part's weights, quantized and packed block by block, appended as each is first needed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +17,7 @@ from llmconv.errors import LoweringError
 from llmconv.graph.encodings import WeightEncoding
 
 _ALIGNMENT = 64  # bytes; where a weight starts
+_BLOCK = 1 << 18  # elements of the rows that are quantized at once: small enough for a core's cache
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,11 @@ class Placed:
 
 def pack_int4(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Two signed 4-bit integers a byte, the first in the low half, as ONNX stores INT4."""
-    flat = values.reshape(-1).view(np.uint8) & 0xF
+    flat = np.ascontiguousarray(values).reshape(-1)
     if flat.size % 2:
         flat = np.pad(flat, (0, 1))
-    return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8)
+    pairs = flat.view("<u2")
+    return ((pairs & 0xF) | ((pairs >> 4) & 0xF0)).astype(np.uint8)
 
 
 def unpack_int4(packed: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
@@ -72,33 +76,58 @@ class WeightFile:
         self._file.close()
 
     def place(self, name: str) -> Placed:
-        """Where the weight lies; writes it when asked for the first time.
+        """Where the weight lies; reads and writes it when asked for the first time.
 
         Raises:
             LoweringError: its rows are to have 4 bits, and do not end at a byte.
         """
         if name not in self.placed:
-            self.placed[name] = self._write(name)
+            shape, encoding = self.weights.shape(name), self.encodings.get(name)
+            whole = not shape or (encoding is not None and not encoding.per_row and encoding.encoding is None)
+            slices = [None] if whole else _row_slices(shape)
+            self._write(name, encoding, shape, (self.weights.read(name, rows) for rows in slices))
         return self.placed[name]
 
-    def _write(self, name: str) -> Placed:
-        weight, encoding = self.weights.read(name), self.encodings.get(name)
+    def take(self, name: str, weight: torch.Tensor) -> None:
+        """Write a weight that has just been read for something else; raises as `place` does."""
+        if name in self.placed:
+            return
+        encoding, shape = self.encodings.get(name), tuple(weight.shape)
+        if encoding is not None and not encoding.per_row and encoding.encoding is None:
+            encoding = WeightEncoding(encoding.bits, encoding=encoding.of(weight))
+        slices = _row_slices(shape) if shape else [None]
+        self._write(name, encoding, shape, (weight if rows is None else weight[rows] for rows in slices))
+
+    def _write(
+        self, name: str, encoding: WeightEncoding | None, shape: tuple[int, ...], blocks: Iterable[torch.Tensor]
+    ) -> None:
+        bits, columns = 32 if encoding is None else encoding.bits, prod(shape[1:])
+        if bits == 4 and columns % 2:  # readers take rows by whole bytes
+            raise LoweringError(f"weight '{name}' of shape {list(shape)} has odd rows; give it 8 bits")
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.write(b"\0" * (offset - self._file.tell()))
-        rows = weight.shape[0] if weight.ndim else 1
-        if encoding is None:
-            data = weight.to(torch.float32).contiguous().numpy().tobytes()
-            self._file.write(data)
-            return Placed(32, offset, len(data) // rows, np.empty(0, np.float32), 0, tuple(weight.shape))
-        ints, scale, zero_point = encoding.quantize(weight)
-        if encoding.bits == 4:
-            if weight.numel() // rows % 2:  # readers take rows by whole bytes
-                raise LoweringError(f"weight '{name}' of shape {list(weight.shape)} has odd rows; give it 8 bits")
-            data = pack_int4(ints.to(torch.int8).numpy()).tobytes()
-        elif encoding.bits == 8:
-            data = ints.to(torch.int8).numpy().tobytes()
-        else:
-            data = ints.numpy().astype(np.uint16).tobytes()
-        self._file.write(data)
-        self._file.write(scale.numpy().tobytes())  # behind the integers, for readers other than ONNX
-        return Placed(encoding.bits, offset, len(data) // rows, scale.numpy(), zero_point, tuple(weight.shape))
+        scales: list[NDArray[np.float32]] = []
+        zero_point = 0
+        for block in blocks:
+            if encoding is None:
+                self._file.write(block.contiguous().numpy().data)
+                continue
+            ints, scale, zero_point = encoding.quantize(block)
+            scales.append(scale.numpy())
+            self._file.write(_bytes(ints, bits))
+        if bits == 16:
+            scales = scales[:1]  # per tensor: every block has the same
+        every = np.concatenate([np.empty(0, np.float32), *scales])
+        self._file.write(every.data)  # behind the integers, for readers other than ONNX
+        self.placed[name] = Placed(bits, offset, columns * bits // 8, every, zero_point, shape)
+
+
+def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
+    rows = max(1, _BLOCK // max(1, prod(shape[1:])))
+    return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
+
+
+def _bytes(ints: torch.Tensor, bits: int) -> memoryview:
+    if bits == 4:
+        return pack_int4(ints.numpy()).data
+    return ints.contiguous().numpy().data if bits == 8 else ints.numpy().astype(np.uint16).data

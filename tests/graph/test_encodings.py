@@ -84,7 +84,7 @@ def test_fake_quantize_twice_is_once(bits: int) -> None:
 def test_rows_have_scales_of_their_own(bits: int, clip: bool) -> None:
     weight = numbers(3, 16) * torch.tensor([[1.0], [100.0], [0.01]])
     ints, scale, zero_point = WeightEncoding(bits, clip).quantize(weight)
-    assert (ints.dtype, ints.shape, scale.shape, zero_point) == (torch.int32, weight.shape, (3,), 0)
+    assert (ints.dtype, ints.shape, scale.shape, zero_point) == (torch.int8, weight.shape, (3,), 0)
     assert ints.min() >= -(2 ** (bits - 1))
     assert ints.max() <= 2 ** (bits - 1) - 1
     for row in range(3):

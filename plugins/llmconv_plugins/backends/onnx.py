@@ -22,7 +22,7 @@ class OnnxBackend(Backend):
 
     def build(self, job: BuildJob) -> BuildResult:
         """Lower, then check."""
-        write_onnx(job.model, job.folder, job.lowerings, job.progress)
+        write_onnx(job.model, job.folder, job.lowerings, job.progress, job.files)
         for file in sorted((job.folder / ONNX_FOLDER).glob("*.onnx")):
             job.progress("check", file.stem)
             try:

@@ -57,7 +57,8 @@ def _attention(
 ) -> Tensor:
     if enable_gqa:  # unsplit heads: every query head gets a copy of its group's keys and values
         group = q.shape[1] // k.shape[1]
-        k, v = (torch.cat([x[:, h // group, None] for h in range(q.shape[1])], dim=1) for x in (k, v))
+        heads = [h // group for h in range(q.shape[1])]
+        k, v = (torch.cat([x[:, g : g + 1] for g in heads], dim=1) for x in (k, v))
     scores = torch.matmul(q, k.transpose(-2, -1)) * (
         scale if scale is not None else q.shape[-1] ** -0.5
     )  # (1, H, T, S)
