@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from llmconv.errors import CheckpointError
@@ -80,10 +81,10 @@ class SafetensorsStore:
         row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
         with entry.file.open("rb") as file:
             file.seek(entry.begin + start * row_bytes)
-            data = bytearray(file.read((stop - start) * row_bytes))
-        if len(data) != (stop - start) * row_bytes:
-            raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
-        return torch.frombuffer(data, dtype=entry.dtype).reshape(shape).to(torch.float32)
+            data = np.empty((stop - start) * row_bytes, dtype=np.uint8)  # not zeroed first, as a bytearray is
+            if file.readinto(data.data) != data.size:
+                raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
+        return torch.from_numpy(data).view(entry.dtype).reshape(shape).to(torch.float32)
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:

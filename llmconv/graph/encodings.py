@@ -82,8 +82,7 @@ class WeightEncoding:
             return encoding.quantize(weight), torch.tensor([encoding.scale]), encoding.zero_point
         top = 2 ** (self.bits - 1) - 1
         flat = weight.reshape(weight.shape[0], -1)
-        low, high = torch.aminmax(flat, dim=1)
-        scale = (torch.maximum(-low, high) / top).clamp_min_(torch.finfo(torch.float32).tiny)
+        scale = (flat.abs().amax(dim=1) / top).clamp_min_(torch.finfo(torch.float32).tiny)  # aminmax is 3 times slower
         if self.clip:
             scale = _clip(flat, scale, top)
         ints = (flat / scale[:, None]).round_().clamp_(-top - 1, top).to(torch.int8)
