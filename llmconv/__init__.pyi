@@ -77,8 +77,11 @@ from .quantization.calibration import MOVEMENT as MOVEMENT
 from .quantization.calibration import Range as Range
 from .quantization.calibration import collect_ranges as collect_ranges
 from .quantization.calibration import sharing_groups as sharing_groups
+from .quantization.streaming import calibrate as calibrate
 from .recipe.recipe import Recipe as Recipe
 from .recipe.targets import Chipset as Chipset
+from .steps import Steps as Steps
+from .steps import key_of as key_of
 from .testing import PassTrial as PassTrial
 from .testing import random_weights as random_weights
 from .testing import try_pass as try_pass

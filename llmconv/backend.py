@@ -14,6 +14,7 @@ from llmconv.graph.model import Model
 from llmconv.lowering.lower import LoweringTable
 from llmconv.lowering.part_files import PartFiles
 from llmconv.recipe.targets import Chipset
+from llmconv.steps import Steps
 
 Progress = Callable[[str, str], None]  # stage, item
 
@@ -27,6 +28,7 @@ class BuildJob:
         folder: the bundle's folder, empty but for what the backend writes.
         lowerings: fx op -> function that emits its ONNX.
         files: the weight files, where a pass has written weights already.
+        steps: keeps what is finished, so that another run need not do it again.
     """
 
     model: Model
@@ -35,6 +37,7 @@ class BuildJob:
     lowerings: LoweringTable
     progress: Progress
     files: PartFiles | None = None
+    steps: Steps | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import save
 
+from llmconv import identity
 from llmconv.backend import Backend, BuildJob, BuildResult
 from llmconv.bundle.bundle import (
     EVALUATION,
@@ -22,14 +23,12 @@ from llmconv.bundle.bundle import (
     PartSpec,
     TensorSpec,
     check_output,
-    digest,
     graph_to_dict,
     list_files,
-    staged,
-    write_json,
 )
 from llmconv.bundle.runtime import ROPE
 from llmconv.errors import RecipeError
+from llmconv.files import digest, write_json
 from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
 from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.parts import ONNX_FOLDER
@@ -39,6 +38,7 @@ from llmconv.prepare import Plan, check, prepare
 from llmconv.proof.proof import prove
 from llmconv.recipe import targets
 from llmconv.recipe.recipe import OutputSection, Recipe
+from llmconv.steps import Steps, work_folder
 
 Progress = Callable[[str, str], None]  # stage, item
 
@@ -49,13 +49,15 @@ def apply(
     registry: Registry | None = None,
     verify: bool | None = None,
     force: bool = False,
+    fresh: bool = False,
     progress: Progress = lambda _stage, _item: None,
 ) -> Bundle:
-    """Convert a checkpoint.
+    """Convert a checkpoint; what an earlier run with the same inputs has finished is not done again.
 
     Args:
         verify: verify each pass and prove the bundle; by default what the recipe says.
         force: replace a bundle that is in the output folder.
+        fresh: do everything again.
         progress: called with a stage and an item before each piece of work.
 
     Returns:
@@ -72,14 +74,17 @@ def apply(
     backend.check(chipset)
     check_output(recipe.folder, force)
     weights = plan.source.weights()
-    with staged(recipe.folder) as folder:
+    with work_folder(recipe.folder, fresh=fresh) as folder:
+        steps = Steps(folder, _inputs(plan))
+        steps.sweep()
         with PartFiles(folder / ONNX_FOLDER, weights) as files:
             model, reports = prepare(
-                plan, weights, verify=verify, announce=lambda name: progress("pass", name), sink=files
+                plan, weights, verify=verify, announce=lambda name: progress("pass", name), sink=files, steps=steps
             )
             if not any(graph.rope for graph in model.graphs.values()):
                 raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
-            result = backend.build(BuildJob(model, folder, chipset, registry.lowerings, progress, files))
+            result = backend.build(BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps))
+        steps.drop_unclaimed()
         progress("bundle", "manifest")
         _copy_inputs(plan, model, folder)
         write_json(folder / MANIFEST, _manifest(plan, model, chipset, result, folder))
@@ -89,6 +94,19 @@ def apply(
     if verify:
         prove(bundle, registry=registry, progress=progress, passes=reports)
     return bundle
+
+
+def _inputs(plan: Plan) -> dict[str, Any]:
+    """What the passes' steps depend on, beside the samples: checkpoint, options and code."""
+    recipe = plan.recipe.to_dict()
+    return {
+        "checkpoint": identity.of_checkpoint(plan.recipe.model.checkpoint),
+        "source": [recipe["model"]["source"], recipe["model"]["options"]],
+        "graphs": recipe["graphs"],
+        "passes": recipe["passes"],
+        "code": identity.of_code(plan.source, *plan.passes),
+        "torch": version("torch"),
+    }
 
 
 def _copy_inputs(plan: Plan, model: Model, folder: Path) -> None:

@@ -17,6 +17,7 @@ from llmconv.passes.manager import PassManager, PassReport, Verifier
 from llmconv.plugins import Registry
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.recipe.recipe import Recipe
+from llmconv.steps import Steps
 
 BREAK = "\n\f\n"  # between documents in a text file
 VERIFIED_TOKENS = 40  # read by every graph after every pass
@@ -83,7 +84,7 @@ def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit:
     return [windows[int(i * step)] for i in range(limit)]
 
 
-def trace_graphs(plan: Plan, weights: WeightStore, sink: WeightSink | None = None) -> Model:
+def trace_graphs(plan: Plan, weights: WeightStore, sink: WeightSink | None = None, steps: Steps | None = None) -> Model:
     """Trace the source at the shapes of every graph of the recipe, and of calibration where passes need it."""
     shapes = {name: (g.ar, g.context) for name, g in plan.recipe.graphs.items()}
     calibration, samples = plan.recipe.calibration, []
@@ -93,7 +94,7 @@ def trace_graphs(plan: Plan, weights: WeightStore, sink: WeightSink | None = Non
         samples = read_windows(calibration.text, tokenizer, plan.config.bos, calibration.tokens, calibration.samples)
     module = plan.source.module()
     graphs = {name: trace(module, ar, context, name) for name, (ar, context) in shapes.items()}
-    return Model(graphs, weights, plan.config, calibration=samples, sink=sink)
+    return Model(graphs, weights, plan.config, calibration=samples, sink=sink, steps=steps)
 
 
 def make_verifier(plan: Plan, model: Model) -> Verifier:
@@ -111,10 +112,11 @@ def prepare(
     verify: bool,
     announce: Callable[[str], None] = lambda _name: None,
     sink: WeightSink | None = None,
+    steps: Steps | None = None,
 ) -> tuple[Model, list[PassReport]]:
     """Trace and run every pass; the calibration graph is gone afterwards."""
     announce("trace")
-    model = trace_graphs(plan, weights, sink)
+    model = trace_graphs(plan, weights, sink, steps)
     verifier = make_verifier(plan, model) if verify else None
     reports = PassManager(plan.passes, verifier, announce).run(model)
     model.graphs.pop(CALIBRATION, None)

@@ -15,8 +15,8 @@ PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
 
 # From the ground up: a module imports from rows below its own, and within its row from its own package alone.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("llmconv", "llmconv.errors", "llmconv.naming", "llmconv.hookspecs"),
-    ("llmconv.plugins",),
+    ("llmconv", "llmconv.errors", "llmconv.naming", "llmconv.files", "llmconv.identity", "llmconv.hookspecs"),
+    ("llmconv.plugins", "llmconv.steps"),
     ("llmconv.recipe", "llmconv.checkpoint"),
     ("llmconv.graph",),
     ("llmconv.decoding",),

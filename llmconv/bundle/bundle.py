@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BundleError
+from llmconv.files import digest, write_json
+from llmconv.steps import STEPS
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -135,23 +133,11 @@ def graph_to_dict(graph: GraphSpec) -> dict[str, Any]:
     return asdict(graph)
 
 
-def digest(file: Path) -> str:
-    """The sha256 of a file, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file below a folder with its size and sha256, but for the manifest and the report."""
+    """Every file below a folder with its size and sha256, but for the manifest, the report and the steps' records."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, REPORT))
+    files = [p for p in files if p.parent.name != STEPS]
     return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": digest(f)} for f in files}
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON beside its place and move it there."""
-    beside = file.with_name(f".{file.name}.partial")
-    beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    beside.replace(file)
 
 
 def check_output(folder: Path, force: bool) -> None:
@@ -170,21 +156,3 @@ def check_output(folder: Path, force: bool) -> None:
         raise BundleError(
             f"{folder}: holds something that is no bundle, which --force does not replace; remove it yourself"
         )
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; it takes the place of `folder` when the block ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging, aside = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
-    for left in (staging, aside):  # of a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    staging.mkdir()
-    try:
-        yield staging
-        if folder.is_dir():  # moved aside and not removed first: killed between, both bundles are still whole
-            folder.replace(aside)
-        staging.replace(folder)
-    finally:
-        for left in (staging, aside):
-            shutil.rmtree(left, ignore_errors=True)

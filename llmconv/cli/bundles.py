@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -26,8 +27,9 @@ def apply(
         bool | None, typer.Option("--verify/--no-verify", help="Prove the result; by default as the recipe says.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle in the output folder.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is finished.")] = False,
 ) -> None:
-    """Convert a checkpoint as a recipe says, and prove the result."""
+    """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
 
     changes = list(assignments or [])
@@ -36,10 +38,10 @@ def apply(
             changes.append(f"{key}='''{value.absolute()}'''")
     loaded = Recipe.load(recipe, changes, backend=backend)
     started = time.monotonic()
-    with display.progress("importing torch") as step:
+    with display.progress("importing torch") as step, _kept(loaded.folder):
         import llmconv
 
-        bundle = llmconv.apply(loaded, verify=verify, force=force, progress=step)
+        bundle = llmconv.apply(loaded, verify=verify, force=force, fresh=fresh, progress=step)
     display.show_conversion(bundle, time.monotonic() - started)
     _exit_by(bundle.report.get("proof", []))
 
@@ -89,6 +91,19 @@ def generate(
             print(piece, end="", flush=True)
         print()
         display.note(f"stopped: {generation.reason}; {time.monotonic() - started:.1f} s")
+
+
+@contextmanager
+def _kept(output: Path) -> Iterator[None]:
+    """After an error, say what an interrupted run has left."""
+    try:
+        yield
+    except BaseException:
+        from llmconv.steps import work_of
+
+        if work_of(output).is_dir():
+            display.note(f"finished steps are kept in {work_of(output)}; the same command goes on from there")
+        raise
 
 
 def _exit_by(proof: list[dict[str, object]]) -> None:

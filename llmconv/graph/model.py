@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import fx
@@ -14,6 +15,7 @@ from llmconv.checkpoint.source import ModelConfig
 from llmconv.checkpoint.weights import WeightStore
 from llmconv.errors import PassError
 from llmconv.graph.encodings import Encodings, WeightEncoding
+from llmconv.steps import Steps
 
 aten = torch.ops.aten
 
@@ -79,9 +81,17 @@ class WeightSink(Protocol):
     """Where quantized weights go; `llmconv.lowering.part_files.PartFiles`."""
 
     def while_reading(
-        self, encodings: dict[str, WeightEncoding], parts_of: Mapping[str, Collection[int]], order: Sequence[str]
+        self, part: int, parts: int, encodings: dict[str, WeightEncoding], order: Sequence[str]
     ) -> AbstractContextManager[WeightStore]:
-        """A store whose weights are quantized and written as they are read."""
+        """A store whose weights are quantized and written to a part's file as they are read."""
+        ...
+
+    def written(self, part: int) -> tuple[list[Path], Any]:
+        """The files of a part that has been read, complete on disk, and as JSON what lies where in them."""
+        ...
+
+    def restore(self, part: int, parts: int, written: Any) -> None:
+        """Take over the files of a part that an earlier run has written."""
         ...
 
 
@@ -91,6 +101,7 @@ class Model:
 
     Attributes:
         sink: takes quantized weights while calibration reads them, so that they are read once.
+        steps: keeps what a pass has finished, so that another run need not do it again.
     """
 
     graphs: dict[str, Graph]
@@ -99,6 +110,7 @@ class Model:
     encodings: Encodings | None = None
     calibration: Sequence[Sequence[int]] = ()
     sink: WeightSink | None = None
+    steps: Steps | None = None
 
 
 def name_of(node: fx.Node) -> str:

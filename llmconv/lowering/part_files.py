@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ _WAITING = 2  # weights that wait to be quantized
 
 
 class PartFiles:
-    """Files `part_<i>_of_<n>.data` in a folder; used as a context manager.
+    """Files `part_<i>_of_<n>.data` in a folder; used as a context manager. Parts count from 0.
 
     Args:
         weights: of the checkpoint.
@@ -29,7 +30,7 @@ class PartFiles:
 
     def __init__(self, folder: Path, weights: WeightStore) -> None:
         self.folder, self.weights = folder, weights
-        self._files: list[WeightFile] = []
+        self._files: dict[int, WeightFile] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> PartFiles:
@@ -40,38 +41,50 @@ class PartFiles:
     ) -> None:
         self._stack.close()
 
-    def open(self, parts: int, encodings: dict[str, WeightEncoding]) -> list[WeightFile]:
-        """The files, a part each; those that were opened before, if any."""
-        if not self._files:
+    def open(self, part: int, parts: int, encodings: dict[str, WeightEncoding]) -> WeightFile:
+        """A part's file, with what has been written to it."""
+        if part not in self._files:
             self.folder.mkdir(parents=True, exist_ok=True)
-            paths = [self.folder / f"part_{i + 1}_of_{parts}.data" for i in range(parts)]
-            self._files = [self._stack.enter_context(WeightFile(path, self.weights, encodings)) for path in paths]
-        for file in self._files:
-            file.encodings = encodings
-        return self._files
+            file = WeightFile(self._path(part, parts), self.weights, encodings)
+            self._files[part] = self._stack.enter_context(file)
+        self._files[part].encodings = encodings
+        return self._files[part]
 
     @contextmanager
     def while_reading(
-        self, encodings: dict[str, WeightEncoding], parts_of: Mapping[str, Collection[int]], order: Sequence[str]
+        self, part: int, parts: int, encodings: dict[str, WeightEncoding], order: Sequence[str]
     ) -> Iterator[WeightStore]:
         """A store whose weights are quantized and written, in a thread, as they are read.
 
         Args:
-            parts_of: name -> the parts that use the weight.
             order: names in the order of reading.
         """
-        files = self.open(1 + max(part for parts in parts_of.values() for part in parts), encodings)
+        file = self.open(part, parts, encodings)
         with ReadAhead(self.weights, order) as ahead, ThreadPoolExecutor(1, "quantize") as thread:
-            store = _Tee(ahead, files, parts_of, thread, deque())
+            store = _Tee(ahead, file, thread, deque())
             yield store
             store.finish()
+
+    def written(self, part: int) -> tuple[list[Path], Any]:
+        """The file of a part, complete on disk, and as JSON what lies where in it."""
+        file = self._files[part]
+        file.flush()
+        return [file.path], file.index()
+
+    def restore(self, part: int, parts: int, written: Any) -> None:
+        """Take over the file of a part that an earlier run has written."""
+        file = WeightFile(self._path(part, parts), self.weights, {})
+        file.restore(written)
+        self._files[part] = self._stack.enter_context(file)
+
+    def _path(self, part: int, parts: int) -> Path:
+        return self.folder / f"part_{part + 1}_of_{parts}.data"
 
 
 @dataclass(frozen=True)
 class _Tee:
     store: WeightStore
-    files: Sequence[WeightFile]
-    parts_of: Mapping[str, Collection[int]]
+    file: WeightFile
     thread: ThreadPoolExecutor
     waiting: deque[Future[None]]
 
@@ -80,10 +93,10 @@ class _Tee:
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         weight = self.store.read(name, rows)
-        for part in self.parts_of.get(name, ()) if rows is None else ():
+        if rows is None and name in self.file.encodings:
             while len(self.waiting) >= _WAITING:
                 self.waiting.popleft().result()
-            self.waiting.append(self.thread.submit(self.files[part].take, name, weight))
+            self.waiting.append(self.thread.submit(self.file.take, name, weight))
         return weight
 
     def finish(self) -> None:

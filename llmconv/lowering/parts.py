@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +39,18 @@ def write_onnx(
     """
     folder = bundle / ONNX_FOLDER
     graphs = list(model.graphs.values())
+    count = len(graphs[0].parts)
     encodings = model.encodings or Encodings()
     index: dict[str, Any] = {}
     with files or PartFiles(folder, model.weights) as part_files:
-        for i, weights in enumerate(part_files.open(len(graphs[0].parts), encodings.weights)):
+        for i in range(count):
+            weights = part_files.open(i, count, encodings.weights)
             for graph in graphs:
                 progress("lower", graph.label(i))
                 lowered = Lowering(graph.parts[i], model.encodings, weights, lowerings).run()
                 onnx.save(lowered, folder / f"{graph.label(i)}.onnx")
-            for name, placed in weights.placed.items():
-                index[name] = {
-                    "file": f"{ONNX_FOLDER}/{weights.path.name}",
-                    **asdict(placed),
-                    "scale": len(placed.scale),
-                }
+            file = f"{ONNX_FOLDER}/{weights.path.name}"
+            index |= {name: {"file": file, **item} for name, item in weights.index().items()}
     values = {name: encoding.to_dict() for name, encoding in sorted(encodings.values.items())}
     text = json.dumps({"values": values, "weights": index}, indent=1)
     (bundle / ENCODINGS).write_text(text)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,13 +68,30 @@ class WeightFile:
         self.placed: dict[str, Placed] = {}
 
     def __enter__(self) -> WeightFile:
-        self._file = self.path.open("wb")
+        self._file = self.path.open("ab" if self.placed else "wb")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+    def flush(self) -> None:
+        """Have all that was written in the file."""
+        self._file.flush()
+
+    def index(self) -> dict[str, dict[str, Any]]:
+        """What lies where, as JSON; scales stay in the file, behind the integers."""
+        return {name: {**asdict(placed), "scale": len(placed.scale)} for name, placed in self.placed.items()}
+
+    def restore(self, index: dict[str, dict[str, Any]]) -> None:
+        """Go on with a file that was written before; `index` is of then."""
+        with self.path.open("rb") as file:
+            for name, item in index.items():
+                shape = tuple(item["shape"])
+                file.seek(item["offset"] + item["row_bytes"] * (shape[0] if shape else 1))
+                scale = np.frombuffer(file.read(4 * item["scale"]), np.float32)
+                self.placed[name] = Placed(**{**item, "shape": shape, "scale": scale})
 
     def place(self, name: str) -> Placed:
         """Where the weight lies; reads and writes it when asked for the first time.

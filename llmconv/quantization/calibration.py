@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import fx
 
-from llmconv.checkpoint.weights import WeightStore
+from llmconv.checkpoint.weights import DictStore, WeightStore
 from llmconv.decoding.decoder import Decoder
 from llmconv.decoding.evaluate import Program, TorchRunner
 from llmconv.errors import PassError
@@ -38,31 +38,64 @@ MOVEMENT = {
 Range = tuple[float, float]
 
 
-def collect_ranges(graph: Graph, weights: WeightStore, samples: Sequence[Sequence[int]]) -> dict[str, Range]:
-    """The smallest and largest number of every float value of a graph, over all samples; reads each weight once.
+class Calibration:
+    """Samples on their way through the parts of a graph, which all of them pass before the next part begins.
 
     Args:
         graph: one without past, `ar` = `context` = length of a sample.
         samples: token ids; each starts with BOS, whose massive activations must be in range.
+
+    Attributes:
+        values: for each sample, the inputs of the parts to come.
     """
-    ranges: dict[str, Range] = {}
 
-    def observe(node: fx.Node, value: torch.Tensor) -> None:
-        low, high = (float(x) for x in torch.aminmax(value))
-        if not math.isfinite(high - low):
-            raise PassError(f"value '{name_of(node)}' is not finite on calibration text; is the checkpoint damaged?")
-        old = ranges.get(name_of(node), (low, high))
-        ranges[name_of(node)] = (min(low, old[0]), max(high, old[1]))
+    def __init__(self, graph: Graph, samples: Sequence[Sequence[int]]) -> None:
+        runner = TorchRunner(graph, DictStore({}))
+        decoder = Decoder([runner], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
+        given = [decoder.inputs_for(runner, sample) for sample in samples]
+        self.values = [{name: torch.from_numpy(x) for name, x in inputs.items()} for inputs in given]
 
-    runner = TorchRunner(graph, weights)
-    decoder = Decoder([runner], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
-    given = [decoder.inputs_for(runner, sample) for sample in samples]
-    values = [{name: torch.from_numpy(x) for name, x in inputs.items()} for inputs in given]
-    for part in graph.parts:
-        borders = {name for name, io in io_of(part)[1].items() if io.kind == "hidden"}
-        for sample, outputs in zip(values, Program(part, weights, observer=observe).run(values), strict=True):
-            sample |= {name: outputs[name] for name in borders}
-    return ranges
+    def run(self, part: fx.GraphModule, weights: WeightStore) -> dict[str, Range]:
+        """The smallest and largest number of every float value of the next part; reads each weight once.
+
+        Raises:
+            PassError: a value is not finite.
+        """
+        ranges: dict[str, Range] = {}
+
+        def observe(node: fx.Node, value: torch.Tensor) -> None:
+            low, high = (float(x) for x in torch.aminmax(value))
+            if not math.isfinite(high - low):
+                raise PassError(
+                    f"value '{name_of(node)}' is not finite on calibration text; is the checkpoint damaged?"
+                )
+            old = ranges.get(name_of(node), (low, high))
+            ranges[name_of(node)] = (min(low, old[0]), max(high, old[1]))
+
+        borders = _borders(part)
+        results = Program(part, weights, observer=observe).run(self.values)
+        for sample, outputs in zip(self.values, results, strict=True):
+            sample |= {name: outputs[name].contiguous() for name in borders}  # as a file would give it back
+        return ranges
+
+    def border(self, part: fx.GraphModule) -> dict[str, torch.Tensor]:
+        """What a part that has run gives to the next, all samples in one tensor each: (samples, *shape)."""
+        return {name: torch.stack([sample[name] for sample in self.values]) for name in _borders(part)}
+
+    def skip(self, border: Mapping[str, torch.Tensor]) -> None:
+        """Go on after a part whose `border` is known from an earlier run."""
+        for i, sample in enumerate(self.values):
+            sample |= {name: value[i] for name, value in border.items()}
+
+
+def _borders(part: fx.GraphModule) -> list[str]:
+    return [name for name, io in io_of(part)[1].items() if io.kind == "hidden"]
+
+
+def collect_ranges(graph: Graph, weights: WeightStore, samples: Sequence[Sequence[int]]) -> dict[str, Range]:
+    """The smallest and largest number of every float value of a graph over all samples, as `Calibration` finds them."""
+    calibration = Calibration(graph, samples)
+    return {name: found for part in graph.parts for name, found in calibration.run(part, weights).items()}
 
 
 def sharing_groups(graphs: Iterable[Graph]) -> list[list[str]]:

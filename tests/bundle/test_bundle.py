@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 
 from llmconv import Bundle, BundleError, GraphSpec, PartSpec, TensorSpec
-from llmconv.bundle.bundle import FORMAT, check_output, list_files, staged, write_json
+from llmconv.bundle.bundle import FORMAT, check_output, list_files
+from llmconv.files import write_json
 
 IDS = TensorSpec("input_ids", (1, 4), "int32", "input_ids", None, None, None, None)
 KEY = TensorSpec("key_0", (2, 1, 4, 4), "uint8", "new_key", 0, 0, 3, {"bits": 8, "scale": 0.5, "zero_point": 128})
@@ -116,56 +116,6 @@ def test_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(BundleError, match="holds something that is no bundle"):
         check_output(tmp_path, force=True)
-
-
-def test_staged_folder_takes_its_place(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "out"
-    with staged(target) as folder:
-        assert folder.parent == target.parent  # one file system, so that the move is a rename
-        (folder / "new").write_text("whole")
-        assert not target.exists()
-    assert (target / "new").read_text() == "whole"
-    assert list(target.parent.iterdir()) == [target]
-
-
-def test_staged_folder_replaces_an_old_one_whole(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "old").write_text("old")
-    with staged(target) as folder:
-        (folder / "new").write_text("new")
-        assert [p.name for p in target.iterdir()] == ["old"]
-    assert [p.name for p in target.iterdir()] == ["new"]
-    assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_failure_leaves_everything_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
-    def fail(target: Path) -> None:
-        with staged(target) as folder:
-            (folder / "half").write_text("half")
-            raise error
-
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "old").write_text("old")
-    with pytest.raises(error):
-        fail(target)
-    assert list(tmp_path.iterdir()) == [target]
-    assert [p.name for p in target.iterdir()] == ["old"]
-
-
-def test_what_a_killed_run_left_does_not_come_along(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with staged(target) as folder:
-        left = folder
-        (folder / "half").write_text("half")
-        shutil.copytree(folder, tmp_path / "copy")
-    shutil.rmtree(target)
-    (tmp_path / "copy").rename(left)
-    with staged(target) as folder:
-        (folder / "new").write_text("new")
-    assert [p.name for p in target.iterdir()] == ["new"]
 
 
 def test_json_is_the_same_for_the_same_values(tmp_path: Path) -> None:

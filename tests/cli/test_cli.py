@@ -145,7 +145,7 @@ def test_changed_file_fails_the_proof(run: Run, tiny_recipe: Path, tmp_path: Pat
     assert "part_1_of_2.data: differs from the manifest" in last_line(outcome)
 
 
-def test_interrupt_leaves_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_interrupt_leaves_finished_steps_alone(tiny_recipe: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "llmconv", "apply", str(tiny_recipe), "--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -158,7 +158,8 @@ def test_interrupt_leaves_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
     assert code == 130
     assert rest.splitlines()[-1] == "interrupted"
     assert "Traceback" not in rest
-    assert list(tmp_path.iterdir()) == []
+    assert "the same command goes on from there" in rest
+    assert [p.name for p in tmp_path.iterdir()] == [".out.work"]
 
 
 def last_line(outcome: Outcome) -> str:

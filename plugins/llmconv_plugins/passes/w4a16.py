@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
-import torch
 from torch import fx
 
 from llmconv import (
@@ -25,9 +23,8 @@ from llmconv import (
     PassError,
     Range,
     WeightEncoding,
-    WeightStore,
     aten,
-    collect_ranges,
+    calibrate,
     finish,
     inputs_of,
     insert,
@@ -83,10 +80,7 @@ class W4A16(Pass):
         if CALIBRATION not in model.graphs or not model.calibration:
             raise PassError("no calibration text; set calibration.text in the recipe")
         weights, tables = self._weights(model), _embeddings(model)
-        with _reading(model, weights) as store:
-            watched = _Tables(store, tables)
-            ranges = collect_ranges(model.graphs[CALIBRATION], watched, model.calibration)
-        values = self._values(model, ranges | watched.ranges)
+        values = self._values(model, calibrate(model, weights, tables))
         for name, embedded in tables.items():  # a table shares its Gather's encoding
             weights[name] = WeightEncoding(16, encoding=values[embedded])
         model.encodings = Encodings(values, weights)
@@ -130,40 +124,6 @@ class W4A16(Pass):
         if unmatched := set(self.bits) - matched:
             raise PassError(f"bits names {sorted(unmatched)[0]!r}, which no convolution's weight matches")
         return found
-
-
-class _Tables:
-    """A store that notes the ranges of embedding tables as they are read: any row may be looked up.
-
-    Args:
-        tables: table -> the value that is looked up in it.
-    """
-
-    def __init__(self, store: WeightStore, tables: dict[str, str]) -> None:
-        self._store, self._tables = store, tables
-        self.ranges: dict[str, Range] = {}
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._store.shape(name)
-
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        weight = self._store.read(name, rows)
-        if name in self._tables:
-            self.ranges[self._tables[name]] = (float(weight.min()), float(weight.max()))
-        return weight
-
-
-def _reading(model: Model, weights: dict[str, WeightEncoding]) -> AbstractContextManager[WeightStore]:
-    """The model's weights, written to its sink as calibration reads them."""
-    if model.sink is None:
-        return nullcontext(model.weights)
-    calibrating = model.graphs[CALIBRATION].parts
-    order = [str(n.target) for part in calibrating for n in part.graph.nodes if n.op == "get_attr"]
-    parts_of: dict[str, list[int]] = {}
-    for i, part in enumerate(calibrating):
-        for node in part.graph.find_nodes(op="get_attr"):
-            parts_of.setdefault(str(node.target), []).append(i)
-    return model.sink.while_reading(weights, parts_of, order)
 
 
 def _parts(model: Model) -> Iterator[fx.GraphModule]:

@@ -1,0 +1,123 @@
+"""Calibration and quantized weights from one read of the checkpoint, a part at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import fx
+
+from llmconv.checkpoint.weights import WeightStore
+from llmconv.graph.encodings import WeightEncoding
+from llmconv.graph.model import Model
+from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
+
+
+def calibrate(model: Model, weights: dict[str, WeightEncoding], tables: Mapping[str, str]) -> dict[str, Range]:
+    """The range of every value on the model's calibration samples.
+
+    Where the model has a sink, weights are written to it as they are read; where it has steps, parts that an earlier
+    run has finished are not run again.
+
+    Args:
+        tables: embedding table -> the value that is looked up in it; its range is that of the whole table.
+    """
+    parts = model.graphs[CALIBRATION].parts
+    calibration = Calibration(model.graphs[CALIBRATION], model.calibration)
+    kept = _Kept(model, weights)
+    ranges: dict[str, Range] = {}
+    start = kept.resume(calibration, ranges)
+    for i, part in enumerate(parts[start:], start):
+        with _reading(model, i, part, weights) as store:
+            watched = _Tables(store, tables)
+            found = calibration.run(part, watched) | watched.ranges
+        kept.finish(i, found, calibration.border(part))
+        ranges |= found
+    kept.forget_borders()
+    return ranges
+
+
+@dataclass
+class _Kept:
+    """What is kept of each part: its ranges, its weight file, and what it gave to the next part."""
+
+    model: Model
+    weights: dict[str, WeightEncoding]
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.model.graphs[CALIBRATION].parts)
+        if self.model.steps is not None:
+            widths = {name: [w.bits, w.clip] for name, w in self.weights.items()}
+            self.key = self.model.steps.key(samples=self.model.calibration, widths=widths)
+
+    def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
+        """Take over finished parts, from the first on; gives the number of the first part that is left."""
+        steps, sink = self.model.steps, self.model.sink
+        if steps is None or sink is None:
+            return 0
+        records: list[Any] = []
+        while len(records) < self.count and (record := steps.finished(self._step(len(records)), self.key)):
+            records.append(record)
+        if records and len(records) < self.count:
+            last = len(records) - 1
+            if not steps.finished(self._border_step(last), self.key):
+                return 0
+            calibration.skip(load_file(steps.scratch(f"border_{last + 1}.safetensors")))
+        for i, record in enumerate(records):
+            sink.restore(i, self.count, record["weights"])
+            ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
+        return len(records)
+
+    def finish(self, part: int, ranges: dict[str, Range], border: dict[str, torch.Tensor]) -> None:
+        steps, sink = self.model.steps, self.model.sink
+        if steps is None or sink is None:
+            return
+        if border:
+            file = steps.scratch(f"border_{part + 1}.safetensors")
+            save_file(border, file)
+            steps.finish(self._border_step(part), self.key, [file], True)
+        files, weights = sink.written(part)
+        steps.finish(self._step(part), self.key, files, {"ranges": ranges, "weights": weights})
+
+    def forget_borders(self) -> None:
+        """All parts are finished, and nothing will go on from between them."""
+        for part in range(self.count) if self.model.steps is not None else ():
+            self.model.steps.forget(self._border_step(part))  # type: ignore[union-attr]
+
+    def _step(self, part: int) -> str:
+        return f"calibrate_{part + 1}_of_{self.count}"
+
+    def _border_step(self, part: int) -> str:
+        return f"border_{part + 1}_of_{self.count}"
+
+
+class _Tables:
+    """A store that notes the ranges of embedding tables as they are read: any row may be looked up."""
+
+    def __init__(self, store: WeightStore, tables: Mapping[str, str]) -> None:
+        self._store, self._tables = store, tables
+        self.ranges: dict[str, Range] = {}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._store.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        weight = self._store.read(name, rows)
+        if name in self._tables:
+            self.ranges[self._tables[name]] = (float(weight.min()), float(weight.max()))
+        return weight
+
+
+def _reading(
+    model: Model, i: int, part: fx.GraphModule, weights: dict[str, WeightEncoding]
+) -> AbstractContextManager[WeightStore]:
+    """The model's weights, written to its sink as calibration reads them."""
+    if model.sink is None:
+        return nullcontext(model.weights)
+    order = [str(n.target) for n in part.graph.nodes if n.op == "get_attr"]
+    return model.sink.while_reading(i, len(model.graphs[CALIBRATION].parts), weights, order)

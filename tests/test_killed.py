@@ -1,0 +1,75 @@
+"""Killed anywhere, a second run goes on and ends in the same bundle, byte for byte."""
+
+from __future__ import annotations
+
+import filecmp
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLS = 12
+TIMED = ("report.json", ".steps")  # seconds and peak memory are of the run that did the work
+
+
+def apply(recipe: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--no-verify", "--output", str(output), *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def run(recipe: Path, output: Path, *options: str) -> str:
+    with apply(recipe, output, *options) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 0, said
+    return said
+
+
+def files(bundle: Path) -> list[str]:
+    found = (p.relative_to(bundle) for p in bundle.rglob("*") if p.is_file())
+    return sorted(str(p) for p in found if p.parts[0] not in TIMED)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A bundle that nothing disturbed, and the seconds it took."""
+    output = tmp_path_factory.mktemp("unbroken") / "out"
+    began = time.monotonic()
+    run(tiny_recipe, output)
+    return output, time.monotonic() - began
+
+
+def test_killed_at_random_points(unbroken: tuple[Path, float], tiny_recipe: Path, tmp_path: Path) -> None:
+    whole, seconds = unbroken
+    output, rng = tmp_path / "out", random.Random(0)
+    killed = 0
+    for _ in range(KILLS):
+        process = apply(tiny_recipe, output)
+        try:
+            process.wait(rng.uniform(0.1, 0.9) * seconds)
+            break  # it was finished before the signal
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+        assert not output.exists()  # never half a bundle
+    assert killed > 1
+    if not output.exists():
+        run(tiny_recipe, output)
+    assert files(output) == files(whole)
+    assert filecmp.cmpfiles(whole, output, files(whole), shallow=False)[1:] == ([], [])
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_what_a_late_option_touches_is_done_again(unbroken: tuple[Path, float], tiny_recipe: Path) -> None:
+    whole, _ = unbroken
+    before = {f: (whole / f).stat().st_ino for f in files(whole)}
+    run(tiny_recipe, whole, "--force", "--set", "backend.optimization=2")
+    after = {f: (whole / f).stat().st_ino for f in files(whole)}
+    same = {f for f in before if before[f] == after[f]}
+    assert {f for f in same if f.endswith(".data")} == {f for f in before if f.endswith(".data")}
+    assert not {f for f in same if f.endswith(".bin")}
