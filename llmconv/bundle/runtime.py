@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from llmconv.bundle.bundle import SOURCE, Bundle, GraphSpec, TensorSpec
 from llmconv.checkpoint.source import Source
 from llmconv.decoding.decoder import Array, Arrays, Decoder, Runner, Tensor
 from llmconv.graph.model import IO
-from llmconv.plugins import Registry
+
+if TYPE_CHECKING:
+    from llmconv.plugins import Registry
 
 ROPE = "rope.safetensors"
 

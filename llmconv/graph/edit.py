@@ -178,3 +178,15 @@ def nodes_between(start: Iterable[fx.Node], part: fx.GraphModule) -> Iterator[fx
         if node not in reached and any(i in reached for i in node.all_input_nodes):
             reached.add(node)
             yield node
+
+
+def ancestors_of(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that any of `nodes` depends on, and they themselves."""
+    found = set(nodes)
+    todo = list(found)
+    while todo:
+        for parent in todo.pop().all_input_nodes:
+            if parent not in found:
+                found.add(parent)
+                todo.append(parent)
+    return found

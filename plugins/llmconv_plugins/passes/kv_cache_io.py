@@ -14,6 +14,7 @@ from llmconv import (
     Graph,
     GraphPass,
     PassError,
+    ancestors_of,
     aten,
     drop_dead,
     inputs_of,
@@ -121,7 +122,7 @@ def _rope_table(part: fx.GraphModule, context: int) -> tuple[torch.Tensor, torch
     rotary = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     wanted = [_with_role(part, "rope_cos"), _with_role(part, "rope_sin")]
-    ancestors = _ancestors(wanted)
+    ancestors = ancestors_of(wanted)
     for node in part.graph.nodes:
         if node in ancestors:
             mapping[node] = rotary.node_copy(node, lambda n: mapping[n])
@@ -133,16 +134,6 @@ def _rope_table(part: fx.GraphModule, context: int) -> tuple[torch.Tensor, torch
         runs.append(module(torch.arange(start, start + ar, dtype=torch.int32)[None]))
     cos, sin = (torch.cat([run[i][0, 0] for run in runs])[:context] for i in (0, 1))
     return cos, sin
-
-
-def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
-    found, todo = set(nodes), list(nodes)
-    while todo:
-        for parent in todo.pop().all_input_nodes:
-            if parent not in found:
-                found.add(parent)
-                todo.append(parent)
-    return found
 
 
 def _rope_inputs(part: fx.GraphModule, names: Contract) -> None:

@@ -17,6 +17,7 @@ from llmconv import (
     ModelConfig,
     Pass,
     PassError,
+    ancestors_of,
     aten,
     copy_node,
     finish,
@@ -96,7 +97,7 @@ def _layer_boundaries(part: fx.GraphModule) -> list[fx.Node]:
     ids, mask = _input(part, "input_ids"), _input(part, "attention_mask")
     outputs, io = outputs_of(part), io_of(part)[1]
     logits = next(node for name, node in outputs.items() if io[name].kind == "logits")
-    to_logits = _ancestors(logits)
+    to_logits = ancestors_of([logits])
     main = [n for n in nodes_between([ids], part) if n in to_logits]
     position = {n: i for i, n in enumerate(main)}
     attends = [i for i, n in enumerate(main) if mask in n.all_input_nodes]
@@ -114,16 +115,6 @@ def _input(part: fx.GraphModule, kind: str) -> fx.Node:
         if node.meta[IO_META].kind == kind:
             return node
     raise PassError(f"the graph has no input of kind {kind}; put kv_cache_io before split_model")
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, todo = {node}, [node]
-    while todo:
-        for parent in todo.pop().all_input_nodes:
-            if parent not in found:
-                found.add(parent)
-                todo.append(parent)
-    return found
 
 
 def _layer_weights(part: fx.GraphModule, boundaries: list[fx.Node]) -> list[int]:
