@@ -70,7 +70,7 @@ class Bundle:
         self.folder = folder
         try:
             self.manifest: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BundleError(
                 f"{folder}: not a bundle (no {MANIFEST}); give the output folder of 'llmconv apply'"
             ) from error
