@@ -8,6 +8,7 @@ from .bundle.bundle import PartSpec as PartSpec
 from .bundle.bundle import TensorSpec as TensorSpec
 from .bundle.runtime import PartsRunner as PartsRunner
 from .bundle.runtime import Runtime as Runtime
+from .checkpoint.pickled import PickleStore as PickleStore
 from .checkpoint.source import ModelConfig as ModelConfig
 from .checkpoint.source import Source as Source
 from .checkpoint.tokenizer import Tokenizer as Tokenizer

@@ -74,5 +74,5 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def reference(self) -> nn.Module | None:
-        """An independent implementation to compare with (input_ids -> logits), or None where none is installed."""
+    def reference(self) -> nn.Module | str:
+        """An independent implementation to compare with (input_ids -> logits), or one line on why there is none."""

@@ -19,6 +19,9 @@ class Tokenizer:
     Args:
         file: `tokenizer.model` (SentencePiece) or `tokenizer.json` (Hugging Face).
 
+    Attributes:
+        size: how many ids it knows.
+
     Raises:
         CheckpointError: the file cannot be read.
     """
@@ -31,10 +34,12 @@ class Tokenizer:
             if file.suffix == ".model":
                 pieces = SentencePieceProcessor(model_file=str(file))
                 self._encode, self._decode = pieces.encode, pieces.decode
+                self.size = int(pieces.get_piece_size())
             else:
                 fast = tokenizers.Tokenizer.from_file(str(file))
                 self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
                 self._decode = lambda ids: fast.decode(ids, skip_special_tokens=True)
+                self.size = int(fast.get_vocab_size(with_added_tokens=True))
         except Exception as error:  # both libraries raise bare RuntimeError, OSError and Exception
             raise CheckpointError(f"{file}: not a tokenizer that can be read ({error})") from error
 

@@ -77,8 +77,8 @@ def _source(subject: Subject) -> Iterator[Check]:
         return
     source = subject.checkpoint.source
     reference = source.reference()
-    if reference is None:
-        yield Check(1, name, "not run: pip install llmconv[verify]")
+    if isinstance(reference, str):
+        yield Check(1, name, f"not run: {reference}")
         return
     ids = subject.windows[0]
     with torch.no_grad():

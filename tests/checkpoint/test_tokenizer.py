@@ -77,3 +77,8 @@ def test_damaged(tmp_path: Path, name: str, data: bytes) -> None:
 def test_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         Tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_size_counts_every_id(json_file: Path) -> None:
+    assert Tokenizer(PIECES).size == 2048
+    assert Tokenizer(json_file).size == 257

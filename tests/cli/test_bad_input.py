@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -11,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from llmconv.cli import main
@@ -138,6 +140,24 @@ def test_missing_tensor(recipe: Path, refused: Refused) -> None:
 def test_tensor_of_the_wrong_shape(recipe: Path, refused: Refused) -> None:
     config(recipe, intermediate_size=700)
     assert "has shape [704, 256], config.json asks for [700, 256]" in refused()
+
+
+class Shell:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+def test_weights_that_would_run_code(recipe: Path, refused: Refused, tmp_path: Path) -> None:
+    weights(recipe).unlink()
+    file, marker = weights(recipe).with_name("pytorch_model.bin"), tmp_path / "ran"
+    torch.save({"lm_head.weight": Shell(f"touch {marker}")}, file)
+    message = refused()
+    assert message.startswith(f"{file}: refused, its code was not run: it wants to run '")
+    assert message.endswith("system'; get the model as safetensors")
+    assert not marker.exists()
 
 
 def test_tokenizer_missing(recipe: Path, refused: Refused) -> None:

@@ -1,0 +1,67 @@
+"""What the layouts of Llama checkpoints have in common: each gives sizes, names and weights of one folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import nn
+
+from llmconv import CheckpointError, WeightStore
+from llmconv_plugins.sources.json_file import JsonFile
+from llmconv_plugins.sources.llama_module import LlamaSizes
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a layout's small files say of the model."""
+
+    sizes: LlamaSizes
+    positions: int
+    bos: int
+    eos: tuple[int, ...]
+
+
+class LlamaLayout(ABC):
+    """One way in which a folder holds a Llama.
+
+    Args:
+        folder: the checkpoint's.
+    """
+
+    config_name: ClassVar[str]  # of the file that names the sizes
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / self.config_name
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """The model's sizes, from the small files alone."""
+
+    @abstractmethod
+    def stored_name(self, name: str) -> str:
+        """The checkpoint's name for a parameter of the module."""
+
+    @abstractmethod
+    def open(self, names: Mapping[str, str]) -> WeightStore:
+        """The weights, by the module's names; `names` maps these to the checkpoint's."""
+
+    @abstractmethod
+    def reference(self) -> nn.Module | str:
+        """As of `Source.reference`."""
+
+
+def check_heads(file: JsonFile, heads: tuple[str, int], kv_heads: tuple[str, int], head_dim: int) -> None:
+    """Refuse numbers of heads that do not share keys evenly, and heads that RoPE cannot halve.
+
+    Args:
+        heads: key of the file and its value, as is kv_heads.
+    """
+    if heads[1] % kv_heads[1]:
+        raise CheckpointError(f"{file.path}: {heads[0]} = {heads[1]} is no multiple of {kv_heads[0]} = {kv_heads[1]}")
+    if head_dim % 2:
+        raise CheckpointError(f"{file.path}: head_dim = {head_dim} is odd; RoPE rotates halves")

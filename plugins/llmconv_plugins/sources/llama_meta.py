@@ -1,0 +1,98 @@
+"""Llama in Meta's layout: params.json, tokenizer.model and consolidated.*.pth, one for each model-parallel rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from torch import nn
+
+from llmconv import CheckpointError, Tokenizer, WeightStore
+from llmconv_plugins.sources.json_file import JsonFile
+from llmconv_plugins.sources.llama_layout import Description, LlamaLayout, check_heads
+from llmconv_plugins.sources.llama_meta_store import MetaStore
+from llmconv_plugins.sources.llama_module import LlamaSizes
+
+POSITIONS = 4096  # of Llama 2; params.json seldom says
+BOS, EOS = 1, 2  # of every SentencePiece tokenizer that Meta published for Llama
+
+_KNOWN = {
+    *("dim", "n_layers", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "multiple_of", "ffn_dim_multiplier"),
+    *("rope_theta", "max_seq_len", "max_batch_size"),
+}
+_NAMES = {
+    "embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn": "attention",
+    "q_proj": "wq",
+    "k_proj": "wk",
+    "v_proj": "wv",
+    "o_proj": "wo",
+    "mlp": "feed_forward",
+    "gate_proj": "w1",
+    "down_proj": "w2",
+    "up_proj": "w3",
+}
+
+
+class MetaLlama(LlamaLayout):
+    """Keys of params.json that are not known here are errors that name them: they may change what is computed."""
+
+    config_name = "params.json"
+
+    @cached_property
+    def _json(self) -> JsonFile:
+        found = JsonFile.read(self.file)
+        for key, value in found.values.items():
+            if key not in _KNOWN and value not in (None, False):
+                raise found.unsupported(key)
+        return JsonFile(self.file, {key: value for key, value in found.values.items() if value is not None})
+
+    def describe(self) -> Description:
+        """The model's sizes."""
+        params = self._json
+        heads, hidden = params.integer("n_heads"), params.integer("dim")
+        kv_heads = params.integer("n_kv_heads", heads)
+        if hidden % heads:
+            raise CheckpointError(f"{self.file}: dim = {hidden} is no multiple of n_heads = {heads}")
+        check_heads(params, ("n_heads", heads), ("n_kv_heads", kv_heads), hidden // heads)
+        sizes = LlamaSizes(
+            vocabulary=self._vocabulary(),
+            hidden=hidden,
+            intermediate=self._intermediate(hidden),
+            layers=params.integer("n_layers"),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=hidden // heads,
+            norm_eps=params.number("norm_eps", 1e-5),
+            rope_theta=params.number("rope_theta", 10000.0),
+            attention_bias=False,
+        )
+        return Description(sizes, params.integer("max_seq_len", POSITIONS), BOS, (EOS,))
+
+    def _vocabulary(self) -> int:
+        if self._json.values.get("vocab_size", -1) == -1:  # as Llama 2 writes it
+            return Tokenizer.find(self.folder).size
+        return self._json.integer("vocab_size")
+
+    def _intermediate(self, hidden: int) -> int:
+        """Two thirds of four times the width, times a factor where one is given, rounded up to a multiple."""
+        step = self._json.integer("multiple_of", 256)
+        wanted = int(self._json.number("ffn_dim_multiplier", 1.0) * int(2 * 4 * hidden / 3))
+        return -(-wanted // step) * step
+
+    def stored_name(self, name: str) -> str:
+        """Meta's words for Hugging Face's."""
+        return ".".join(_NAMES.get(word, word) for word in name.split("."))
+
+    def open(self, names: Mapping[str, str]) -> WeightStore:
+        """All ranks' files as one store."""
+        count = max(1, len(list(self.folder.glob("consolidated.*.pth"))))
+        files = [self.folder / f"consolidated.{rank:02}.pth" for rank in range(count)]
+        return MetaStore(files, names, self.describe().sizes.head_dim)
+
+    def reference(self) -> nn.Module | str:
+        """None: transformers reads this layout only through a conversion such as ours."""
+        return "transformers does not read consolidated.*.pth; convert the model's Hugging Face copy to compare"
