@@ -25,7 +25,7 @@ def show(table: Table) -> None:
 
 def note(text: str) -> None:
     """One line beside the result, on stderr."""
-    _err.print(escape(text), style="dim")
+    _err.print(escape(text), style="dim", soft_wrap=True)
 
 
 @contextmanager

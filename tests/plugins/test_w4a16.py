@@ -205,13 +205,13 @@ def test_the_hidden_state_has_one_encoding_on_both_sides_of_a_cut() -> None:
 
 def test_calibrated_once_for_all_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Graph] = []
-    collect = w4a16.collect_ranges
+    calibrate = w4a16.calibrate
 
-    def count(graph: Graph, *args: object) -> object:
-        seen.append(graph)
-        return collect(graph, *args)
+    def count(model: Model, *args: object) -> object:
+        seen.append(model.graphs[CALIBRATION])
+        return calibrate(model, *args)
 
-    monkeypatch.setattr(w4a16, "collect_ranges", count)
+    monkeypatch.setattr(w4a16, "calibrate", count)
     found = quantized(prompt=(AR, CONTEXT), token=(1, CONTEXT))
     assert [graph.name for graph in seen] == [CALIBRATION]
     prompt, token = ({name_of(n) for n in nodes(found.graphs[name])} for name in ("prompt", "token"))
