@@ -130,6 +130,7 @@ def _manifest(plan: Plan, model: Model, chipset: targets.Chipset, result: BuildR
             "name": recipe.model.source,
             "checkpoint": str(recipe.model.checkpoint),
             "description": {f.name: digest(f) for f in plan.source.description()},
+            "weights": model.hashes,
         },
         "config": asdict(plan.config),
         "target": asdict(chipset),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -30,7 +31,11 @@ class WeightStore(Protocol):
         ...
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """A weight, or a range of its rows, as float32."""
+        """A weight, or a range of its rows, as float32.
+
+        A store may have an attribute `hashes`: name -> sha256 of the checkpoint's bytes of each weight that was read
+        whole, out of the same read.
+        """
         ...
 
 
@@ -56,6 +61,7 @@ class SafetensorsStore:
         self.files = files
         self._rename = dict(rename or {})
         self._entries: dict[str, _Entry] = {}
+        self.hashes: dict[str, str] = {}
         for file in files:
             self._entries |= _read_header(file)
 
@@ -84,6 +90,8 @@ class SafetensorsStore:
             data = np.empty((stop - start) * row_bytes, dtype=np.uint8)  # not zeroed first, as a bytearray is
             if file.readinto(data.data) != data.size:
                 raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
+        if rows is None and name not in self.hashes:
+            self.hashes[name] = hashlib.sha256(data.data).hexdigest()
         return torch.from_numpy(data).view(entry.dtype).reshape(shape).to(torch.float32)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -100,6 +100,7 @@ class Model:
     """What passes work on: every graph of a recipe, and the one set of weights that they share.
 
     Attributes:
+        hashes: sha256 of the checkpoint's bytes of each weight that was read whole.
         sink: takes quantized weights while calibration reads them, so that they are read once.
         steps: keeps what a pass has finished, so that another run need not do it again.
     """
@@ -109,6 +110,7 @@ class Model:
     config: ModelConfig | None
     encodings: Encodings | None = None
     calibration: Sequence[Sequence[int]] = ()
+    hashes: dict[str, str] = field(default_factory=dict)
     sink: WeightSink | None = None
     steps: Steps | None = None
 

@@ -71,9 +71,14 @@ class _Kept:
         for i, record in enumerate(records):
             sink.restore(i, self.count, record["weights"])
             ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
+            self.model.hashes |= record["hashes"]
         return len(records)
 
     def finish(self, part: int, ranges: dict[str, Range], border: dict[str, torch.Tensor]) -> None:
+        """Record a part that has run, its border first: a part that is finished can be gone on from."""
+        known: Mapping[str, str] = getattr(self.model.weights, "hashes", {})
+        hashes = {name: sha for name, sha in known.items() if name not in self.model.hashes}
+        self.model.hashes |= hashes
         steps, sink = self.model.steps, self.model.sink
         if steps is None or sink is None:
             return
@@ -82,7 +87,7 @@ class _Kept:
             save_file(border, file)
             steps.finish(self._border_step(part), self.key, [file], True)
         files, weights = sink.written(part)
-        steps.finish(self._step(part), self.key, files, {"ranges": ranges, "weights": weights})
+        steps.finish(self._step(part), self.key, files, {"ranges": ranges, "weights": weights, "hashes": hashes})
 
     def forget_borders(self) -> None:
         """All parts are finished, and nothing will go on from between them."""

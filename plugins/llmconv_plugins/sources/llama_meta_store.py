@@ -33,6 +33,12 @@ class MetaStore:
         self._ranks = [PickleStore([file], names) for file in files]
         self._files, self._names, self._head_dim = files, names, head_dim
 
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """sha256 of each weight that was read whole; of its ranks' where there are several."""
+        first, *others = [rank.hashes for rank in self._ranks]
+        return {name: " ".join([sha, *(rank[name] for rank in others if name in rank)]) for name, sha in first.items()}
+
     def _kind(self, name: str) -> str:
         return self._names.get(name, name).split(".")[-2]  # layers.0.attention.wq.weight -> wq
 
