@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -115,20 +115,29 @@ class PassManager:
                 part.recompile()
         return reports
 
+    def lay_out(self, model: Model) -> dict[str, int]:
+        """Run the structural passes alone, and ask the others for bits of values and weights, by structural name.
+
+        Raises:
+            PassError: a pass failed.
+        """
+        widths: dict[str, int] = {}
+        for i, p in enumerate(self.passes):
+            if p.structural:
+                self._run_one(p, model, [q.name for q in self.passes[:i]])
+            else:
+                with _named(p, [q.name for q in self.passes[:i]]):
+                    widths |= p.widths(model)
+        return widths
+
     def _run_one(self, p: Pass, model: Model, before: list[str]) -> PassReport:
-        where = f"pass '{p.name}'" + (f" (after {', '.join(before)})" if before else "")
         counts = {g.name: _count(g) for g in model.graphs.values()}
         start = time.perf_counter()
-        try:
+        with _named(p, before):
             with collector_paused() if p.structural else nullcontext():
                 changed = p.run(model)
             seconds = time.perf_counter() - start
             errors = self._verify(p, model) if changed else {}
-        except LlmconvError as error:
-            raise PassError(f"{where}: {error}") from error
-        except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), "")
-            raise PassError(f"{where} failed: {type(error).__name__}: {reason}") from error
         nodes = {g.name: (counts[g.name], _count(g)) for g in model.graphs.values()}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return PassReport(p.name, seconds, changed, nodes, errors, peak)
@@ -148,6 +157,19 @@ class PassManager:
                     f"more than {p.tolerance:.0e}; the pass is wrong for this model"
                 )
         return errors
+
+
+@contextmanager
+def _named(p: Pass, before: list[str]) -> Iterator[None]:
+    """Whatever goes wrong inside is an error that names the pass and those before it."""
+    where = f"pass '{p.name}'" + (f" (after {', '.join(before)})" if before else "")
+    try:
+        yield
+    except LlmconvError as error:
+        raise PassError(f"{where}: {error}") from error
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise PassError(f"{where} failed: {type(error).__name__}: {reason}") from error
 
 
 def _count(graph: Graph) -> int:
