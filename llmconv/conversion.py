@@ -33,6 +33,7 @@ from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs
 from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.parts import ONNX_FOLDER
 from llmconv.passes.manager import PassReport
+from llmconv.planning.plan import preflight
 from llmconv.plugins import Registry
 from llmconv.prepare import Checked, check, prepare
 from llmconv.proof.proof import prove
@@ -50,6 +51,7 @@ def apply(
     verify: bool | None = None,
     force: bool = False,
     fresh: bool = False,
+    jobs: int | None = None,
     progress: Progress = lambda _stage, _item: None,
 ) -> Bundle:
     """Convert a checkpoint; what an earlier run with the same inputs has finished is not done again.
@@ -58,6 +60,7 @@ def apply(
         verify: verify each pass and prove the bundle; by default what the recipe says.
         force: replace a bundle that is in the output folder.
         fresh: do everything again.
+        jobs: how many parts to build at once at most; as many as there are cores by default.
         progress: called with a stage and an item before each piece of work.
 
     Returns:
@@ -74,6 +77,8 @@ def apply(
     backend.check(chipset)
     check_output(recipe.folder, force)
     weights = checked.source.weights()
+    progress("plan", recipe.name)
+    preflight(checked, backend, chipset, jobs)
     with work_folder(recipe.folder, fresh=fresh) as folder:
         steps = Steps(folder, _inputs(checked))
         steps.sweep()
@@ -83,7 +88,8 @@ def apply(
             )
             if not any(graph.rope for graph in model.graphs.values()):
                 raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
-            result = backend.build(BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps))
+            job = BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps, jobs)
+            result = backend.build(job)
         steps.drop_unclaimed()
         progress("bundle", "manifest")
         _copy_inputs(checked, model, folder)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmconv.checkpoint.shapes import ShapeStore
+from llmconv.checkpoint.shapes import NoWeightsError, ShapeStore
 from llmconv.checkpoint.source import ModelConfig, Source
 from llmconv.checkpoint.tokenizer import Tokenizer
 from llmconv.checkpoint.weights import WeightStore
-from llmconv.errors import RecipeError
+from llmconv.errors import PassError, RecipeError
 from llmconv.graph.model import Model, WeightSink
 from llmconv.graph.trace import trace
 from llmconv.passes.base import Pass
@@ -113,6 +113,14 @@ def lay_out(checked: Checked) -> tuple[Model, dict[str, int]]:
     graphs = {name: trace(module, g.ar, g.context, name) for name, g in checked.recipe.graphs.items()}
     model = Model(graphs, ShapeStore(module), checked.config)
     return model, PassManager(checked.passes).lay_out(model)
+
+
+def reads_weights(error: PassError) -> bool:
+    """Whether `lay_out` failed only because a pass reads weights."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, NoWeightsError):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def make_verifier(checked: Checked, model: Model) -> Verifier:

@@ -8,16 +8,15 @@ from torch import nn
 from llmconv.errors import PassError
 
 
-class ShapeStore:
-    """The shapes of a module's parameters; reading one is an error.
+class NoWeightsError(PassError):
+    """A weight was asked for where shapes alone are known."""
 
-    Attributes:
-        asked: the weight that something tried to read.
-    """
+
+class ShapeStore:
+    """The shapes of a module's parameters; reading one is an error."""
 
     def __init__(self, module: nn.Module) -> None:
         self._shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        self.asked: str | None = None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight."""
@@ -27,7 +26,6 @@ class ShapeStore:
         """There is nothing to read.
 
         Raises:
-            PassError: always.
+            NoWeightsError: always.
         """
-        self.asked = name
-        raise PassError(f"weight '{name}' is read, but the graphs are only laid out and no weight is at hand")
+        raise NoWeightsError(f"weight '{name}' is read, but a plan is made from shapes alone")

@@ -1,0 +1,177 @@
+"""The plan of a conversion: its parts, what each stage will need here, what the target's limits say to them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmconv import machine
+from llmconv.backend import Backend, Stage
+from llmconv.checkpoint.source import ModelConfig
+from llmconv.errors import PassError, ResourceError
+from llmconv.graph.sizes import PartSize, part_sizes
+from llmconv.planning.limits import Limit, limits
+from llmconv.planning.resplit import part_count_that_fits
+from llmconv.planning.stages import core_stages
+from llmconv.plugins import Registry
+from llmconv.prepare import Checked, check, lay_out, reads_weights
+from llmconv.recipe import targets
+from llmconv.recipe.recipe import Recipe
+from llmconv.recipe.targets import Chipset
+
+logger = logging.getLogger(__name__)
+
+Stages = Callable[[Sequence[PartSize]], list[Stage]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will need; sizes of parts are exact, all else is estimated.
+
+    Attributes:
+        stages: in order; those that may run at once are one a part.
+        limits: of the target, for each part.
+        jobs: how many parts are built at once at most.
+        memory: at hand here, bytes; None where the system does not say.
+        disk: free where the bundle goes, bytes.
+        folder: where the bundle goes.
+    """
+
+    config: ModelConfig
+    chipset: Chipset
+    parts: list[PartSize]
+    stages: list[Stage]
+    limits: list[Limit]
+    jobs: int
+    memory: int | None
+    disk: int
+    folder: Path
+    stages_of: Stages
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parts."""
+        return sum(p.weight_bytes for p in self.parts)
+
+    @property
+    def disk_need(self) -> int:
+        """Bytes that all stages leave behind."""
+        return sum(s.disk for s in self.stages)
+
+    @property
+    def memory_need(self) -> int:
+        """The largest peak of a stage, with one part at a time."""
+        return max(s.memory for s in self.stages)
+
+    @property
+    def at_once(self) -> int:
+        """How many parts this machine builds at once."""
+        parallel = [s.memory for s in self.stages if s.parallel]
+        by_memory = self.memory // max(parallel) if parallel and self.memory is not None else len(parallel)
+        return max(1, min(self.jobs, len(parallel), by_memory))
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole conversion, proof apart."""
+        return sum(s.seconds / (self.at_once if s.parallel else 1) for s in self.stages)
+
+    def require(self) -> None:
+        """Stop what would fail after a long time.
+
+        Raises:
+            ResourceError: disk or memory are short, or a part exceeds what the target holds.
+        """
+        if self.disk_need > self.disk:
+            raise ResourceError(
+                f"{self.folder}: the bundle needs ≈ {gigabytes(self.disk_need)} of disk, {gigabytes(self.disk)} are "
+                f"free; free {gigabytes(self.disk_need - self.disk)} there or choose another --output"
+            )
+        for limit in self.limits:
+            if limit.verdict == "error":
+                fitting = f"set {limit.advice}" if limit.advice else "no part count fits; choose another target"
+                raise ResourceError(
+                    f"{limit.part}: {limit.what} needs ≈ {gigabytes(limit.need)}, more than the "
+                    f"{gigabytes(limit.bound)} of {self.chipset.name}; {fitting}"
+                )
+        if self.memory is not None and self.memory_need > self.memory:
+            raise ResourceError(self._memory_message(self.memory))
+
+    def _memory_message(self, memory: int) -> str:
+        worst = max(self.stages, key=lambda s: s.memory)
+        lacking = gigabytes(worst.memory - memory)
+        commands = machine.swap_commands(worst.memory - memory)
+        count = self.part_count_for(memory)
+        parts = f"set passes.split_model.parts = {count}, or add" if count else "add"
+        return (
+            f"{worst.name} needs ≈ {gigabytes(worst.memory)} of memory, {gigabytes(memory)} are at hand; "
+            f"{parts} {lacking} of swap: {commands}"
+        )
+
+    def part_count_for(self, memory: int) -> int | None:
+        """The smallest part count above the present one that this memory compiles, or None."""
+        return part_count_that_fits(self.parts, lambda parts: max(s.memory for s in self.stages_of(parts)) <= memory)
+
+
+def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None = None) -> Plan:
+    """What converting a checkpoint will need, from its configuration alone.
+
+    Args:
+        jobs: how many parts to build at once at most; as many as there are cores by default.
+
+    Raises:
+        LlmconvError: the recipe or the checkpoint's configuration is wrong, or a pass cannot be applied.
+    """
+    registry = registry or Registry.load()
+    chipset = targets.find(recipe.target.name)
+    backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
+    return make(check(recipe, registry), backend, chipset, jobs)
+
+
+def make(checked: Checked, backend: Backend, chipset: Chipset, jobs: int | None) -> Plan:
+    """The plan of a recipe that was checked."""
+    model, widths = lay_out(checked)
+    parts = part_sizes(model, widths)
+
+    def stages_of(made: Sequence[PartSize]) -> list[Stage]:
+        return [*core_stages(checked, made), *backend.stages(made)]
+
+    folder = checked.recipe.folder
+    return Plan(
+        checked.config,
+        chipset,
+        parts,
+        stages_of(parts),
+        limits(parts, chipset) if backend.for_device else [],
+        jobs or os.cpu_count() or 1,
+        machine.memory_at_hand(),
+        machine.disk_at_hand(folder),
+        folder,
+        stages_of,
+    )
+
+
+def preflight(checked: Checked, backend: Backend, chipset: Chipset, jobs: int | None) -> None:
+    """Check a recipe's plan before the work starts; a pass that reads weights cannot be planned and is let through.
+
+    Raises:
+        ResourceError: disk or memory are short, or a part exceeds what the target holds.
+    """
+    try:
+        made = make(checked, backend, chipset, jobs)
+    except PassError as error:
+        if not reads_weights(error):
+            raise
+        logger.warning("not planned, so neither memory nor disk nor the target's limits are checked: %s", error)
+        return
+    for limit in made.limits:
+        if limit.verdict == "warning":
+            logger.info("%s: %s ≈ %s, over %s", limit.part, limit.what, limit.need, limit.bound)
+    made.require()
+
+
+def gigabytes(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
