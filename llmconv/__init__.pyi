@@ -32,8 +32,8 @@ from .errors import LoweringError as LoweringError
 from .errors import PassError as PassError
 from .errors import PluginError as PluginError
 from .errors import RecipeError as RecipeError
-from .graph.edit import ancestors_of as ancestors_of
 from .errors import ResourceError as ResourceError
+from .graph.edit import ancestors_of as ancestors_of
 from .graph.edit import copy_node as copy_node
 from .graph.edit import drop_dead as drop_dead
 from .graph.edit import finish as finish

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from llmconv.cli import display
+from llmconv.planning.quantities import duration, quantity, size
 
 if TYPE_CHECKING:
     from llmconv.planning.limits import Limit
@@ -44,6 +45,9 @@ def show(made: Plan) -> None:
     display.show(_stages(made))
     if made.limits:
         display.show(_limits(made.limits, made.chipset.name))
+    for limit in made.worst():
+        if limit.verdict != "ok":
+            print(limit.message(made.chipset.name))
     memory = "unknown" if made.memory is None else size(made.memory)
     display.note(
         f"at hand: memory and swap {memory}, disk {size(made.disk)}; "
@@ -71,25 +75,8 @@ def _stages(made: Plan) -> Table:
 
 
 def _limits(found: list[Limit], chipset: str) -> Table:
-    table = Table("part", "limit", "need", "bound", "", "fits with", title=f"{chipset} (estimates)")
+    table = Table("part", "limit", "need", "bound", "", title=f"{chipset} (estimates)")
     for limit in found:
         row = (limit.part, limit.what, f"≈ {quantity(limit.need, limit.unit)}", quantity(limit.bound, limit.unit))
-        table.add_row(*row, _VERDICT[limit.verdict], limit.advice)
+        table.add_row(*row, _VERDICT[limit.verdict])
     return table
-
-
-def quantity(value: float, unit: str) -> str:
-    """Bytes or seconds for people."""
-    return size(value) if unit == "B" else f"{value * 1e3:.2g} ms"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

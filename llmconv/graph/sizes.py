@@ -8,7 +8,19 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from llmconv.graph.model import IO, Graph, Model, aten, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
+from llmconv.graph.model import (
+    IO,
+    Graph,
+    Model,
+    aten,
+    inputs_of,
+    io_of,
+    is_weight,
+    name_of,
+    outputs_of,
+    shape_of,
+    value_of,
+)
 
 FLOAT_BITS = 32  # of what no pass gives a width
 
@@ -48,6 +60,7 @@ class PartSize:
         layers: how many layers keep keys and values in it.
         weight_bytes: packed, with scales; every graph shares them.
         table_bytes: of those, embedding tables, which are looked up and not multiplied with.
+        head_bytes: of those, the projection to logits.
         elements: of all weights.
         largest: elements of the largest weight.
     """
@@ -56,6 +69,7 @@ class PartSize:
     layers: int
     weight_bytes: int
     table_bytes: int
+    head_bytes: int
     elements: int
     largest: int
     graphs: tuple[GraphSize, ...]
@@ -95,10 +109,29 @@ def _part(number: int, graphs: list[Graph], widths: Mapping[str, int]) -> PartSi
         len(layers),
         sum(stored.values()),
         sum(stored[name] for name in tables),
+        sum(stored[name] for name in _head(graphs[0].parts[number])),
         sum(elements),
         max(elements, default=0),
         tuple(_graph(g, number, widths) for g in graphs),
     )
+
+
+def _head(part: fx.GraphModule) -> set[str]:
+    """The weights of the projection to logits: those nearest to that output."""
+    io = io_of(part)[1]
+    nodes = [node for name, node in outputs_of(part).items() if io[name].kind == "logits"]
+    while nodes:
+        found = {_root(i) for node in nodes for i in node.all_input_nodes if is_weight(i)}
+        if found:
+            return {name_of(node) for node in found}
+        nodes = [i for node in nodes for i in node.all_input_nodes]
+    return set()
+
+
+def _root(weight: fx.Node) -> fx.Node:
+    while weight.op != "get_attr":
+        weight = weight.all_input_nodes[0]
+    return weight
 
 
 def _weight_bytes(node: fx.Node, bits: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmconv.graph.sizes import GraphSize, PartSize
+from llmconv.planning.quantities import Unit, quantity
 from llmconv.planning.resplit import ar_that_fits, part_count_that_fits
 from llmconv.recipe.targets import PART_SECONDS, Chipset
 
@@ -36,9 +37,16 @@ class Limit:
     what: str
     need: float
     bound: float
-    unit: Literal["B", "s"]
+    unit: Unit
     verdict: Verdict
     advice: str = ""
+
+    def message(self, chipset: str, advice: str | None = None) -> str:
+        """One line for errors and warnings; `advice` instead of its own."""
+        advice = self.advice if advice is None else advice
+        need, bound = quantity(self.need, self.unit), quantity(self.bound, self.unit)
+        fitting = f"set {advice}" if advice else "no part count fits; choose another target"
+        return f"{self.part}: {self.what} ≈ {need}, more than the {bound} of {chipset}; {fitting}"
 
 
 def domain_bytes(part: PartSize) -> int:

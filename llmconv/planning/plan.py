@@ -14,6 +14,7 @@ from llmconv.checkpoint.source import ModelConfig
 from llmconv.errors import PassError, ResourceError
 from llmconv.graph.sizes import PartSize, part_sizes
 from llmconv.planning.limits import Limit, limits
+from llmconv.planning.quantities import size
 from llmconv.planning.resplit import part_count_that_fits
 from llmconv.planning.stages import core_stages
 from llmconv.plugins import Registry
@@ -21,6 +22,7 @@ from llmconv.prepare import Checked, check, lay_out, reads_weights
 from llmconv.recipe import targets
 from llmconv.recipe.recipe import Recipe
 from llmconv.recipe.targets import Chipset
+from llmconv.steps import work_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,11 @@ class Plan:
         """Of the whole conversion, proof apart."""
         return sum(s.seconds / (self.at_once if s.parallel else 1) for s in self.stages)
 
+    def worst(self) -> list[Limit]:
+        """Of each of the target's bounds, the part that needs most."""
+        found = {limit.what: limit for limit in sorted(self.limits, key=lambda x: x.need)}
+        return list(found.values())
+
     def require(self) -> None:
         """Stop what would fail after a long time.
 
@@ -86,33 +93,43 @@ class Plan:
         """
         if self.disk_need > self.disk:
             raise ResourceError(
-                f"{self.folder}: the bundle needs ≈ {gigabytes(self.disk_need)} of disk, {gigabytes(self.disk)} are "
-                f"free; free {gigabytes(self.disk_need - self.disk)} there or choose another --output"
+                f"{self.folder}: the bundle needs ≈ {size(self.disk_need)} of disk, {size(self.disk)} are "
+                f"free; free {size(self.disk_need - self.disk)} there or choose another --output"
             )
         for limit in self.limits:
             if limit.verdict == "error":
-                fitting = f"set {limit.advice}" if limit.advice else "no part count fits; choose another target"
-                raise ResourceError(
-                    f"{limit.part}: {limit.what} needs ≈ {gigabytes(limit.need)}, more than the "
-                    f"{gigabytes(limit.bound)} of {self.chipset.name}; {fitting}"
-                )
+                raise ResourceError(limit.message(self.chipset.name, self._advice(limit)))
         if self.memory is not None and self.memory_need > self.memory:
             raise ResourceError(self._memory_message(self.memory))
 
+    def _advice(self, limit: Limit) -> str:
+        """A part count that is within every limit and within the memory at hand, or what fits this limit alone."""
+
+        def fits(parts: Sequence[PartSize]) -> bool:
+            return not any(x.verdict == "error" for x in limits(parts, self.chipset)) and (
+                self.memory is None or self._memory_of(parts) <= self.memory
+            )
+
+        count = part_count_that_fits(self.parts, fits)
+        return f"passes.split_model.parts = {count}" if count else limit.advice
+
+    def _memory_of(self, parts: Sequence[PartSize]) -> int:
+        return max(stage.memory for stage in self.stages_of(parts))
+
     def _memory_message(self, memory: int) -> str:
         worst = max(self.stages, key=lambda s: s.memory)
-        lacking = gigabytes(worst.memory - memory)
+        lacking = size(worst.memory - memory)
         commands = machine.swap_commands(worst.memory - memory)
         count = self.part_count_for(memory)
         parts = f"set passes.split_model.parts = {count}, or add" if count else "add"
         return (
-            f"{worst.name} needs ≈ {gigabytes(worst.memory)} of memory, {gigabytes(memory)} are at hand; "
+            f"{worst.name} needs ≈ {size(worst.memory)} of memory, {size(memory)} are at hand; "
             f"{parts} {lacking} of swap: {commands}"
         )
 
     def part_count_for(self, memory: int) -> int | None:
         """The smallest part count above the present one that this memory compiles, or None."""
-        return part_count_that_fits(self.parts, lambda parts: max(s.memory for s in self.stages_of(parts)) <= memory)
+        return part_count_that_fits(self.parts, lambda parts: self._memory_of(parts) <= memory)
 
 
 def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None = None) -> Plan:
@@ -147,10 +164,15 @@ def make(checked: Checked, backend: Backend, chipset: Chipset, jobs: int | None)
         limits(parts, chipset) if backend.for_device else [],
         jobs or os.cpu_count() or 1,
         machine.memory_at_hand(),
-        machine.disk_at_hand(folder),
+        machine.disk_at_hand(folder) + _kept_bytes(folder),
         folder,
         stages_of,
     )
+
+
+def _kept_bytes(folder: Path) -> int:
+    """What an earlier run has left to go on from, or to be replaced by this one."""
+    return sum(f.stat().st_size for f in work_of(folder).rglob("*") if f.is_file())
 
 
 def preflight(checked: Checked, backend: Backend, chipset: Chipset, jobs: int | None) -> None:
@@ -166,12 +188,7 @@ def preflight(checked: Checked, backend: Backend, chipset: Chipset, jobs: int | 
             raise
         logger.warning("not planned, so neither memory nor disk nor the target's limits are checked: %s", error)
         return
-    for limit in made.limits:
-        if limit.verdict == "warning":
-            logger.info("%s: %s ≈ %s, over %s", limit.part, limit.what, limit.need, limit.bound)
     made.require()
-
-
-def gigabytes(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    for limit in made.worst():
+        if limit.verdict == "warning":
+            logger.warning("%s", limit.message(chipset.name))

@@ -7,30 +7,27 @@ from dataclasses import replace
 
 from llmconv.graph.sizes import GraphSize, PartSize
 
-_SUMMED = ("weight_bytes", "table_bytes", "elements")
-
 Fits = Callable[[list[PartSize]], bool]
 
 
 def resplit(parts: Sequence[PartSize], count: int) -> list[PartSize]:
-    """About what `count` parts of the same layers would be; the ends keep what they have beside layers.
+    """What `count` parts of the same layers would be, if layers are alike, with the embedding first and lm_head last.
 
-    A layer is taken to be as large as those of the part with the smallest ones, which has the fewest other weights.
+    Where all parts are ends, those between them are taken to have inputs and outputs as large as the last one's.
     """
     layers = sum(p.layers for p in parts)
-    one = {name: min(getattr(p, name) / p.layers for p in parts) for name in _SUMMED}
-    cache = {g.graph: g.cache_bytes / parts[0].layers for g in parts[0].graphs}
-    sizes = [layers // count + (i < layers % count) for i in range(count)][::-1]  # the end with lm_head gets no more
+    tables, heads = sum(p.table_bytes for p in parts), sum(p.head_bytes for p in parts)
+    a_layer = (sum(p.weight_bytes for p in parts) - tables - heads) / layers
+    elements = sum(p.elements for p in parts)
+    sizes = [layers // count + (i < layers % count) for i in range(count)][::-1]
     made = []
     for i, size in enumerate(sizes):
-        sums = {name: size * one[name] for name in _SUMMED}
-        for end, place in ((parts[0], 0), (parts[-1], count - 1)):
-            if i == place and (len(parts) > 1 or place == 0):
-                sums = {name: sums[name] + getattr(end, name) - end.layers * one[name] for name in _SUMMED}
-        model = parts[0] if i == 0 else parts[-1] if i == count - 1 else parts[len(parts) // 2]
-        graphs = tuple(_with_cache(g, round(size * cache[g.graph])) for g in model.graphs)
-        whole = {name: round(value) for name, value in sums.items()}
-        made.append(replace(model, number=i, layers=size, graphs=graphs, **whole))
+        like = parts[0] if i == 0 else parts[-1] if i == count - 1 else parts[len(parts) // 2]
+        table, head = tables if i == 0 else 0, heads if i == count - 1 else 0
+        weights = round(size * a_layer) + table + head
+        graphs = tuple(_with_cache(g, round(g.cache_bytes * size / like.layers)) for g in like.graphs)
+        share = elements * size // layers
+        made.append(PartSize(i, size, weights, table, head, share, like.largest, graphs))
     return made
 
 

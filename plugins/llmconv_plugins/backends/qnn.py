@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from llmconv_plugins.qnn.queue import Task, compile_all
 
 SIZE_MATTERS = 50_000_000  # bytes of weights from which a binary's size is judged
 SIMULATOR = "qnn/simulator/"  # folder of the twins
+TOO_LARGE = re.compile(r"needs [\d,]+ KB > [\d,]+ KB")  # QNN's words
 TWIN_LIMIT = 100_000_000  # bytes of weights up to which twins are made by default
 
 
@@ -125,16 +127,30 @@ class QnnBackend(Backend):
             target = job.folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
             chipset = job.chipset
-            return compile_part(
-                jobs,
-                target,
-                soc_model=chipset.soc_model,
-                htp_arch=chipset.htp_arch,
-                optimization=self.optimization,
-                stop=stop,
-            )
+            try:
+                return compile_part(
+                    jobs,
+                    target,
+                    soc_model=chipset.soc_model,
+                    htp_arch=chipset.htp_arch,
+                    optimization=self.optimization,
+                    stop=stop,
+                )
+            except BackendError as error:
+                raise BackendError(f"{error}{_remedy(str(error), graphs)}") from error
 
         return Task(Path(file).stem, compile_memory(part), compile_it)
+
+
+def _remedy(message: str, graphs: list[Graph]) -> str:
+    """The recipe's settings that need less, where a part was too large for the device or for this machine."""
+    largest = max(graphs, key=lambda graph: graph.ar)
+    if TOO_LARGE.search(message):
+        ar = f"graphs.{largest.name}.ar = {largest.ar // 2}, or " if largest.ar > 1 else ""
+        return f"; set {ar}a higher passes.split_model.parts"
+    if "SIGKILL" in message:
+        return "; pass --jobs 1, set a higher passes.split_model.parts, or add swap ('llmconv plan' says how much)"
+    return ""
 
 
 def _prove(bundle: Bundle, entry: dict[str, Any]) -> list[Check]:
