@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from llmconv.bundle.bundle import Bundle
 from llmconv.checks import Check
 from llmconv.graph.model import Model
+from llmconv.graph.sizes import PartSize
 from llmconv.lowering.lower import LoweringTable
 from llmconv.lowering.part_files import PartFiles
 from llmconv.recipe.targets import Chipset
@@ -29,6 +30,7 @@ class BuildJob:
         lowerings: fx op -> function that emits its ONNX.
         files: the weight files, where a pass has written weights already.
         steps: keeps what is finished, so that another run need not do it again.
+        jobs: how many parts to build at once at most, where memory allows; None for as many as there are cores.
     """
 
     model: Model
@@ -38,6 +40,25 @@ class BuildJob:
     progress: Progress
     files: PartFiles | None = None
     steps: Steps | None = None
+    jobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one step of a conversion is estimated to need on this machine.
+
+    Attributes:
+        seconds: with one core busy.
+        memory: bytes at its peak.
+        disk: bytes that it leaves in the bundle.
+        parallel: whether it may run beside other steps that may.
+    """
+
+    name: str
+    seconds: float
+    memory: int
+    disk: int
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,7 @@ class Binary:
         part: counts from 0.
         graphs: the names inside it.
         simulator: whether this machine's simulator can run it (an unshared twin), instead of the device.
+        kept: whether an earlier run made it, and measured the figures.
     """
 
     file: str
@@ -57,6 +79,7 @@ class Binary:
     simulator: bool
     seconds: float
     peak_rss: int
+    kept: bool = False
 
 
 @dataclass
@@ -74,6 +97,7 @@ class Backend(ABC):
 
     name: ClassVar[str]
     runtimes: ClassVar[tuple[str, ...]]  # that run here what it builds; each is proved against the one before
+    for_device: ClassVar[bool] = True  # whether the target's limits hold for what it builds
 
     @abstractmethod
     def check(self, chipset: Chipset) -> None:
@@ -90,6 +114,10 @@ class Backend(ABC):
         Raises:
             BackendError: a part cannot be built.
         """
+
+    def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
+        """What building each part will need here, beyond lowering; estimates, from sizes alone."""
+        return []
 
     def prove(self, bundle: Bundle) -> list[Check]:
         """What can be shown of the binaries without running them."""

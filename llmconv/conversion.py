@@ -11,7 +11,6 @@ from typing import Any
 
 from safetensors.torch import save
 
-from llmconv import identity
 from llmconv.backend import Backend, BuildJob, BuildResult
 from llmconv.bundle.bundle import (
     EVALUATION,
@@ -30,11 +29,13 @@ from llmconv.bundle.runtime import ROPE
 from llmconv.errors import RecipeError
 from llmconv.files import digest, write_json
 from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
+from llmconv.identity import checkpoint_identity, code_identity
 from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.parts import ONNX_FOLDER
 from llmconv.passes.manager import PassReport
+from llmconv.planning.plan import Device, preflight
 from llmconv.plugins import Registry
-from llmconv.prepare import Plan, check, prepare
+from llmconv.prepare import Checked, check, prepare
 from llmconv.proof.proof import prove
 from llmconv.recipe import targets
 from llmconv.recipe.recipe import OutputSection, Recipe
@@ -50,6 +51,7 @@ def apply(
     verify: bool | None = None,
     force: bool = False,
     fresh: bool = False,
+    jobs: int | None = None,
     progress: Progress = lambda _stage, _item: None,
 ) -> Bundle:
     """Convert a checkpoint; what an earlier run with the same inputs has finished is not done again.
@@ -58,6 +60,7 @@ def apply(
         verify: verify each pass and prove the bundle; by default what the recipe says.
         force: replace a bundle that is in the output folder.
         fresh: do everything again.
+        jobs: how many parts to build at once at most; as many as there are cores by default.
         progress: called with a stage and an item before each piece of work.
 
     Returns:
@@ -70,24 +73,31 @@ def apply(
     verify = recipe.verify.passes if verify is None else verify
     chipset = targets.find(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
-    plan = check(recipe, registry)
+    checked = check(recipe, registry)
     backend.check(chipset)
     check_output(recipe.folder, force)
-    weights = plan.source.weights()
+    weights = checked.source.weights()
     with work_folder(recipe.folder, fresh=fresh) as folder:
-        steps = Steps(folder, _inputs(plan))
+        steps = Steps(folder, _inputs(checked))
         steps.sweep()
         with PartFiles(folder / ONNX_FOLDER, weights) as files:
             model, reports = prepare(
-                plan, weights, verify=verify, announce=lambda name: progress("pass", name), sink=files, steps=steps
+                checked,
+                weights,
+                verify=verify,
+                announce=lambda name: progress("pass", name),
+                laid_out=lambda model, widths: preflight(checked, model, widths, Device(backend, chipset, jobs)),
+                sink=files,
+                steps=steps,
             )
             if not any(graph.rope for graph in model.graphs.values()):
                 raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
-            result = backend.build(BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps))
+            job = BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps, jobs)
+            result = backend.build(job)
         steps.drop_unclaimed()
         progress("bundle", "manifest")
-        _copy_inputs(plan, model, folder)
-        write_json(folder / MANIFEST, _manifest(plan, model, chipset, result, folder))
+        _copy_inputs(checked, model, folder)
+        write_json(folder / MANIFEST, _manifest(checked, model, chipset, result, folder))
         bundle = Bundle(folder)
         bundle.write_report(_report(reports, result))
     bundle = Bundle(recipe.folder)
@@ -96,32 +106,34 @@ def apply(
     return bundle
 
 
-def _inputs(plan: Plan) -> dict[str, Any]:
+def _inputs(checked: Checked) -> dict[str, Any]:
     """What the passes' steps depend on, beside the samples: checkpoint, options and code."""
-    recipe = plan.recipe.to_dict()
+    recipe = checked.recipe.to_dict()
     return {
-        "checkpoint": identity.of_checkpoint(plan.recipe.model.checkpoint),
+        "checkpoint": checkpoint_identity(checked.recipe.model.checkpoint),
         "source": [recipe["model"]["source"], recipe["model"]["options"]],
         "graphs": recipe["graphs"],
         "passes": recipe["passes"],
-        "code": identity.of_code(plan.source, *plan.passes),
+        "code": code_identity(checked.source, *checked.passes),
         "torch": version("torch"),
     }
 
 
-def _copy_inputs(plan: Plan, model: Model, folder: Path) -> None:
+def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
     """What running and proving the bundle needs of the checkpoint and the recipe, weights apart."""
     (folder / SOURCE).mkdir()
-    for file in plan.source.description():
+    for file in checked.source.description():
         shutil.copyfile(file, folder / SOURCE / file.name)
     rope = next(graph.rope for graph in model.graphs.values() if graph.rope)
     (folder / ROPE).write_bytes(save({"cos": rope[0].contiguous(), "sin": rope[1].contiguous()}))
-    if plan.recipe.verify.text is not None:
-        shutil.copyfile(plan.recipe.verify.text, folder / EVALUATION)
+    if checked.recipe.verify.text is not None:
+        shutil.copyfile(checked.recipe.verify.text, folder / EVALUATION)
 
 
-def _manifest(plan: Plan, model: Model, chipset: targets.Chipset, result: BuildResult, folder: Path) -> dict[str, Any]:
-    recipe = plan.recipe
+def _manifest(
+    checked: Checked, model: Model, chipset: targets.Chipset, result: BuildResult, folder: Path
+) -> dict[str, Any]:
+    recipe = checked.recipe
     graphs = [_graph_spec(model, graph) for graph in model.graphs.values()]
     return {
         "format": FORMAT,
@@ -129,10 +141,10 @@ def _manifest(plan: Plan, model: Model, chipset: targets.Chipset, result: BuildR
         "source": {
             "name": recipe.model.source,
             "checkpoint": str(recipe.model.checkpoint),
-            "description": {f.name: digest(f) for f in plan.source.description()},
+            "description": {f.name: digest(f) for f in checked.source.description()},
             "weights": model.hashes,
         },
-        "config": asdict(plan.config),
+        "config": asdict(checked.config),
         "target": asdict(chipset),
         "versions": {"llmconv": version("llmconv"), "torch": version("torch"), **result.versions},
         "graphs": [graph_to_dict(g) for g in graphs],

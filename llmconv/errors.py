@@ -7,6 +7,7 @@ LlmconvError
 ├── PassError         a pass cannot be applied, or its result fails verification
 ├── LoweringError     a graph holds what the lowering cannot express
 ├── BackendError      a compiler refused a part, or is not installed
+├── ResourceError     this machine lacks memory or disk for it, or a part exceeds what the target holds
 └── BundleError       a bundle is missing, damaged, or in the way
 """
 
@@ -37,6 +38,10 @@ class LoweringError(LlmconvError):
 
 class BackendError(LlmconvError):
     """A compiler refused a part, or is not installed."""
+
+
+class ResourceError(LlmconvError):
+    """This machine lacks memory or disk for a conversion, or a part exceeds what the target holds."""
 
 
 class BundleError(LlmconvError):

@@ -12,7 +12,7 @@ from typing import Any
 HEAD = 1 << 20  # bytes of each checkpoint file that are hashed: all of a configuration, the header of weights
 
 
-def of_checkpoint(folder: Path) -> list[list[Any]]:
+def checkpoint_identity(folder: Path) -> list[list[Any]]:
     """Name, size, modification time and hash of the head of every file of a checkpoint."""
     found = []
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
@@ -22,7 +22,7 @@ def of_checkpoint(folder: Path) -> list[list[Any]]:
     return found
 
 
-def of_code(*plugins: object) -> dict[str, list[str]]:
+def code_identity(*plugins: object) -> dict[str, list[str]]:
     """Versions and source hashes of the packages that these classes or instances come from, and of llmconv."""
     modules = {(p if isinstance(p, type) else type(p)).__module__ for p in plugins}
     return {name: _of_package(name) for name in sorted({"llmconv", *(m.partition(".")[0] for m in modules)})}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmconv.checkpoint.shapes import ShapeStore
 from llmconv.checkpoint.source import ModelConfig, Source
 from llmconv.checkpoint.tokenizer import Tokenizer
 from llmconv.checkpoint.weights import WeightStore
@@ -24,7 +25,7 @@ VERIFIED_TOKENS = 40  # read by every graph after every pass
 
 
 @dataclass(frozen=True)
-class Plan:
+class Checked:
     """A recipe whose names and options have all been found to mean something."""
 
     recipe: Recipe
@@ -33,7 +34,7 @@ class Plan:
     passes: list[Pass]
 
 
-def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Plan:
+def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Checked:
     """Make the recipe's source and passes, without reading a weight.
 
     Args:
@@ -64,7 +65,7 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Pl
             raise RecipeError(f"calibration.text: {recipe.calibration.text}: no such file")
     if recipe.verify.text is not None and not recipe.verify.text.is_file():
         raise RecipeError(f"verify.text: {recipe.verify.text}: no such file")
-    return Plan(recipe, source, config, passes)
+    return Checked(recipe, source, config, passes)
 
 
 def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit: int | None = None) -> list[list[int]]:
@@ -84,40 +85,68 @@ def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit:
     return [windows[int(i * step)] for i in range(limit)]
 
 
-def trace_graphs(plan: Plan, weights: WeightStore, sink: WeightSink | None = None, steps: Steps | None = None) -> Model:
+def trace_graphs(
+    checked: Checked, weights: WeightStore, sink: WeightSink | None = None, steps: Steps | None = None
+) -> Model:
     """Trace the source at the shapes of every graph of the recipe, and of calibration where passes need it."""
-    shapes = {name: (g.ar, g.context) for name, g in plan.recipe.graphs.items()}
-    calibration, samples = plan.recipe.calibration, []
-    if calibration is not None and any(p.needs_calibration for p in plan.passes):
+    shapes = {name: (g.ar, g.context) for name, g in checked.recipe.graphs.items()}
+    calibration, samples = checked.recipe.calibration, []
+    if calibration is not None and any(p.needs_calibration for p in checked.passes):
         shapes[CALIBRATION] = (calibration.tokens, calibration.tokens)
-        tokenizer = plan.source.tokenizer()
-        samples = read_windows(calibration.text, tokenizer, plan.config.bos, calibration.tokens, calibration.samples)
-    module = plan.source.module()
+        tokenizer = checked.source.tokenizer()
+        samples = read_windows(calibration.text, tokenizer, checked.config.bos, calibration.tokens, calibration.samples)
+    module = checked.source.module()
     graphs = {name: trace(module, ar, context, name) for name, (ar, context) in shapes.items()}
-    return Model(graphs, weights, plan.config, calibration=samples, sink=sink, steps=steps)
+    return Model(graphs, weights, checked.config, calibration=samples, sink=sink, steps=steps)
 
 
-def make_verifier(plan: Plan, model: Model) -> Verifier:
+def lay_out(checked: Checked) -> tuple[Model, dict[str, int]]:
+    """The recipe's graphs after the structural passes, from the checkpoint's configuration alone.
+
+    Returns:
+        The model, whose weights cannot be read, and the bits that the other passes will give to values and weights.
+
+    Raises:
+        PassError: a pass cannot be applied, or reads a weight.
+    """
+    module, manager = checked.source.module(), PassManager(checked.passes)
+    graphs = {name: trace(module, g.ar, g.context, name) for name, g in checked.recipe.graphs.items()}
+    model = Model(graphs, ShapeStore(module), checked.config)
+    manager.run(model, stop=manager.structural)
+    return model, manager.widths(model)
+
+
+def make_verifier(checked: Checked, model: Model) -> Verifier:
     """What every pass is compared with: the source, on ids spread over the vocabulary."""
     count = min(VERIFIED_TOKENS, *(g.context for g in model.graphs.values()))
-    size = plan.config.vocabulary
-    tokens = [plan.config.bos, *(i * 7919 % size for i in range(1, count))]  # 7919: a prime, so that few ids repeat
-    return Verifier(trace(plan.source.module(), count, count, "source"), model.weights, tokens)
+    size = checked.config.vocabulary
+    tokens = [checked.config.bos, *(i * 7919 % size for i in range(1, count))]  # 7919: a prime, so that few ids repeat
+    return Verifier(trace(checked.source.module(), count, count, "source"), model.weights, tokens)
 
 
 def prepare(
-    plan: Plan,
+    checked: Checked,
     weights: WeightStore,
     *,
     verify: bool,
     announce: Callable[[str], None] = lambda _name: None,
+    laid_out: Callable[[Model, dict[str, int]], None] = lambda _model, _widths: None,
     sink: WeightSink | None = None,
     steps: Steps | None = None,
 ) -> tuple[Model, list[PassReport]]:
-    """Trace and run every pass; the calibration graph is gone afterwards."""
+    """Trace and run every pass; the calibration graph is gone afterwards.
+
+    Args:
+        laid_out: called before the first pass that changes numbers, with the recipe's graphs and the bits that the
+            passes to come will give to values and weights.
+    """
     announce("trace")
-    model = trace_graphs(plan, weights, sink, steps)
-    verifier = make_verifier(plan, model) if verify else None
-    reports = PassManager(plan.passes, verifier, announce).run(model)
+    model = trace_graphs(checked, weights, sink, steps)
+    manager = PassManager(checked.passes, make_verifier(checked, model) if verify else None, announce)
+    reports = manager.run(model, stop=manager.structural)
+    wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}
+    shown = replace(model, graphs=wanted)
+    laid_out(shown, manager.widths(shown))
+    reports += manager.run(model, done=manager.structural)
     model.graphs.pop(CALIBRATION, None)
     return model, reports

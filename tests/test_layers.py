@@ -15,7 +15,15 @@ PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
 
 # From the ground up: a module imports from rows below its own, and within its row from its own package alone.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("llmconv", "llmconv.errors", "llmconv.naming", "llmconv.files", "llmconv.identity", "llmconv.hookspecs"),
+    (
+        "llmconv",
+        "llmconv.errors",
+        "llmconv.naming",
+        "llmconv.files",
+        "llmconv.identity",
+        "llmconv.machine",
+        "llmconv.hookspecs",
+    ),
     ("llmconv.plugins", "llmconv.steps"),
     ("llmconv.recipe", "llmconv.checkpoint"),
     ("llmconv.graph",),
@@ -24,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmconv.checks", "llmconv.testing"),
     ("llmconv.backend",),
     ("llmconv.prepare",),
-    ("llmconv.proof",),
+    ("llmconv.proof", "llmconv.planning"),
     ("llmconv.conversion",),
     ("llmconv.cli",),
     ("llmconv.__main__",),

@@ -28,20 +28,17 @@ def apply(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle in the output folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is finished.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Build so many parts at once at most.")] = None,
 ) -> None:
     """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
 
-    changes = list(assignments or [])
-    for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
-        if value is not None:
-            changes.append(f"{key}='''{value.absolute()}'''")
-    loaded = Recipe.load(recipe, changes, backend=backend)
+    loaded = Recipe.load(recipe, display.changes(assignments, checkpoint, output), backend=backend)
     started = time.monotonic()
     with display.progress("importing torch") as step, _kept(loaded.folder):
         import llmconv
 
-        bundle = llmconv.apply(loaded, verify=verify, force=force, fresh=fresh, progress=step)
+        bundle = llmconv.apply(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs, progress=step)
     display.show_conversion(bundle, time.monotonic() - started)
     _exit_by(bundle.report.get("proof", []))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
 
 _out, _err = Console(), Console(stderr=True, highlight=False)
 _VERDICT = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: ""}
+
+
+def changes(assignments: Sequence[str] | None, checkpoint: Path | None, output: Path | None) -> list[str]:
+    """What the command line changes in a recipe."""
+    found = list(assignments or [])
+    for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
+        if value is not None:
+            found.append(f"{key}='''{value.absolute()}'''")
+    return found
 
 
 def show(table: Table) -> None:
@@ -68,7 +78,7 @@ def _files(bundle: Bundle, binaries: dict[str, dict[str, Any]]) -> Table:
         if not name.startswith(("onnx/", "qnn/")):
             continue
         built = binaries.get(name)
-        seconds = f"{built['seconds']:.1f} s" if built else ""
+        seconds = f"{built['seconds']:.1f} s{' (kept)' if built['kept'] else ''}" if built else ""
         memory = f"{built['peak_rss'] / 1e9:.2f} GB" if built else ""
         table.add_row(name, f"{entry['bytes'] / 1e6:.2f}", seconds, memory)
     return table

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import typer
 
 from llmconv.cli import bundles, catalog, recipes
+from llmconv.cli import plan as planning
 from llmconv.errors import LlmconvError
 
 WRONG, INTERRUPTED = 2, 130  # exit codes; 1 is a proof that failed
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(planning.plan)
 app.command()(bundles.apply)
 app.command()(bundles.verify)
 app.command()(bundles.generate)

@@ -43,13 +43,14 @@ def check(
     loaded = Recipe.load(recipe, assignments or [])  # before torch is imported
 
     from llmconv.plugins import Registry
-    from llmconv.prepare import check as check_plan
+    from llmconv.prepare import check as check_recipe
 
     registry = Registry.load()
     loaded.check(registry)
-    plan = check_plan(loaded, registry)
+    checked = check_recipe(loaded, registry)
     print(
-        f"{recipe}: {plan.config.family}, {plan.config.layers} layers, {len(plan.passes)} passes; nothing wrong found"
+        f"{recipe}: {checked.config.family}, {checked.config.layers} layers, "
+        f"{len(checked.passes)} passes; nothing wrong found"
     )
 
 

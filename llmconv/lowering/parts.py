@@ -12,6 +12,7 @@ import onnx
 import torch
 
 from llmconv.errors import BundleError
+from llmconv.files import write_json
 from llmconv.graph.encodings import Encoding, Encodings
 from llmconv.graph.model import Model
 from llmconv.lowering.lower import Lowering, LoweringTable
@@ -51,9 +52,8 @@ def write_onnx(
                 onnx.save(lowered, folder / f"{graph.label(i)}.onnx")
             file = f"{ONNX_FOLDER}/{weights.path.name}"
             index |= {name: {"file": file, **item} for name, item in weights.index().items()}
-    values = {name: encoding.to_dict() for name, encoding in sorted(encodings.values.items())}
-    text = json.dumps({"values": values, "weights": index}, indent=1)
-    (bundle / ENCODINGS).write_text(text)
+    values = {name: encoding.to_dict() for name, encoding in encodings.values.items()}
+    write_json(bundle / ENCODINGS, {"values": values, "weights": index})
 
 
 class BundleStore:

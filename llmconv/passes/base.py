@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +44,13 @@ class Pass(ABC):
         Raises:
             PassError: says what.
         """
+
+    def widths(self, model: Model) -> Mapping[str, int]:
+        """Bits that the pass will give to values and weights, by structural name, without reading a weight.
+
+        `llmconv plan` runs the structural passes and asks the others; what has no width counts as float32.
+        """
+        return {}
 
     @abstractmethod
     def run(self, model: Model) -> bool:

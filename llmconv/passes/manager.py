@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,17 +97,18 @@ class PassManager:
                 if earlier in names[i + 1 :]:
                     raise PassError(f"pass '{p.name}' must come after '{earlier}'; move it in the recipe")
 
-    def run(self, model: Model, *, done: int = 0) -> list[PassReport]:
+    def run(self, model: Model, *, done: int = 0, stop: int | None = None) -> list[PassReport]:
         """Run every pass.
 
         Args:
             done: how many of the passes have run on this model already.
+            stop: how many of them are to have run in the end; by default all.
 
         Raises:
             PassError: a pass failed, or its result differs from the source by more than the pass declares.
         """
         reports: list[PassReport] = []
-        for i, p in enumerate(self.passes[done:], start=done):
+        for i, p in enumerate(self.passes[done:stop], start=done):
             self.announce(p.name)
             reports.append(self._run_one(p, model, [q.name for q in self.passes[:i]]))
         for graph in model.graphs.values():
@@ -115,20 +116,31 @@ class PassManager:
                 part.recompile()
         return reports
 
+    @property
+    def structural(self) -> int:
+        """How many passes come before the first that changes numbers."""
+        return next((i for i, p in enumerate(self.passes) if not p.structural), len(self.passes))
+
+    def widths(self, model: Model) -> dict[str, int]:
+        """The bits that the passes will give to values and weights of a laid-out model, by structural name.
+
+        Raises:
+            PassError: a pass failed.
+        """
+        widths: dict[str, int] = {}
+        for i, p in enumerate(self.passes):
+            with _named(p, [q.name for q in self.passes[:i]]):
+                widths |= p.widths(model)
+        return widths
+
     def _run_one(self, p: Pass, model: Model, before: list[str]) -> PassReport:
-        where = f"pass '{p.name}'" + (f" (after {', '.join(before)})" if before else "")
         counts = {g.name: _count(g) for g in model.graphs.values()}
         start = time.perf_counter()
-        try:
+        with _named(p, before):
             with collector_paused() if p.structural else nullcontext():
                 changed = p.run(model)
             seconds = time.perf_counter() - start
             errors = self._verify(p, model) if changed else {}
-        except LlmconvError as error:
-            raise PassError(f"{where}: {error}") from error
-        except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), "")
-            raise PassError(f"{where} failed: {type(error).__name__}: {reason}") from error
         nodes = {g.name: (counts[g.name], _count(g)) for g in model.graphs.values()}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return PassReport(p.name, seconds, changed, nodes, errors, peak)
@@ -148,6 +160,19 @@ class PassManager:
                     f"more than {p.tolerance:.0e}; the pass is wrong for this model"
                 )
         return errors
+
+
+@contextmanager
+def _named(p: Pass, before: list[str]) -> Iterator[None]:
+    """Whatever goes wrong inside is an error that names the pass and those before it."""
+    where = f"pass '{p.name}'" + (f" (after {', '.join(before)})" if before else "")
+    try:
+        yield
+    except LlmconvError as error:
+        raise PassError(f"{where}: {error}") from error
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise PassError(f"{where} failed: {type(error).__name__}: {reason}") from error
 
 
 def _count(graph: Graph) -> int:

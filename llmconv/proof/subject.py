@@ -17,7 +17,7 @@ from llmconv.graph.model import Model
 from llmconv.lowering.parts import BundleStore, read_encodings
 from llmconv.passes.manager import PassManager
 from llmconv.plugins import Registry
-from llmconv.prepare import Plan, check, read_windows, trace_graphs
+from llmconv.prepare import Checked, check, read_windows, trace_graphs
 from llmconv.recipe.recipe import Recipe
 
 WINDOWS = 32  # of held-out text
@@ -48,7 +48,7 @@ class Subject:
         return made
 
     @cached_property
-    def described(self) -> Plan:
+    def described(self) -> Checked:
         """The recipe over the bundle's own copy of the checkpoint's small files; weights are not to be had from it."""
         text: Path | None = self.bundle.folder / EVALUATION
         text = text if text is not None and text.is_file() else None
@@ -60,16 +60,16 @@ class Subject:
         return check(self.recipe.model_copy(update=update), self.registry, calibrated=True)
 
     @cached_property
-    def checkpoint(self) -> Plan | None:
+    def checkpoint(self) -> Checked | None:
         """The structural passes over the checkpoint, or None when that is gone."""
         structural = [(e, p) for e, p in zip(self.recipe.passes, self.described.passes, strict=True) if p.structural]
         recipe = self.recipe.model_copy(update={"calibration": None, "passes": [e for e, _ in structural]})
         try:
-            plan = check(recipe.model_copy(update={"verify": self.described.recipe.verify}), self.registry)
-            plan.source.weights()
+            checked = check(recipe.model_copy(update={"verify": self.described.recipe.verify}), self.registry)
+            checked.source.weights()
         except CheckpointError:
             return None
-        return plan
+        return checked
 
     @property
     def gone(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 
 from llmconv.errors import RecipeError
@@ -29,22 +30,29 @@ def description(name: str) -> str:
 
 
 def copy(name: str, destination: Path) -> list[Path]:
-    """Copy a recipe, and the folder of the same name that holds its data, into a folder.
+    """Copy a recipe, the folder of the same name that holds its data, and texts that it shares with other recipes.
 
     Raises:
         RecipeError: there is no such recipe, or a copy would overwrite something.
     """
     if name not in names():
         raise RecipeError(f"no recipe named '{name}'{nearest(name, names())}")
-    sources = [p for p in (folder() / f"{name}.toml", folder() / name) if p.exists()]
-    copies = [destination / p.name for p in sources]
+    sources = [p for p in (folder() / f"{name}.toml", folder() / name, *_shared_texts(name)) if p.exists()]
+    copies = [destination / p.relative_to(folder()) for p in sources]
     for target in copies:
         if target.exists():
             raise RecipeError(f"{target}: exists; copy to another folder or remove it")
-    destination.mkdir(parents=True, exist_ok=True)
     for source, target in zip(sources, copies, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copyfile(source, target)
     return copies
+
+
+def _shared_texts(name: str) -> list[Path]:
+    """Texts that a recipe names and that lie in another recipe's folder."""
+    recipe = tomllib.loads((folder() / f"{name}.toml").read_text(encoding="utf-8"))
+    named = [recipe.get(section, {}).get("text") for section in ("calibration", "verify")]
+    return [folder() / text for text in named if text and Path(text).parts[0] != name]

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from llmconv.errors import RecipeError
 from llmconv.naming import nearest
 
+DOMAIN_BYTES = 3_500_000_000  # users report 3.5 to 4 GB before load error 1002
+GRAPH_BYTES = 2_097_152 * 1024  # the compiler's own message: "needs 2,347,229 KB > 2,097,152 KB"
+PART_SECONDS = 0.010  # a part that takes longer leaves the phone's CPU time to clock down
+
 
 @dataclass(frozen=True)
 class Chipset:
@@ -18,6 +22,8 @@ class Chipset:
         htp_arch: the generation of its NPU, e.g. "73" for v73.
         devices: phones and laptops that carry it.
         bandwidth: of its memory in bytes a second; None where no figure is at hand.
+        domain_bytes: what one process domain of its NPU holds: weights, inputs, outputs and buffers of a part.
+        graph_bytes: what one graph may need of memory.
     """
 
     name: str
@@ -26,6 +32,8 @@ class Chipset:
     htp_arch: str
     devices: tuple[str, ...]
     bandwidth: float | None = None
+    domain_bytes: int = DOMAIN_BYTES
+    graph_bytes: int = GRAPH_BYTES
 
 
 _CHIPSETS = (

@@ -27,6 +27,24 @@ def test_copy_stands_by_itself(tmp_path: Path) -> None:
         assert path.is_file()
 
 
+def test_copy_brings_a_text_of_another_recipe_and_nothing_else_of_it(tmp_path: Path) -> None:
+    copies = shipped.copy("llama2_7b_chat", tmp_path)
+    assert copies == [tmp_path / "llama2_7b_chat.toml", tmp_path / "tiny_llama" / "calibration.txt"]
+    recipe = Recipe.load(copies[0])
+    assert recipe.calibration is not None
+    assert recipe.calibration.text == copies[1]
+    assert recipe.model.checkpoint.parent == tmp_path
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("llama2_7b_chat", (1024, 1024)), ("llama2_7b_chat_ar128", (128, 4096))])
+def test_recipes_of_llama_2(name: str, prompt: tuple[int, int]) -> None:
+    recipe = Recipe.load(shipped.folder() / f"{name}.toml")
+    graphs = {graph: (g.ar, g.context) for graph, g in recipe.graphs.items()}
+    assert graphs == {"prompt": prompt, "token": (1, prompt[1])}
+    assert [p.name for p in recipe.passes][-2:] == ["split_model", "w4a16"]
+    assert recipe.passes[-2].options == {"parts": 4}
+
+
 def test_copy_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "tiny_llama").mkdir()
     with pytest.raises(RecipeError, match="exists"):

@@ -16,6 +16,7 @@ class OnnxBackend(Backend):
 
     name: ClassVar[str] = "onnx"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    for_device: ClassVar[bool] = False
 
     def check(self, chipset: Chipset) -> None:
         """Nothing to install, and any chipset will do."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
@@ -69,6 +69,13 @@ class W4A16(Pass):
     kv_bits: Literal[8, 16] = 8
     clip: bool = True
     bits: dict[str, Literal[4, 8]] = field(default_factory=dict)
+
+    def widths(self, model: Model) -> Mapping[str, int]:
+        """Those of all weights, and of the values that enter and leave parts."""
+        cache = _cache_names(model)
+        ports = {name_of(n) for part in _parts(model) for n in (inputs_of(part) | outputs_of(part)).values()}
+        values = {name: self.kv_bits if name in cache else 16 for name in ports}
+        return values | {name: encoding.bits for name, encoding in self._weights(model).items()}
 
     def run(self, model: Model) -> bool:
         """Insert the requantize nodes, calibrate, and choose every encoding."""

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -19,6 +20,7 @@ from llmconv import BackendError
 PACKAGES = Path(__file__).parents[2]  # the folder that holds llmconv_plugins
 LINE_LIMIT = 300
 KILLED = 9  # what the kernel ends a process with that takes the last memory; signal.SIGKILL where it exists
+STOP_SECONDS = 0.2  # after which a child that is to stop is killed at the latest
 PATIENCE = 10  # seconds that a child with a closed pipe may take to end
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -62,9 +64,18 @@ class Child:
         """The pipe from the child."""
         return _pipe(self.process.stdout)
 
-    def finish(self) -> bytes:
-        """Let the child run to its end; returns what it wrote to stdout."""
-        return self.process.communicate()[0]
+    def finish(self, stop: threading.Event | None = None) -> bytes:
+        """Let the child run to its end; returns what it wrote to stdout.
+
+        Raises:
+            BackendError: `stop` was set before; the block that holds the child then kills it.
+        """
+        while True:
+            try:
+                return self.process.communicate(timeout=None if stop is None else STOP_SECONDS)[0]
+            except subprocess.TimeoutExpired:
+                if stop is not None and stop.is_set():
+                    raise BackendError("stopped, because something beside it failed") from None
 
     def ending(self) -> str:
         """How an unsuccessful child ended, for an error message: the signal or exit code, and what the log says."""

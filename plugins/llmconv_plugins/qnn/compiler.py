@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def compile_part(
     htp_arch: str,
     optimization: int = 3,
     dump_dir: Path | None = None,
+    stop: threading.Event | None = None,
 ) -> CompileReport:
     """Compile one graph, or several over shared weights, into one context binary.
 
@@ -71,10 +73,11 @@ def compile_part(
         soc_model, htp_arch: QNN's numbers of the chipset, such as "43" and "73".
         optimization: the compiler's finalization effort, 0 to 3.
         dump_dir: folder that takes the compiled graphs as JSON, the traces of their ops and the log.
+        stop: when set, from another thread, the compiler is killed.
 
     Raises:
         BackendError: onnxruntime-qnn is missing, QNN refuses a graph or crashes on it, a tensor was compiled to
-            floating point, or the binary is not what it should be. Names the graph.
+            floating point, the binary is not what it should be, or `stop` was set. Names the graph.
     """
     files = [inspect(job.onnx) for job in jobs]
     work = binary.with_name(f".{binary.name}.compiling")
@@ -85,7 +88,7 @@ def compile_part(
         settings = {"count": len(jobs), "soc_model": soc_model, "htp_arch": htp_arch, "optimization": optimization}
         (work / JOB).write_text(json.dumps(settings))
         started = time.monotonic()
-        peak = _run(jobs, files, work)
+        peak = _run(jobs, files, work, stop)
         seconds = time.monotonic() - started
         info = _prove(jobs, files, work)
         size = (work / binary_file()).stat().st_size
@@ -112,10 +115,10 @@ def _place(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path) -> N
         give(source, work / name)
 
 
-def _run(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path) -> int:
+def _run(jobs: Sequence[GraphJob], files: Sequence[OnnxFile], work: Path, stop: threading.Event | None) -> int:
     """The child's peak memory."""
     with Child(CHILD, [], log=work / LOG, cwd=work) as child:
-        child.finish()
+        child.finish(stop)
         code = child.process.returncode
         stage = (work / STAGE).read_text() if (work / STAGE).is_file() else ""
         i = int(stage or 0)

@@ -1,0 +1,168 @@
+"""How large a model's parts are, read off the graphs: no weight and no encoding is needed, bit widths are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from llmconv.graph.model import (
+    IO,
+    Graph,
+    Model,
+    aten,
+    inputs_of,
+    io_of,
+    is_weight,
+    name_of,
+    outputs_of,
+    shape_of,
+    value_of,
+)
+
+FLOAT_BITS = 32  # of what no pass gives a width
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """One graph's share of a part.
+
+    Attributes:
+        label: the graph's name inside a binary.
+        input_bytes, output_bytes: of one run.
+        cache_bytes: keys and values among both.
+        nodes: of the fx graph.
+    """
+
+    graph: str
+    label: str
+    ar: int
+    context: int
+    input_bytes: int
+    output_bytes: int
+    cache_bytes: int
+    nodes: int
+
+    @property
+    def io_bytes(self) -> int:
+        """All that goes in and out."""
+        return self.input_bytes + self.output_bytes
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """One part over all graphs.
+
+    Attributes:
+        number: counts from 0.
+        layers: how many layers keep keys and values in it.
+        weight_bytes: packed, with scales; every graph shares them.
+        table_bytes: of those, embedding tables, which are looked up and not multiplied with.
+        head_bytes: of those, the projection to logits.
+        elements: of all weights.
+        largest: elements of the largest weight.
+    """
+
+    number: int
+    layers: int
+    weight_bytes: int
+    table_bytes: int
+    head_bytes: int
+    elements: int
+    largest: int
+    graphs: tuple[GraphSize, ...]
+
+    @property
+    def nodes(self) -> int:
+        """Of the fx graphs."""
+        return sum(g.nodes for g in self.graphs)
+
+
+def widths_of(model: Model) -> dict[str, int]:
+    """Bits of each value and weight that has an encoding, by structural name."""
+    if model.encodings is None:
+        return {}
+    values = {name: encoding.bits for name, encoding in model.encodings.values.items()}
+    return values | {name: encoding.bits for name, encoding in model.encodings.weights.items()}
+
+
+def part_sizes(model: Model, widths: Mapping[str, int]) -> list[PartSize]:
+    """The size of every part.
+
+    Args:
+        widths: bits of values and weights, by structural name; 32 where a name is missing.
+    """
+    graphs = list(model.graphs.values())
+    return [_part(i, graphs, widths) for i in range(len(graphs[0].parts))]
+
+
+def _part(number: int, graphs: list[Graph], widths: Mapping[str, int]) -> PartSize:
+    weights = {name_of(n): n for g in graphs for n in g.parts[number].graph.find_nodes(op="get_attr")}
+    tables = {name for name, n in weights.items() if all(u.target is aten.embedding.default for u in n.users)}
+    stored = {name: _weight_bytes(n, widths.get(name, FLOAT_BITS)) for name, n in weights.items()}
+    elements = [math.prod(shape_of(n)) for n in weights.values()]
+    layers = {io.layer for g in graphs for io in io_of(g.parts[number])[1].values() if io.layer is not None}
+    return PartSize(
+        number,
+        len(layers),
+        sum(stored.values()),
+        sum(stored[name] for name in tables),
+        sum(stored[name] for name in _head(graphs[0].parts[number])),
+        sum(elements),
+        max(elements, default=0),
+        tuple(_graph(g, number, widths) for g in graphs),
+    )
+
+
+def _head(part: fx.GraphModule) -> set[str]:
+    """The weights of the projection to logits: those nearest to that output."""
+    io = io_of(part)[1]
+    nodes = [node for name, node in outputs_of(part).items() if io[name].kind == "logits"]
+    while nodes:
+        found = {_root(i) for node in nodes for i in node.all_input_nodes if is_weight(i)}
+        if found:
+            return {name_of(node) for node in found}
+        nodes = [i for node in nodes for i in node.all_input_nodes]
+    return set()
+
+
+def _root(weight: fx.Node) -> fx.Node:
+    while weight.op != "get_attr":
+        weight = weight.all_input_nodes[0]
+    return weight
+
+
+def _weight_bytes(node: fx.Node, bits: int) -> int:
+    shape = shape_of(node)
+    scales = shape[0] if bits < 16 else 1 if bits == 16 else 0  # float32, one a row below 16 bits
+    return -(-math.prod(shape) * bits // 8) + 4 * scales
+
+
+def _graph(graph: Graph, number: int, widths: Mapping[str, int]) -> GraphSize:
+    part = graph.parts[number]
+    io_in, io_out = io_of(part)
+    ins = {n: _value_bytes(node, widths) for n, node in inputs_of(part).items()}
+    outs = {n: _value_bytes(node, widths) for n, node in outputs_of(part).items()}
+    cache = sum(size[n] for size, io in ((ins, io_in), (outs, io_out)) for n in size if _cached(io[n]))
+    return GraphSize(
+        graph.name,
+        graph.label(number),
+        graph.ar,
+        graph.context,
+        sum(ins.values()),
+        sum(outs.values()),
+        cache,
+        len(part.graph.nodes),
+    )
+
+
+def _cached(io: IO) -> bool:
+    return io.layer is not None
+
+
+def _value_bytes(node: fx.Node, widths: Mapping[str, int]) -> int:
+    value = value_of(node)
+    bits = widths.get(name_of(node), FLOAT_BITS) if value.is_floating_point() else 32  # ids are int32
+    return value.numel() * bits // 8

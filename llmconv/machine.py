@@ -1,0 +1,77 @@
+"""What this machine has at hand: memory, disk, and the commands that add swap."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+_UNLIMITED = 1 << 60  # what an old cgroup says for "no limit" is larger
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that a process may still take, bytes.
+
+    Attributes:
+        available: without swapping anything out.
+        swap: free swap.
+        limit: what a container's limit leaves, swap not counted; None without a limit.
+    """
+
+    available: int
+    swap: int
+    limit: int | None = None
+
+    @property
+    def total(self) -> int:
+        """All that is at hand."""
+        free = self.available + self.swap
+        return free if self.limit is None else min(free, self.limit)
+
+
+def memory(meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> Memory | None:
+    """Memory at hand, or None where the system does not say (only Linux does)."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        available, swap = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "SwapFree"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+    return Memory(available, swap, _left_by_cgroup(cgroup))
+
+
+def _left_by_cgroup(folder: Path) -> int | None:
+    """A container's limit less what it uses; version 2 of cgroups, then version 1."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            bound, taken = int((folder / limit).read_text()), int((folder / used).read_text())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        return max(0, bound - taken) if bound < _UNLIMITED else None
+    return None
+
+
+def memory_at_hand() -> int | None:
+    """Bytes of memory and swap that a process may still take, or None where the system does not say."""
+    found = memory()
+    return None if found is None else found.total
+
+
+def disk_at_hand(folder: Path) -> int:
+    """Free bytes where a folder is, or will be made."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(there).free
+
+
+def swap_commands(lacking: int) -> str:
+    """Commands that add that many bytes of swap, rounded up to whole GiB, and one GiB more to breathe."""
+    gib = math.ceil(lacking / 2**30) + 1
+    names = (Path(f"/swapfile{i or ''}") for i in range(100))
+    file = next(name for name in names if not name.exists())
+    return f"sudo fallocate -l {gib}G {file} && sudo chmod 600 {file} && sudo mkswap {file} && sudo swapon {file}"

@@ -1,0 +1,206 @@
+"""The plan of a conversion: its parts, what each stage will need here, what the target's limits say to them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmconv import machine
+from llmconv.backend import Backend, Stage
+from llmconv.checkpoint.source import ModelConfig
+from llmconv.errors import ResourceError
+from llmconv.graph.model import Model
+from llmconv.graph.sizes import PartSize, part_sizes
+from llmconv.planning.limits import Limit, limits
+from llmconv.planning.quantities import size
+from llmconv.planning.resplit import part_count_that_fits
+from llmconv.planning.stages import core_stages
+from llmconv.plugins import Registry
+from llmconv.prepare import Checked, check, lay_out
+from llmconv.recipe import targets
+from llmconv.recipe.recipe import Recipe
+from llmconv.recipe.targets import Chipset
+from llmconv.steps import work_of
+
+logger = logging.getLogger(__name__)
+
+Stages = Callable[[Sequence[PartSize]], list[Stage]]
+
+
+@dataclass(frozen=True)
+class Device:
+    """What builds the parts, for what.
+
+    Attributes:
+        jobs: how many parts to build at once at most; None for as many as there are cores.
+    """
+
+    backend: Backend
+    chipset: Chipset
+    jobs: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will need; sizes of parts are exact, all else is estimated.
+
+    Attributes:
+        stages: in order; those that may run at once are one a part.
+        limits: of the target, for each part.
+        jobs: how many parts are built at once at most.
+        memory: at hand here, bytes; None where the system does not say.
+        disk: free where the bundle goes, bytes.
+        folder: where the bundle goes.
+    """
+
+    config: ModelConfig
+    chipset: Chipset
+    parts: list[PartSize]
+    stages: list[Stage]
+    limits: list[Limit]
+    jobs: int
+    memory: int | None
+    disk: int
+    folder: Path
+    stages_of: Stages
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parts."""
+        return sum(p.weight_bytes for p in self.parts)
+
+    @property
+    def disk_need(self) -> int:
+        """Bytes that all stages leave behind."""
+        return sum(s.disk for s in self.stages)
+
+    @property
+    def memory_need(self) -> int:
+        """The largest peak of a stage, with one part at a time."""
+        return max(s.memory for s in self.stages)
+
+    @property
+    def at_once(self) -> int:
+        """How many parts this machine builds at once."""
+        parallel = [s.memory for s in self.stages if s.parallel]
+        by_memory = self.memory // max(parallel) if parallel and self.memory is not None else len(parallel)
+        return max(1, min(self.jobs, len(parallel), by_memory))
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole conversion, proof apart."""
+        return sum(s.seconds / (self.at_once if s.parallel else 1) for s in self.stages)
+
+    def worst(self) -> list[Limit]:
+        """Of each of the target's bounds, the part that needs most."""
+        found = {limit.what: limit for limit in sorted(self.limits, key=lambda x: x.need)}
+        return list(found.values())
+
+    def require(self) -> None:
+        """Stop what would fail after a long time.
+
+        Raises:
+            ResourceError: disk or memory are short, or a part exceeds what the target holds.
+        """
+        if self.disk_need > self.disk:
+            raise ResourceError(
+                f"{self.folder}: the bundle needs ≈ {size(self.disk_need)} of disk, {size(self.disk)} are "
+                f"free; free {size(self.disk_need - self.disk)} there or choose another --output"
+            )
+        for limit in self.limits:
+            if limit.verdict == "error":
+                raise ResourceError(limit.message(self.chipset.name, self._advice(limit)))
+        if self.memory is not None and self.memory_need > self.memory:
+            raise ResourceError(self._memory_message(self.memory))
+
+    def _advice(self, limit: Limit) -> str:
+        """A part count that is within every limit and within the memory at hand, or what fits this limit alone."""
+
+        def fits(parts: Sequence[PartSize]) -> bool:
+            return not any(x.verdict == "error" for x in limits(parts, self.chipset)) and (
+                self.memory is None or self._memory_of(parts) <= self.memory
+            )
+
+        count = part_count_that_fits(self.parts, fits)
+        return f"passes.split_model.parts = {count}" if count else limit.advice
+
+    def _memory_of(self, parts: Sequence[PartSize]) -> int:
+        return max(stage.memory for stage in self.stages_of(parts))
+
+    def _memory_message(self, memory: int) -> str:
+        worst = max(self.stages, key=lambda s: s.memory)
+        lacking = size(worst.memory - memory)
+        commands = machine.swap_commands(worst.memory - memory)
+        count = self.part_count_for(memory)
+        parts = f"set passes.split_model.parts = {count}, or add" if count else "add"
+        return (
+            f"{worst.name} needs ≈ {size(worst.memory)} of memory, {size(memory)} are at hand; "
+            f"{parts} {lacking} of swap: {commands}"
+        )
+
+    def part_count_for(self, memory: int) -> int | None:
+        """The smallest part count above the present one that this memory compiles, or None."""
+        return part_count_that_fits(self.parts, lambda parts: self._memory_of(parts) <= memory)
+
+
+def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None = None) -> Plan:
+    """What converting a checkpoint will need, from its configuration alone.
+
+    Args:
+        jobs: how many parts to build at once at most; as many as there are cores by default.
+
+    Raises:
+        LlmconvError: the recipe or the checkpoint's configuration is wrong, or a pass cannot be applied.
+    """
+    registry = registry or Registry.load()
+    chipset = targets.find(recipe.target.name)
+    backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
+    checked = check(recipe, registry)
+    return make(checked, *lay_out(checked), Device(backend, chipset, jobs))
+
+
+def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Device) -> Plan:
+    """The plan of a recipe whose graphs are laid out.
+
+    Args:
+        widths: bits of values and weights, by structural name.
+    """
+    backend, parts = device.backend, part_sizes(model, widths)
+
+    def stages_of(made: Sequence[PartSize]) -> list[Stage]:
+        return [*core_stages(checked, made), *backend.stages(made)]
+
+    folder = checked.recipe.folder
+    return Plan(
+        checked.config,
+        device.chipset,
+        parts,
+        stages_of(parts),
+        limits(parts, device.chipset) if backend.for_device else [],
+        device.jobs or os.cpu_count() or 1,
+        machine.memory_at_hand(),
+        machine.disk_at_hand(folder) + _kept_bytes(folder),
+        folder,
+        stages_of,
+    )
+
+
+def _kept_bytes(folder: Path) -> int:
+    """What an earlier run has left to go on from, or to be replaced by this one."""
+    return sum(f.stat().st_size for f in work_of(folder).rglob("*") if f.is_file())
+
+
+def preflight(checked: Checked, model: Model, widths: Mapping[str, int], device: Device) -> None:
+    """Check the plan of laid-out graphs before the work starts; arguments as of `make`.
+
+    Raises:
+        ResourceError: disk or memory are short, or a part exceeds what the target holds.
+    """
+    made = make(checked, model, widths, device)
+    made.require()
+    for limit in made.worst():
+        if limit.verdict == "warning":
+            logger.warning("%s", limit.message(device.chipset.name))
