@@ -28,6 +28,7 @@ from llmconv.bundle.bundle import (
 from llmconv.bundle.runtime import ROPE
 from llmconv.errors import RecipeError
 from llmconv.files import digest, write_json
+from llmconv.graph.edit import collector_spared
 from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
 from llmconv.identity import checkpoint_identity, code_identity
 from llmconv.lowering.part_files import PartFiles
@@ -93,7 +94,8 @@ def apply(
             if not any(graph.rope for graph in model.graphs.values()):
                 raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
             job = BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps, jobs)
-            result = backend.build(job)
+            with collector_spared():
+                result = backend.build(job)
         steps.drop_unclaimed()
         progress("bundle", "manifest")
         _copy_inputs(checked, model, folder)

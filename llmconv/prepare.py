@@ -11,6 +11,7 @@ from llmconv.checkpoint.source import ModelConfig, Source
 from llmconv.checkpoint.tokenizer import Tokenizer
 from llmconv.checkpoint.weights import WeightStore
 from llmconv.errors import RecipeError
+from llmconv.graph.edit import collector_spared
 from llmconv.graph.model import Model, WeightSink
 from llmconv.graph.trace import trace
 from llmconv.passes.base import Pass
@@ -147,6 +148,7 @@ def prepare(
     wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}
     shown = replace(model, graphs=wanted)
     laid_out(shown, manager.widths(shown))
-    reports += manager.run(model, done=manager.structural)
+    with collector_spared():
+        reports += manager.run(model, done=manager.structural)
     model.graphs.pop(CALIBRATION, None)
     return model, reports
