@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -99,7 +99,7 @@ def apply(
         steps.drop_unclaimed()
         progress("bundle", "manifest")
         _copy_inputs(checked, model, folder)
-        write_json(folder / MANIFEST, _manifest(checked, model, chipset, result, folder))
+        write_json(folder / MANIFEST, _manifest(checked, model, chipset, result, folder, steps.digests()))
         bundle = Bundle(folder)
         bundle.write_report(_report(reports, result))
     bundle = Bundle(recipe.folder)
@@ -133,7 +133,12 @@ def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
 
 
 def _manifest(
-    checked: Checked, model: Model, chipset: targets.Chipset, result: BuildResult, folder: Path
+    checked: Checked,
+    model: Model,
+    chipset: targets.Chipset,
+    result: BuildResult,
+    folder: Path,
+    digests: Mapping[str, str],
 ) -> dict[str, Any]:
     recipe = checked.recipe
     graphs = [_graph_spec(model, graph) for graph in model.graphs.values()]
@@ -154,7 +159,7 @@ def _manifest(
             {"file": b.file, "part": b.part, "graphs": list(b.graphs), "simulator": b.simulator}
             for b in result.binaries
         ],
-        "files": list_files(folder),
+        "files": list_files(folder, digests),
     }
 
 

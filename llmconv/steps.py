@@ -69,10 +69,15 @@ class Steps:
         self._records[name] = record
         self._claimed.add(name)
 
+    def digests(self) -> dict[str, str]:
+        """sha256 of every file that a step of this run made or found whole."""
+        return {f: sha for name in self._claimed for f, sha in self._records[name]["files"].items()}
+
     def forget(self, name: str) -> None:
         """Remove a step, if there is one, and its files."""
         if name in self._records:
             self._forget(name)
+            self._claimed.discard(name)
 
     def scratch(self, name: str) -> Path:
         """A file of a step that no bundle needs."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llmconv.errors import BundleError
@@ -133,11 +135,16 @@ def graph_to_dict(graph: GraphSpec) -> dict[str, Any]:
     return asdict(graph)
 
 
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file below a folder with its size and sha256, but for the manifest, the report and the steps' records."""
+def list_files(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, dict[str, Any]]:
+    """Every file below a folder with its size and sha256, but for the manifest, the report and the steps' records.
+
+    Args:
+        known: sha256 of files that have been hashed already.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, REPORT))
     files = [p for p in files if p.parent.name != STEPS]
-    return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": digest(f)} for f in files}
+    named = {str(f.relative_to(folder)): f for f in files}
+    return {name: {"bytes": f.stat().st_size, "sha256": known.get(name) or digest(f)} for name, f in named.items()}
 
 
 def check_output(folder: Path, force: bool) -> None:

@@ -37,6 +37,7 @@ class Program:
         self.weights, self.encodings, self.observer = weights, encodings, observer
         self._inputs, self._outputs = inputs_of(part), outputs_of(part)
         self._steps = _with_last_uses(part, keep=set(self._outputs.values()))
+        self._shared = {node for node, _ in self._steps if node.op != "get_attr" and is_weight(node)}
 
     def run(self, inputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Run on each of several inputs, node by node, so that a weight is read once for all of them.
@@ -58,7 +59,7 @@ class Program:
     def _compute(self, node: fx.Node, values: Mapping[fx.Node, list[Any]], count: int) -> list[Any]:
         if node.op == "get_attr":
             return [self.weights.read(str(node.target))] * count
-        if is_weight(node):  # the same for every input
+        if node in self._shared:  # computed from weights alone
             return [_call(node, values, 0)] * count
         return [self._settle(node, _call(node, values, i)) for i in range(count)]
 
