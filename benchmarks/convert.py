@@ -141,8 +141,8 @@ def convert(geometry: Geometry, checkpoint: Path, work: Path, args: argparse.Nam
         backend=backend,
     )
     recipe.write_text(text)
-    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--no-verify", "--fresh", "--output", str(output)]
-    return measure(command)
+    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--no-verify", "--fresh"]
+    return measure([*command, "--jobs", str(args.jobs), "--output", str(output)])
 
 
 def show_compilation(bundle: Path) -> None:
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--compile", action="store_true", help="measure the QNN compiler too")
+    parser.add_argument("--jobs", type=int, default=1, help="parts that are compiled at once")
     parser.add_argument(BARE, nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bare:
