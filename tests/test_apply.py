@@ -6,6 +6,7 @@ import filecmp
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,16 @@ def test_logits_of_the_last_row_alone(tiny_recipe: Path, tmp_path: Path) -> None
     (logits,) = (t for t in bundle.graphs["prompt"].parts[-1].outputs if t.kind == "logits")
     assert logits.shape == (1, 1, 2048)
     assert [c for c in bundle.report["proof"] if c["passed"] is False] == []
+
+
+def test_without_transformers_the_rest_of_the_proof_still_counts(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # importing it fails
+    bundle = apply(Recipe.load(tiny_recipe, [f"output.folder='{tmp_path / 'out'}'", "backend.name=onnx"]))
+    first, *others = bundle.report["proof"]
+    assert (first["step"], first["measured"], first["passed"]) == (1, "not run: pip install llmconv[verify]", None)
+    assert {c["step"] for c in others if c["passed"]} == {2, 3, 6}
 
 
 def test_bundle_outlives_its_checkpoint(tmp_path: Path, tiny_recipe: Path) -> None:
