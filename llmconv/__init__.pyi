@@ -75,6 +75,7 @@ from .lowering.lower import LoweringTable as LoweringTable
 from .lowering.parts import ONNX_FOLDER as ONNX_FOLDER
 from .lowering.parts import write_onnx as write_onnx
 from .machine import memory_at_hand as memory_at_hand
+from .machine import peak_memory as peak_memory
 from .passes.base import GraphPass as GraphPass
 from .passes.base import Pass as Pass
 from .passes.base import RewritePass as RewritePass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,22 @@ def memory_at_hand() -> int | None:
     """Bytes of memory and swap that a process may still take, or None where the system does not say."""
     found = memory()
     return None if found is None else found.total
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, bytes; 0 where the system does not say.
+
+    Linux's own figure, since getrusage counts what the parent held when it forked.
+    """
+    if sys.platform == "linux":
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource  # noqa: PLC0415  not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def disk_at_hand(folder: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ from llmconv.decoding.evaluate import TorchRunner
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.edit import collector_paused
 from llmconv.graph.model import Graph, Model
+from llmconv.machine import peak_memory
 from llmconv.passes.base import Pass
 
 Announce = Callable[[str], None]
@@ -142,8 +142,7 @@ class PassManager:
             seconds = time.perf_counter() - start
             errors = self._verify(p, model) if changed else {}
         nodes = {g.name: (counts[g.name], _count(g)) for g in model.graphs.values()}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return PassReport(p.name, seconds, changed, nodes, errors, peak)
+        return PassReport(p.name, seconds, changed, nodes, errors, peak_memory())
 
     def _verify(self, p: Pass, model: Model) -> dict[str, float]:
         if self.verifier is None or p.tolerance is None:

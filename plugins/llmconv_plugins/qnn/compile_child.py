@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from llmconv import peak_memory
 from llmconv_plugins.qnn.inside_child import end_with_parent, leave, leave_signals_to_parent, register
 
 JOB, STAGE, RESULT, TRACE = "job.json", "stage.txt", "result.json", "qnn_op_trace.json"
@@ -42,7 +42,7 @@ def main() -> None:
         except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
             Path(RESULT).write_text(json.dumps({"error": str(error)}))
             leave(FAILED)
-    Path(RESULT).write_text(json.dumps({"peak_rss_bytes": _peak_rss()}))
+    Path(RESULT).write_text(json.dumps({"peak_rss_bytes": peak_memory()}))
     leave(0)
 
 
@@ -76,19 +76,6 @@ def _compile(index: int, job: dict[str, Any], device: Any, backend: str) -> Any:
     }
     options.add_provider_for_devices([device], provider)
     return ort.InferenceSession(graph_file(index), options)
-
-
-def _peak_rss() -> int:
-    """Largest resident memory so far. Linux's own figure, since getrusage counts what the parent held at the fork."""
-    if sys.platform == "linux":
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(status["VmHWM"].split()[0]) * 1024
-    if sys.platform == "win32":
-        return 0
-    import resource  # noqa: PLC0415  not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":
