@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from llmconv.cli import display
+from llmconv.cli import display, options
 
 Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An output folder of 'llmconv apply'.")]
 
@@ -33,7 +33,7 @@ def apply(
     """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
 
-    loaded = Recipe.load(recipe, display.changes(assignments, checkpoint, output), backend=backend)
+    loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output), backend=backend)
     started = time.monotonic()
     with display.progress("importing torch") as step, _kept(loaded.folder):
         import llmconv

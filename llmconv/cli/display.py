@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,15 +16,6 @@ if TYPE_CHECKING:
 
 _out, _err = Console(), Console(stderr=True, highlight=False)
 _VERDICT = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: ""}
-
-
-def changes(assignments: Sequence[str] | None, checkpoint: Path | None, output: Path | None) -> list[str]:
-    """What the command line changes in a recipe."""
-    found = list(assignments or [])
-    for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
-        if value is not None:
-            found.append(f"{key}='''{value.absolute()}'''")
-    return found
 
 
 def show(table: Table) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from llmconv.cli import display
+from llmconv.cli import display, options
 from llmconv.planning.quantities import duration, quantity, size
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def plan(
     """Say what a conversion will need and whether the target holds it; reads the checkpoint's configuration alone."""
     from llmconv.recipe.recipe import Recipe
 
-    loaded = Recipe.load(recipe, display.changes(assignments, checkpoint, output), backend=backend)
+    loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output), backend=backend)
     with display.progress("importing torch") as step:
         import llmconv
 
