@@ -1,9 +1,11 @@
 """Write a checkpoint of any Llama geometry with random weights, in Hugging Face layout, near the speed of the disk.
 
 Run: python benchmarks/make_checkpoint.py FOLDER [--geometry 7b] [--layers 2] [--shard-bytes 5000000000] [--seed 0]
-Each tensor is a run through one block of normal noise (fp16, variance 1 / columns; norms around 1), so that a piece
-of one tensor is in memory at a time. The tokenizer is the tiny recipe's: its 2048 pieces are the first ids of
-whatever vocabulary the geometry has, and a model of random weights answers nonsense anyway.
+Each tensor is a run through one block of normal noise in fp16, so that a piece of one tensor is in memory at a time.
+Deviations are those with which trainings of deep models begin, so that the residual stream outweighs what a layer adds:
+embeddings 1, projections columns ** -0.5, those back into the stream an eighth of that; norms lie around 1. The tokenizer
+is the tiny recipe's: its 2048 pieces are the first ids of whatever vocabulary the geometry has, and a model of random
+weights answers nonsense anyway.
 """
 
 from __future__ import annotations
@@ -35,19 +37,29 @@ class Noise:
 
     def __init__(self, seed: int) -> None:
         self._block = np.random.default_rng(seed).standard_normal(BLOCK, dtype=np.float32)
-        self.scaled = cache(self._scaled)  # of one geometry there are three: norms, hidden and intermediate columns
+        self.scaled = cache(self._scaled)  # of one geometry there are five distributions
 
     def _scaled(self, mean: float, deviation: float) -> NDArray[np.float16]:
         return (mean + deviation * self._block).astype(np.float16)
 
-    def pieces(self, index: int, shape: Shape) -> Iterator[NDArray[np.float16]]:
+    def pieces(self, index: int, name: str, shape: Shape) -> Iterator[NDArray[np.float16]]:
         """The values of tensor number `index`, flat, in pieces."""
-        block = self.scaled(1.0, 0.1) if len(shape) == 1 else self.scaled(0.0, shape[-1] ** -0.5)
+        block = self.scaled(*_distribution(name, shape))
         left, start = math.prod(shape), index * STRIDE % BLOCK
         while left:
             piece = block[start : start + left]
             yield piece
             left, start = left - len(piece), 0
+
+
+def _distribution(name: str, shape: Shape) -> tuple[float, float]:
+    """Mean and deviation of a tensor."""
+    if len(shape) == 1:
+        return 1.0, 0.1
+    if "embed_tokens" in name:
+        return 0.0, 1.0
+    back = 8.0 if "o_proj" in name or "down_proj" in name else 1.0
+    return 0.0, shape[-1] ** -0.5 / back
 
 
 def tensors(geometry: Geometry) -> dict[str, Shape]:
@@ -102,7 +114,7 @@ def write_shard(file: BinaryIO, names: list[str], shapes: dict[str, Shape], nois
     file.write(struct.pack("<Q", len(text)) + text)
     places = {name: i for i, name in enumerate(shapes)}
     for name in names:
-        for piece in noise.pieces(places[name], shapes[name]):
+        for piece in noise.pieces(places[name], name, shapes[name]):
             file.write(piece.data)
 
 
