@@ -4,7 +4,7 @@ Run: python benchmarks/make_checkpoint.py FOLDER [--geometry 7b] [--layers 2] [-
 Each tensor is a run through one block of normal noise in fp16, so that a piece of one tensor is in memory at a time.
 Deviations are those with which trainings of deep models begin, so that the residual stream outweighs what a layer adds:
 embeddings 1, projections columns ** -0.5, those back into the stream an eighth of that; norms lie around 1. The
-tokenizer is the tiny recipe's: its 2048 pieces are the first ids of whatever vocabulary the geometry has, and a model of
+tokenizer is the tiny recipe's: its 2048 pieces are the first ids of whatever vocabulary there is, and a model of
 random weights answers nonsense anyway.
 """
 
