@@ -102,8 +102,10 @@ class HuggingFaceLlama(LlamaLayout):
         """The same checkpoint in transformers, float32."""
         try:
             from transformers import LlamaForCausalLM  # noqa: PLC0415  an extra, and 2 s to import
+            from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  likewise
         except ImportError:
             return "pip install llmconv[verify]"
+        disable_progress_bar()  # llmconv has its own
         model = LlamaForCausalLM.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True)
         return _LogitsOnly(model)  # which from_pretrained has set to evaluate
 
