@@ -105,7 +105,7 @@ class HuggingFaceLlama(LlamaLayout):
             from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  likewise
         except ImportError:
             return "pip install llmconv[verify]"
-        disable_progress_bar()  # llmconv has its own
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # llmconv has its own
         model = LlamaForCausalLM.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True)
         return _LogitsOnly(model)  # which from_pretrained has set to evaluate
 
