@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from llmconv.backend import Backend, BuildJob, BuildResult
+from llmconv.backend import Backend, BuildJob, BuildResult, Progress
 from llmconv.bundle.bundle import (
     EVALUATION,
     FORMAT,
@@ -41,8 +41,6 @@ from llmconv.proof.proof import prove
 from llmconv.recipe import targets
 from llmconv.recipe.recipe import OutputSection, Recipe
 from llmconv.steps import Steps, work_folder
-
-Progress = Callable[[str, str], None]  # stage, item
 
 
 def apply(

@@ -22,6 +22,7 @@ from llmconv.recipe.recipe import Recipe
 from llmconv.steps import Steps
 
 BREAK = "\n\f\n"  # between documents in a text file
+PRIME = 7919  # multiples of it, modulo a vocabulary, rarely repeat
 VERIFIED_TOKENS = 40  # read by every graph after every pass
 
 
@@ -86,6 +87,11 @@ def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit:
     return [windows[int(i * step)] for i in range(limit)]
 
 
+def spread_ids(vocabulary: int, numbers: range) -> list[int]:
+    """Ids spread over the vocabulary, of which few repeat."""
+    return [i * PRIME % vocabulary for i in numbers]
+
+
 def trace_graphs(
     checked: Checked, weights: WeightStore, sink: WeightSink | None = None, steps: Steps | None = None
 ) -> Model:
@@ -120,8 +126,7 @@ def lay_out(checked: Checked) -> tuple[Model, dict[str, int]]:
 def make_verifier(checked: Checked, model: Model) -> Verifier:
     """What every pass is compared with: the source, on ids spread over the vocabulary."""
     count = min(VERIFIED_TOKENS, *(g.context for g in model.graphs.values()))
-    size = checked.config.vocabulary
-    tokens = [checked.config.bos, *(i * 7919 % size for i in range(1, count))]  # 7919: a prime, so that few ids repeat
+    tokens = [checked.config.bos, *spread_ids(checked.config.vocabulary, range(1, count))]
     return Verifier(trace(checked.source.module(), count, count, "source"), model.weights, tokens)
 
 

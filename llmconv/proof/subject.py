@@ -17,11 +17,10 @@ from llmconv.graph.model import Model
 from llmconv.lowering.parts import BundleStore, read_encodings
 from llmconv.passes.manager import PassManager
 from llmconv.plugins import Registry
-from llmconv.prepare import Checked, check, read_windows, trace_graphs
+from llmconv.prepare import Checked, check, read_windows, spread_ids, trace_graphs
 from llmconv.recipe.recipe import Recipe
 
 WINDOWS = 32  # of held-out text
-PRIME = 7919  # ids that are multiples of it, modulo the vocabulary, rarely repeat
 
 
 @dataclass
@@ -82,7 +81,7 @@ class Subject:
         context = min(g.context for g in self.bundle.graphs.values())
         config, text = self.described.config, self.described.recipe.verify.text
         if text is None:
-            ids = [i * PRIME % config.vocabulary for i in range(8 * (context - 1))]
+            ids = spread_ids(config.vocabulary, range(8 * (context - 1)))
             return [[config.bos, *ids[i : i + context - 1]] for i in range(0, len(ids), context - 1)]
         return read_windows(text, self.described.source.tokenizer(), config.bos, context, WINDOWS)
 

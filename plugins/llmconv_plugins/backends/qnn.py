@@ -91,9 +91,10 @@ class QnnBackend(Backend):
         """Lower, then compile as many parts at once as cores and memory allow."""
         result = OnnxBackend().build(job)
         job.progress("compare", "with what an earlier run compiled")
-        keys = {file: self._key(job, graphs, part.number) for file, graphs, part in self._binaries(job)}
+        binaries = list(self._binaries(job))
+        keys = {file: self._key(job, graphs, part.number) for file, graphs, part in binaries}
         kept = {file: job.steps and job.steps.finished(file, key) for file, key in keys.items()}
-        wanted = [binary for binary in self._binaries(job) if not kept[binary[0]]]
+        wanted = [binary for binary in binaries if not kept[binary[0]]]
         reports = compile_all(
             [self._task(job, *binary, keys[binary[0]]) for binary in wanted],
             jobs=job.jobs or os.cpu_count() or 1,
@@ -101,7 +102,7 @@ class QnnBackend(Backend):
             announce=lambda names: job.progress("compile", ", ".join(names)),
         )
         made = {file: _figures(report) for (file, _, _), report in zip(wanted, reports, strict=True)}
-        for file, graphs, part in self._binaries(job):
+        for file, graphs, part in binaries:
             names, simulator = tuple(graph.label(part.number) for graph in graphs), file.startswith(SIMULATOR)
             figures: Any = made.get(file) or kept[file]
             result.binaries.append(Binary(file, part.number, names, simulator, **figures, kept=file not in made))
@@ -128,10 +129,11 @@ class QnnBackend(Backend):
 
     def _key(self, job: BuildJob, graphs: list[Graph], part: int) -> str:
         """Of everything that a binary depends on."""
-        folder, count = job.folder / ONNX_FOLDER, len(graphs[0].parts)
+        folder, data = job.folder / ONNX_FOLDER, f"part_{part + 1}_of_{len(graphs[0].parts)}.data"
+        known = job.steps.digests() if job.steps is not None else {}
         return key_of(
             onnx=[digest(folder / f"{graph.label(part)}.onnx") for graph in graphs],
-            weights=digest(folder / f"part_{part + 1}_of_{count}.data"),
+            weights=known.get(f"{ONNX_FOLDER}/{data}") or digest(folder / data),
             chipset=[job.chipset.soc_model, job.chipset.htp_arch],
             optimization=self.optimization,
             versions=[version("onnxruntime"), version("onnxruntime-qnn")],
