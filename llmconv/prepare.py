@@ -53,11 +53,12 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
     config = source.config()
     for p in passes:
         p.check(config)
-    for name, graph in recipe.graphs.items():
-        if graph.context > config.positions:
-            raise RecipeError(
-                f"graphs.{name}.context = {graph.context}, but the checkpoint knows only {config.positions} positions"
-            )
+    lengths = {f"graphs.{name}.context": graph.context for name, graph in recipe.graphs.items()}
+    if recipe.calibration is not None:
+        lengths["calibration.tokens"] = recipe.calibration.tokens
+    for where, tokens in lengths.items():
+        if tokens > config.positions:
+            raise RecipeError(f"{where} = {tokens}, but the checkpoint knows only {config.positions} positions")
     if CALIBRATION in recipe.graphs:
         raise RecipeError(f"graphs.{CALIBRATION}: the name is taken by the graph that calibrates; choose another")
     if not calibrated and any(p.needs_calibration for p in passes):

@@ -128,7 +128,7 @@ class Recipe(_Section):
         """
         file = Path(file)
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise RecipeError(
                 f"{file}: no such recipe; 'llmconv recipe list' names those that come with llmconv"

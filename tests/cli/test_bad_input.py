@@ -203,6 +203,12 @@ def test_context_beyond_the_checkpoints(refused: Refused) -> None:
     assert "the checkpoint knows only 256 positions" in refused("--set", "graphs.prompt.context=512")
 
 
+def test_calibration_beyond_the_checkpoints_positions(refused: Refused) -> None:
+    assert "calibration.tokens = 300, but the checkpoint knows only 256 positions" in refused(
+        "--set", "calibration.tokens=300"
+    )
+
+
 def test_unknown_chipset(refused: Refused) -> None:
     message = refused("--set", "target.name=Snapdragon 8 Gen 9")
     assert "no chipset or device 'Snapdragon 8 Gen 9'; did you mean 'Snapdragon 8 Gen" in message

@@ -274,3 +274,8 @@ def test_schema_accepts_the_shipped_recipe(registry: Registry) -> None:
     for entry, options in [*named, (values["backend"], schema["properties"]["backend"]["oneOf"])]:
         (match,) = [o for o in options if o["properties"]["name"]["const"] == entry["name"]]
         assert set(match["required"]) <= set(entry) <= set(match["properties"])
+
+
+def test_recipe_that_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + SHIPPED.read_bytes())  # as some editors save it
+    assert Recipe.load(tmp_path / "marked.toml").passes == Recipe.load(SHIPPED).passes
