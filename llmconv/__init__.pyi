@@ -7,6 +7,7 @@ from .bundle.bundle import Bundle as Bundle
 from .bundle.bundle import GraphSpec as GraphSpec
 from .bundle.bundle import PartSpec as PartSpec
 from .bundle.bundle import TensorSpec as TensorSpec
+from .bundle.runtime import GraphRuntime as GraphRuntime
 from .bundle.runtime import PartsRunner as PartsRunner
 from .bundle.runtime import Runtime as Runtime
 from .checkpoint.pickled import PickleStore as PickleStore
@@ -22,8 +23,10 @@ from .decoding.decoder import MASKED as MASKED
 from .decoding.decoder import Arrays as Arrays
 from .decoding.decoder import Decoder as Decoder
 from .decoding.decoder import Runner as Runner
+from .decoding.dialog import Dialog as Dialog
 from .decoding.evaluate import TorchRunner as TorchRunner
 from .decoding.evaluate import evaluate as evaluate
+from .decoding.generate import Sampling as Sampling
 from .errors import BackendError as BackendError
 from .errors import BundleError as BundleError
 from .errors import CheckpointError as CheckpointError

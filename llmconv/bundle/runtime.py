@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from llmconv.bundle.bundle import SOURCE, Bundle, GraphSpec, TensorSpec
 from llmconv.checkpoint.source import Source
 from llmconv.decoding.decoder import Array, Arrays, Decoder, Runner, Tensor
+from llmconv.decoding.dialog import DecoderDialog, Dialog
+from llmconv.decoding.generate import Sampler, Sampling
 from llmconv.graph.model import IO
 
 if TYPE_CHECKING:
@@ -36,12 +38,34 @@ class Runtime(ABC):
         return None
 
     @abstractmethod
+    def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> AbstractContextManager[Dialog]:
+        """A conversation with a bundle, nothing read yet; what it holds is freed at the end.
+
+        Args:
+            eos: ids that end the text.
+
+        Raises:
+            BackendError: the runtime is not installed, or refuses the bundle.
+        """
+
+
+@dataclass(frozen=True)
+class GraphRuntime(Runtime):
+    """A runtime that runs each graph by itself and gives its logits, so that it can be compared with others."""
+
+    @abstractmethod
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> AbstractContextManager[list[Runner]]:
         """Runners for the named graphs of a bundle, all by default; what they hold is freed at the end.
 
         Raises:
             BackendError: the runtime is not installed, or refuses a part.
         """
+
+    @contextmanager
+    def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> Iterator[Dialog]:
+        """Over all graphs of the bundle."""
+        with self.open(bundle) as runners:
+            yield DecoderDialog(Decoder(runners, rope_table(bundle)), Sampler(sampling), eos)
 
 
 class PartsRunner:
@@ -108,8 +132,3 @@ def rope_table(bundle: Bundle) -> tuple[Array, Array]:
     """cos and sin, (context, head_dim / 2) each, float32."""
     table = load_file(bundle.path(ROPE))
     return table["cos"], table["sin"]
-
-
-def decoder(bundle: Bundle, runners: Sequence[Runner]) -> Decoder:
-    """A decoder over runners of a bundle."""
-    return Decoder(runners, rope_table(bundle))

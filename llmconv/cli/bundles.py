@@ -70,24 +70,25 @@ def generate(
     opened = Bundle(bundle)  # before torch is imported
     with ExitStack() as stack:
         with display.progress("importing torch") as step:
-            from llmconv.bundle.runtime import decoder, source_of
-            from llmconv.decoding import generate as writing
+            from llmconv.bundle.runtime import source_of
+            from llmconv.decoding.generate import Sampling, stream_text
             from llmconv.plugins import Registry
 
             registry = Registry.load()
             source = source_of(opened, registry)
             config, tokenizer = source.config(), source.tokenizer()
             step("load", runtime)
-            runners = stack.enter_context(registry.create("runtime", runtime, {}).open(opened))
+            sampling = Sampling(temperature, top_k, top_p, seed)
+            opening = registry.create("runtime", runtime, {}).dialog(opened, sampling, config.eos)
+            dialog = stack.enter_context(opening)
         ids = [config.bos, *tokenizer.encode(prompt)]
-        sampler = writing.Sampler(temperature, top_k, top_p, seed)
-        generation = writing.Generation(decoder(opened, runners), ids, sampler, config.eos, tokens)
+        answer = dialog.query(ids, tokens)
         started = time.monotonic()
         print(prompt, end="", flush=True)
-        for piece in writing.stream_text(tokenizer, ids, iter(generation)):
+        for piece in stream_text(tokenizer, ids, answer):
             print(piece, end="", flush=True)
         print()
-        display.note(f"stopped: {generation.reason}; {time.monotonic() - started:.1f} s")
+        display.note(f"stopped: {dialog.reason}; {time.monotonic() - started:.1f} s")
 
 
 @contextmanager

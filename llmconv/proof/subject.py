@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmconv.backend import Backend
 from llmconv.bundle.bundle import EVALUATION, SOURCE, Bundle
-from llmconv.bundle.runtime import Runtime, rope_table
+from llmconv.bundle.runtime import GraphRuntime, rope_table
 from llmconv.decoding.decoder import Decoder, Runner
 from llmconv.errors import CheckpointError
 from llmconv.graph.model import Model
@@ -101,7 +101,7 @@ class Subject:
         """One graph of the bundle on a runtime."""
         return self.runtime(runtime).open(self.bundle, [graph])
 
-    def runtime(self, name: str) -> Runtime:
+    def runtime(self, name: str) -> GraphRuntime:
         """A runtime by name."""
-        made: Runtime = self.registry.create("runtime", name, {})
+        made: GraphRuntime = self.registry.create("runtime", name, {})
         return made

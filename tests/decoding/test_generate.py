@@ -1,4 +1,4 @@
-"""Choosing tokens, stopping for a reason, and text that holds whole characters."""
+"""Choosing tokens, and text that holds whole characters."""
 
 from __future__ import annotations
 
@@ -9,42 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmconv.decoding.decoder import Array, ContextFullError
-from llmconv.decoding.generate import REPLACEMENT, Generation, Sampler, stream_text
+from llmconv.decoding.generate import REPLACEMENT, Sampler, Sampling, stream_text
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.3, 0.1], dtype=np.float32))
 
 
-class FakeDecoder:
-    """Counts up: after token t it finds t + 1 most likely; a context of 8."""
-
-    context = 8
-
-    def __init__(self) -> None:
-        self.length = 0
-
-    def read(self, tokens: Sequence[int]) -> Array:
-        if self.length + len(tokens) > self.context:
-            raise ContextFullError("full")
-        self.length += len(tokens)
-        logits = np.zeros((len(tokens), 20), dtype=np.float32)
-        for row, token in enumerate(tokens):
-            logits[row, token + 1] = 1.0
-        return logits
-
-
-def generate(prompt: list[int], eos: tuple[int, ...] = (), limit: int = 100) -> tuple[list[int], str]:
-    decoder: Any = FakeDecoder()
-    generation = Generation(decoder, prompt, Sampler(), eos, limit)
-    return list(generation), generation.reason
-
-
 def test_greedy_takes_the_largest() -> None:
-    assert {Sampler().choose(LOGITS) for _ in range(5)} == {1}
+    assert {Sampler(Sampling()).choose(LOGITS) for _ in range(5)} == {1}
 
 
 def drawn(**options: Any) -> Counter[int]:
-    sampler = Sampler(**options)
+    sampler = Sampler(Sampling(**options))
     return Counter(sampler.choose(LOGITS) for _ in range(2000))
 
 
@@ -66,25 +41,10 @@ def test_low_temperature_sharpens() -> None:
 
 def test_a_seed_gives_the_same_draws() -> None:
     def draws(seed: int) -> list[int]:
-        sampler = Sampler(temperature=1.0, seed=seed)
+        sampler = Sampler(Sampling(temperature=1.0, seed=seed))
         return [sampler.choose(LOGITS) for _ in range(20)]
 
     assert draws(1) == draws(1) != draws(2)
-
-
-def test_reasons_to_stop() -> None:
-    assert generate([1, 2], limit=3) == ([3, 4, 5], "3 tokens")
-    assert generate([1, 2], eos=(5, 9)) == ([3, 4], "end of text")
-    tokens, reason = generate([1, 2])
-    assert tokens == [3, 4, 5, 6, 7, 8, 9]  # 8 positions are read, and the last one's logits give one token more
-    assert reason == "the context of 8 tokens is full"
-
-
-def test_prompt_beyond_the_context_is_refused_before_it_runs() -> None:
-    decoder: Any = FakeDecoder()
-    with pytest.raises(ContextFullError, match="the prompt has 9 tokens, and the context has room for 8"):
-        Generation(decoder, list(range(9)), Sampler(), (), 10)
-    assert decoder.length == 0
 
 
 class Bytes:

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmconv import Arrays, BackendError, Bundle, GraphSpec, PartsRunner, Runner, Runtime
+from llmconv import Arrays, BackendError, Bundle, GraphRuntime, GraphSpec, PartsRunner, Runner
 
 
 @dataclass(frozen=True)
-class OnnxRuntime(Runtime):
+class OnnxRuntime(GraphRuntime):
     """Runs the bundle's ONNX files without graph optimizations, which would move roundings."""
 
     name: ClassVar[str] = "onnxruntime"

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmconv import Arrays, BackendError, Bundle, GraphSpec, PartsRunner, Runner, Runtime
+from llmconv import Arrays, BackendError, Bundle, GraphRuntime, GraphSpec, PartsRunner, Runner
 from llmconv_plugins.qnn.simulator import Simulator
 
 
 @dataclass(frozen=True)
-class QnnSimulator(Runtime):
+class QnnSimulator(GraphRuntime):
     """Runs what the phone's NPU would, on this machine; its speed says nothing about the phone's."""
 
     name: ClassVar[str] = "qnn"
