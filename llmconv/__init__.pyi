@@ -68,7 +68,9 @@ from .graph.model import value_of as value_of
 from .graph.movement import simplify_movement as simplify_movement
 from .graph.ops import REQUANTIZE as REQUANTIZE
 from .graph.sizes import PartSize as PartSize
+from .graph.sizes import balance as balance
 from .graph.sizes import part_sizes as part_sizes
+from .graph.sizes import weight_bytes as weight_bytes
 from .graph.sizes import widths_of as widths_of
 from .graph.trace import trace as trace
 from .hookspecs import hookimpl as hookimpl

@@ -118,7 +118,7 @@ def test_published_form_is_warned_about_and_ar_128_is_not(published: Plan) -> No
     assert found["part 4 of 4", "graph memory"].advice.startswith("graphs.prompt.ar = 512 or passes.split_model.parts")
     assert {found[f"part {i} of 4", "graph memory"].verdict for i in (1, 2, 3)} == {"ok"}
     assert {x.verdict for x in published.limits if x.what == "process domain"} == {"ok"}
-    assert "passes.split_model.parts = 8" in found["part 2 of 4", "time a token"].advice
+    assert "passes.split_model.parts = 7" in found["part 2 of 4", "time a token"].advice
     assert ar_that_fits(published.parts, "prompt", lambda _made: False) is None
 
 
@@ -167,8 +167,8 @@ def test_too_little_memory_names_part_count_and_swap(published: Plan) -> None:
     with pytest.raises(ResourceError) as caught:
         replace(published, memory=8 * 10**9).require()
     message = str(caught.value)
-    assert message.startswith("compile part 4 of 4 needs ≈ 11.")
-    assert "8.00 GB are at hand; set passes.split_model.parts = 8, or add" in message
+    assert message.startswith("compile part 1 of 4 needs ≈ 12.")
+    assert "8.00 GB are at hand; set passes.split_model.parts = 7, or add" in message
     assert "sudo fallocate -l 5G /swapfile" in message
     assert "\n" not in message
 

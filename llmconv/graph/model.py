@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +103,8 @@ class Model:
         hashes: sha256 of the checkpoint's bytes of each weight that was read whole.
         sink: takes quantized weights while calibration reads them, so that they are read once.
         steps: keeps what a pass has finished, so that another run need not do it again.
+        widths_to_come: the bits that the passes after the one that runs will give to values and weights, by
+            structural name; what it does not name stays float32.
     """
 
     graphs: dict[str, Graph]
@@ -113,6 +115,7 @@ class Model:
     hashes: dict[str, str] = field(default_factory=dict)
     sink: WeightSink | None = None
     steps: Steps | None = None
+    widths_to_come: Callable[[], Mapping[str, int]] = dict
 
 
 def name_of(node: fx.Node) -> str:

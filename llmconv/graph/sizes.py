@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import fx
 
@@ -101,7 +102,7 @@ def part_sizes(model: Model, widths: Mapping[str, int]) -> list[PartSize]:
 def _part(number: int, graphs: list[Graph], widths: Mapping[str, int]) -> PartSize:
     weights = {name_of(n): n for g in graphs for n in g.parts[number].graph.find_nodes(op="get_attr")}
     tables = {name for name, n in weights.items() if all(u.target is aten.embedding.default for u in n.users)}
-    stored = {name: _weight_bytes(n, widths.get(name, FLOAT_BITS)) for name, n in weights.items()}
+    stored = {name: weight_bytes(n, widths) for name, n in weights.items()}
     elements = [math.prod(shape_of(n)) for n in weights.values()]
     layers = {io.layer for g in graphs for io in io_of(g.parts[number])[1].values() if io.layer is not None}
     return PartSize(
@@ -114,6 +115,22 @@ def _part(number: int, graphs: list[Graph], widths: Mapping[str, int]) -> PartSi
         max(elements, default=0),
         tuple(_graph(g, number, widths) for g in graphs),
     )
+
+
+def balance(weights: Sequence[float], count: int) -> list[int]:
+    """Lengths of `count` runs of neighbours whose sums are as even as can be: the least sum of squares."""
+    total = [0.0, *accumulate(weights)]
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # by the end of the runs so far
+    for k in range(1, count + 1):
+        best = {
+            end: min(
+                (square + (total[end] - total[start]) ** 2, [*lengths, end - start])
+                for start, (square, lengths) in best.items()
+                if start < end
+            )
+            for end in range(k, len(weights) + 1)
+        }
+    return best[len(weights)][1]
 
 
 def _head(part: fx.GraphModule) -> set[str]:
@@ -134,8 +151,13 @@ def _root(weight: fx.Node) -> fx.Node:
     return weight
 
 
-def _weight_bytes(node: fx.Node, bits: int) -> int:
-    shape = shape_of(node)
+def weight_bytes(node: fx.Node, widths: Mapping[str, int]) -> int:
+    """Bytes of a weight's packed integers and scales.
+
+    Args:
+        widths: bits by structural name; 32 where it is missing.
+    """
+    shape, bits = shape_of(node), widths.get(name_of(node), FLOAT_BITS)
     scales = shape[0] if bits < 16 else 1 if bits == 16 else 0  # float32, one a row below 16 bits
     return -(-math.prod(shape) * bits // 8) + 4 * scales
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,7 @@ class PassManager:
         reports: list[PassReport] = []
         for i, p in enumerate(self.passes[done:stop], start=done):
             self.announce(p.name)
+            model.widths_to_come = partial(self.widths, model, done=i + 1)
             reports.append(self._run_one(p, model, [q.name for q in self.passes[:i]]))
         for graph in model.graphs.values():
             for part in graph.parts:
@@ -121,14 +123,14 @@ class PassManager:
         """How many passes come before the first that changes numbers."""
         return next((i for i, p in enumerate(self.passes) if not p.structural), len(self.passes))
 
-    def widths(self, model: Model) -> dict[str, int]:
-        """The bits that the passes will give to values and weights of a laid-out model, by structural name.
+    def widths(self, model: Model, *, done: int = 0) -> dict[str, int]:
+        """The bits that the passes, but for the first `done`, will give to values and weights, by structural name.
 
         Raises:
             PassError: a pass failed.
         """
         widths: dict[str, int] = {}
-        for i, p in enumerate(self.passes):
+        for i, p in enumerate(self.passes[done:], start=done):
             with _named(p, [q.name for q in self.passes[:i]]):
                 widths |= p.widths(model)
         return widths

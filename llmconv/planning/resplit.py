@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from llmconv.graph.sizes import GraphSize, PartSize
+from llmconv.graph.sizes import GraphSize, PartSize, balance
 
 Fits = Callable[[list[PartSize]], bool]
 
@@ -19,7 +19,7 @@ def resplit(parts: Sequence[PartSize], count: int) -> list[PartSize]:
     tables, heads = sum(p.table_bytes for p in parts), sum(p.head_bytes for p in parts)
     a_layer = (sum(p.weight_bytes for p in parts) - tables - heads) / layers
     elements = sum(p.elements for p in parts)
-    sizes = [layers // count + (i < layers % count) for i in range(count)][::-1]
+    sizes = balance([a_layer + (i == 0) * tables + (i == layers - 1) * heads for i in range(layers)], count)
     made = []
     for i, size in enumerate(sizes):
         like = parts[0] if i == 0 else parts[-1] if i == count - 1 else parts[len(parts) // 2]

@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tin
 def test_tables_of_parts_stages_and_limits(run: Run, tmp_path: Path) -> None:
     code, out, err = run()
     assert code == 0
-    for text in ("prompt_ar32_cl128_1_of_2", "1.87 MB", "calibrate", "compile part 2 of 2", "≈", "process domain"):
+    for text in ("prompt_ar32_cl128_1_of_2", "1.77 MB", "calibrate", "compile part 2 of 2", "≈", "process domain"):
         assert text in out
     assert "at hand: memory and swap" in err
     assert not (tmp_path / "out").exists()

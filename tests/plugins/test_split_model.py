@@ -39,7 +39,6 @@ from llmconv import (
 )
 from llmconv_plugins import passes
 from llmconv_plugins.passes import KVCacheIO, SplitModel
-from llmconv_plugins.passes.split_model import _balance
 from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
 
 LAYERS = 3
@@ -134,7 +133,7 @@ def test_decoding_through_parts_equals_decoding_through_the_whole() -> None:
     ],
 )
 def test_the_heaviest_part_is_as_light_as_can_be(weights: list[int], parts: int, expected: list[int]) -> None:
-    assert _balance(weights, parts) == expected
+    assert llmconv.balance(weights, parts) == expected
     heaviest = max(sum(run) for run in _runs(weights, expected))
     assert heaviest == min(max(sum(r) for r in _runs(weights, s)) for s in _sizes(len(weights), parts))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from llmconv import (
     PassError,
     ancestors_of,
     aten,
+    balance,
     copy_node,
     finish,
     graph_module,
@@ -29,7 +31,7 @@ from llmconv import (
     output_node,
     outputs_of,
     set_outputs,
-    shape_of,
+    weight_bytes,
 )
 
 
@@ -44,7 +46,8 @@ class SplitModel(Pass):
     Source: one HTP process domain holds 3.5 to 4 GB.
 
     Attributes:
-        parts: how many, balanced by weight bytes.
+        parts: how many, balanced by the bytes that weights will take: an embedding table of 16 bits outweighs two
+            layers of 4.
         layers: how many layers each part holds, instead of balancing; their sum is the layer count.
     """
 
@@ -65,7 +68,7 @@ class SplitModel(Pass):
         if any(len(graph.parts) != 1 for graph in model.graphs.values()):
             raise PassError("the graphs are split already; list the pass once")
         boundaries = _layer_boundaries(first.parts[0])
-        cuts = self._choose(first.parts[0], boundaries)
+        cuts = self._choose(model, first.parts[0], boundaries)
         for graph in model.graphs.values():
             graph.parts = _cut(graph, cuts)
         return bool(cuts)
@@ -81,9 +84,9 @@ class SplitModel(Pass):
         if self.parts not in (1, len(sizes)):
             raise PassError(f"split_model.layers = {sizes} are {len(sizes)} parts, but parts = {self.parts}; set one")
 
-    def _choose(self, part: fx.GraphModule, boundaries: list[fx.Node]) -> list[str]:
+    def _choose(self, model: Model, part: fx.GraphModule, boundaries: list[fx.Node]) -> list[str]:
         self._check(len(boundaries) + 1)
-        sizes = self.layers or _balance(_layer_weights(part, boundaries), self.parts)
+        sizes = self.layers or balance(_layer_bytes(part, boundaries, model.widths_to_come()), self.parts)
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
         return [name_of(boundaries[end - 1]) for end in ends]
 
@@ -117,13 +120,13 @@ def _input(part: fx.GraphModule, kind: str) -> fx.Node:
     raise PassError(f"the graph has no input of kind {kind}; put kv_cache_io before split_model")
 
 
-def _layer_weights(part: fx.GraphModule, boundaries: list[fx.Node]) -> list[int]:
-    """Elements of the weights that each layer uses."""
+def _layer_bytes(part: fx.GraphModule, boundaries: list[fx.Node], widths: Mapping[str, int]) -> list[int]:
+    """Bytes of the weights that each layer uses; the embedding counts to the first, lm_head to the last."""
     owner = _owners(part, [name_of(b) for b in boundaries])
     totals = [0] * (len(boundaries) + 1)
     for node in part.graph.nodes:
         if node.op == "get_attr":
-            totals[min(_first_user(node, owner), len(boundaries))] += _elements(node)
+            totals[min(_first_user(node, owner), len(boundaries))] += weight_bytes(node, widths)
     return totals
 
 
@@ -131,30 +134,6 @@ def _first_user(node: fx.Node, owner: dict[fx.Node, int]) -> int:
     """The part of the first node that computes with a weight, through slices and reshapes of it."""
     found = [owner[u] if u in owner else _first_user(u, owner) for u in node.users if u.op != "output"]
     return min(found, default=0)
-
-
-def _elements(node: fx.Node) -> int:
-    count = 1
-    for length in shape_of(node):
-        count *= length
-    return count
-
-
-def _balance(weights: list[int], parts: int) -> list[int]:
-    """Sizes of `parts` runs of layers such that the heaviest run is as light as can be."""
-    total = [0]
-    for weight in weights:
-        total.append(total[-1] + weight)
-    best: dict[tuple[int, int], tuple[int, list[int]]] = {(0, 0): (0, [])}
-    for k in range(1, parts + 1):
-        for end in range(k, len(weights) + 1):
-            options = [
-                (max(best[k - 1, start][0], total[end] - total[start]), [*best[k - 1, start][1], end - start])
-                for start in range(k - 1, end)
-                if (k - 1, start) in best
-            ]
-            best[k, end] = min(options)
-    return best[parts, len(weights)][1]
 
 
 def _owners(part: fx.GraphModule, cuts: list[str]) -> dict[fx.Node, int]:
