@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import torch
 from torch import fx
 
 from llmconv import (
@@ -23,6 +24,7 @@ from llmconv import (
     Lowering,
     LoweringError,
     Placed,
+    WeightStore,
     aten,
     name_of,
     shape_of,
@@ -33,6 +35,7 @@ OPSET = 17  # AI Hub's own exports use 17 or 18; RMSNormalization, of 23, is unv
 IR_VERSION = 8  # of opset 17
 NORM = ("Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul")  # what the service knows for an RMSNorm
 
+_NO_SCALES = np.empty(0, np.float32)
 _BLOCK = 1 << 20  # elements that are dequantized at once: 4 MB
 
 
@@ -44,22 +47,40 @@ class FloatWeights:
 
     Attributes:
         path: of the file; its name alone counts.
-        weights: the bundle's, dequantized.
-        sources: how each weight lies in the bundle, with its scales.
+        bundle: gives weights on their grids.
+        checkpoint: gives biases, whose integers depend on the input's scale and lie in each ONNX file itself.
+        sources: how each weight lies in the bundle, with its scales; biases are float.
     """
 
     path: Path
-    weights: BundleStore
+    bundle: BundleStore
+    checkpoint: WeightStore
     sources: dict[str, Placed] = field(default_factory=dict)
     placed: dict[str, Placed] = field(default_factory=dict)
     size: int = 0
 
+    @property
+    def weights(self) -> WeightStore:
+        """Itself: shapes and values."""
+        return self
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        return self.place(name).shape
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight as the file has it, or a range of its rows."""
+        return (self.bundle if name in self.bundle.index else self.checkpoint).read(name, rows)
+
     def place(self, name: str) -> Placed:
         """Where the weight lies, as float32."""
         if name not in self.placed:
-            source = self.weights.place(name)
+            if name in self.bundle.index:
+                source = self.bundle.place(name)
+            else:
+                source = Placed(32, 0, 0, _NO_SCALES, 0, self.checkpoint.shape(name))
             row_bytes = 4 * prod(source.shape[1:])
-            self.placed[name] = Placed(32, self.size, row_bytes, np.empty(0, np.float32), 0, source.shape)
+            self.placed[name] = Placed(32, self.size, row_bytes, _NO_SCALES, 0, source.shape)
             self.sources[name] = source
             self.size += 4 * prod(source.shape)
         return self.placed[name]
@@ -81,7 +102,7 @@ class FloatWeights:
             step = max(1, 4 * _BLOCK // placed.row_bytes)
             for start in range(0, count, step):
                 rows = slice(start, min(start + step, count)) if placed.shape else None
-                yield self.weights.read(name, rows).contiguous().numpy().reshape(-1).data
+                yield self.read(name, rows).contiguous().numpy().reshape(-1).data
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,7 @@ def float_part(job: BuildJob, graph: Graph, part: int) -> FloatPart:
         BackendError: an op has no lowering.
     """
     label = graph.label(part)
-    weights = FloatWeights(Path(f"{label}.data"), BundleStore(job.folder))
+    weights = FloatWeights(Path(f"{label}.data"), BundleStore(job.folder), job.model.weights)
     table = {**job.lowerings, aten.rms_norm.default: _rms_norm, REQUANTIZE: _requantize}
     lowering = Lowering(graph.parts[part], None, weights, table, opset=OPSET, ir_version=IR_VERSION)
     try:
