@@ -78,7 +78,9 @@ from .identity import code_identity as code_identity
 from .lowering.lower import Lowering as Lowering
 from .lowering.lower import LoweringTable as LoweringTable
 from .lowering.parts import ONNX_FOLDER as ONNX_FOLDER
+from .lowering.parts import BundleStore as BundleStore
 from .lowering.parts import write_onnx as write_onnx
+from .lowering.weight_file import Placed as Placed
 from .machine import memory_at_hand as memory_at_hand
 from .machine import peak_memory as peak_memory
 from .passes.base import GraphPass as GraphPass

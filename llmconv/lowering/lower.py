@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -14,10 +14,11 @@ from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from torch import fx
 
+from llmconv.checkpoint.weights import WeightStore
 from llmconv.errors import LoweringError
 from llmconv.graph.encodings import Encoding, Encodings
 from llmconv.graph.model import inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
-from llmconv.lowering.weight_file import Placed, WeightFile
+from llmconv.lowering.weight_file import Placed
 
 OPSET = 23  # the first with RMSNormalization
 IR_VERSION = 11  # of opset 23
@@ -38,6 +39,24 @@ class WeightView:
     shape: tuple[int, ...]
 
 
+class WeightPlaces(Protocol):
+    """Where a part's weights lie in the file that its ONNX refers to; a `WeightFile` writes one as it is asked."""
+
+    @property
+    def path(self) -> Path:
+        """The file; ONNX takes its name alone."""
+        ...
+
+    @property
+    def weights(self) -> WeightStore:
+        """The weights themselves."""
+        ...
+
+    def place(self, name: str) -> Placed:
+        """Where a weight lies."""
+        ...
+
+
 class Lowering:
     """One part on its way to ONNX. Lowering functions call `value`, `weight`, `constant` and `emit`.
 
@@ -46,14 +65,22 @@ class Lowering:
         encodings: of values and weights; none for a float model.
         weights: the part's weight file, open.
         table: fx op -> function that emits it and returns its float value.
+        opset, ir_version: of the ONNX file; those of a table's ops.
     """
 
     def __init__(
-        self, part: fx.GraphModule, encodings: Encodings | None, weights: WeightFile, table: LoweringTable
+        self,
+        part: fx.GraphModule,
+        encodings: Encodings | None,
+        weights: WeightPlaces,
+        table: LoweringTable,
+        *,
+        opset: int = OPSET,
+        ir_version: int = IR_VERSION,
     ) -> None:
         self.part, self.weights, self.table = part, weights, table
         self.encodings = encodings or Encodings()
-        self.graph = gs.Graph(opset=OPSET, ir_version=IR_VERSION)
+        self.graph = gs.Graph(opset=opset, ir_version=ir_version)
         self._values: dict[fx.Node, gs.Tensor] = {}
         self._quantized: dict[fx.Node, gs.Tensor] = {}
         self._weights: dict[str, gs.Tensor] = {}
@@ -74,6 +101,10 @@ class Lowering:
         self.graph.outputs = sorted(self.graph.outputs, key=lambda t: place[t.name])
         model: onnx.ModelProto = gs.export_onnx(self.graph, do_type_check=True)
         return model
+
+    def tensors(self) -> dict[str, str]:
+        """After `run`, of a float model: the ONNX name of each value's tensor -> the value's structural name."""
+        return {tensor.name: name_of(node) for node, tensor in self._values.items()}
 
     def _lower(self, node: fx.Node) -> gs.Tensor:
         if node.target not in self.table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from llmconv.graph.encodings import Encoding, Encodings
 from llmconv.graph.model import Model
 from llmconv.lowering.lower import Lowering, LoweringTable
 from llmconv.lowering.part_files import PartFiles
-from llmconv.lowering.weight_file import unpack_int4
+from llmconv.lowering.weight_file import Placed, unpack_int4
 
 ONNX_FOLDER = "onnx"
 ENCODINGS = "encodings.json"
+
+_DTYPES = {4: np.uint8, 8: np.int8, 16: np.uint16, 32: np.float32}  # of the file, by bits
 
 
 def write_onnx(
@@ -70,24 +73,37 @@ class BundleStore:
         """The shape of a weight."""
         return tuple(self.index[name]["shape"])
 
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """A weight, or a range of its rows, as float32."""
+    def place(self, name: str) -> Placed:
+        """How and where a weight lies in its part's file, with its scales.
+
+        Raises:
+            BundleError: the bundle holds no such weight.
+        """
         if name not in self.index:
             raise BundleError(f"{self.folder}: holds no weight '{name}'")
-        placed = self.index[name]
-        shape, bits = tuple(placed["shape"]), placed["bits"]
-        elements = int(np.prod(shape))
-        dtype = {4: np.uint8, 8: np.int8, 16: np.uint16, 32: np.float32}[bits]
-        with (self.folder / placed["file"]).open("rb") as file:
-            file.seek(placed["offset"])
-            raw = np.frombuffer(file.read(placed["row_bytes"] * (shape[0] if shape else 1)), dtype=dtype)
-            scale = np.frombuffer(file.read(4 * placed["scale"]), dtype=np.float32)
-        ints = torch.from_numpy((unpack_int4(raw, elements) if bits == 4 else raw).astype(np.float32)).reshape(shape)
+        fields = {key: value for key, value in self.index[name].items() if key != "file"}
+        shape = tuple(fields["shape"])
+        with (self.folder / self.index[name]["file"]).open("rb") as file:
+            file.seek(fields["offset"] + fields["row_bytes"] * (shape[0] if shape else 1))
+            scale = np.frombuffer(file.read(4 * fields["scale"]), dtype=np.float32)
+        return Placed(**{**fields, "shape": shape, "scale": scale})
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight, or a range of its rows, as float32; reads those rows alone."""
+        placed = self.place(name)
+        shape, bits = placed.shape, placed.bits
+        start, stop, _ = (rows or slice(None)).indices(shape[0] if shape else 1)
+        with (self.folder / self.index[name]["file"]).open("rb") as file:
+            file.seek(placed.offset + placed.row_bytes * start)
+            raw = np.frombuffer(bytearray(file.read(placed.row_bytes * (stop - start))), dtype=_DTYPES[bits])
+        read_shape = (stop - start, *shape[1:]) if shape else ()
         if bits == 32:
-            return ints if rows is None else ints[rows]
-        per_row = torch.from_numpy(scale.copy()).reshape(-1, *[1] * (ints.ndim - 1)) if bits < 16 else float(scale[0])
-        weight: torch.Tensor = (ints - placed["zero_point"]) * per_row
-        return weight if rows is None else weight[rows]
+            return torch.from_numpy(raw).reshape(read_shape)
+        values = unpack_int4(raw, prod(read_shape)) if bits == 4 else raw
+        ints = torch.from_numpy(values.astype(np.float32)).reshape(read_shape)
+        if bits == 16:
+            return (ints - placed.zero_point) * float(placed.scale[0])
+        return ints * torch.from_numpy(placed.scale[start:stop].copy()).reshape(-1, *[1] * (ints.ndim - 1))
 
 
 def read_encodings(folder: Path) -> Encodings:

@@ -74,13 +74,22 @@ def _embedding(low: Lowering, node: fx.Node) -> gs.Tensor:
     return low.emit("Gather", node, [low.weight(_node(node.args[0])), low.value(node.args[1])], axis=0)
 
 
-def _rms_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
-    x, normalized, weight, epsilon = (*node.args, None, None)[:4]
-    if list(normalized) != list(shape_of(_node(x))[-1:]):  # type: ignore[arg-type]
+def norm_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, float]:
+    """Input, weight and epsilon of an rms_norm.
+
+    Raises:
+        LoweringError: it is over more than the last axis, or has no weight.
+    """
+    given: tuple[Any, ...] = (*node.args, None, None)
+    x, normalized, weight, epsilon = given[:4]
+    if list(normalized) != list(shape_of(_node(x))[-1:]):
         raise LoweringError(f"'{name_of(node)}': only a norm over the last axis has a lowering")
-    epsilon = torch.finfo(torch.float32).eps if epsilon is None else epsilon
-    inputs = [low.value(x), low.weight(_node(weight))]
-    return low.emit("RMSNormalization", node, inputs, axis=-1, epsilon=float(epsilon))  # type: ignore[arg-type]
+    return x, _node(weight), torch.finfo(torch.float32).eps if epsilon is None else float(epsilon)
+
+
+def _rms_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
+    x, weight, epsilon = norm_arguments(node)
+    return low.emit("RMSNormalization", node, [low.value(x), low.weight(weight)], axis=-1, epsilon=epsilon)
 
 
 def _conv2d(low: Lowering, node: fx.Node) -> gs.Tensor:

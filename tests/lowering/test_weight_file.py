@@ -135,6 +135,12 @@ def test_bundle_holds_exactly_the_fake_quantized_weight(bundle: Path, name: str)
     assert torch.equal(store.read(name, slice(1, 2)), expected[1:2])
 
 
+def test_bundle_says_how_a_weight_lies_in_it(bundle: Path) -> None:
+    placed = BundleStore(bundle).place("w4")
+    assert (placed.bits, placed.row_bytes, placed.shape) == (4, 3, (3, 6))
+    assert placed.scale.tolist() == ENCODINGS["w4"].quantize(weights().read("w4"))[1].tolist()
+
+
 def test_bundle_holds_the_encodings_of_values(bundle: Path) -> None:
     assert read_encodings(bundle).values == {"x_w4": Encoding(16, 0.25, 7)}
 

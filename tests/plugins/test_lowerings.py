@@ -298,6 +298,15 @@ def test_rms_norm_is_one_node_of_opset_23(tmp_path: Path) -> None:
     assert attributes == {"axis": -1, "epsilon": pytest.approx(1e-3)}
 
 
+def test_float_model_of_another_opset_names_its_tensors(tmp_path: Path) -> None:
+    part = Builder({"a": X}).add("b", aten.neg.default, ("a",)).add("y", aten.sigmoid.default, ("b",)).part("y")
+    with WeightFile(tmp_path / "part.data", part.weights, {}) as file:
+        lowering = Lowering(part.module, None, file, TABLE, opset=17, ir_version=8)
+        model = lowering.run()
+    assert ([(o.domain, o.version) for o in model.opset_import], model.ir_version) == ([("", 17)], 8)
+    assert lowering.tensors() == {"a": "a", "b": "b", "out_y": "y"}
+
+
 def initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 

@@ -1,0 +1,1 @@
+"""Qualcomm AI Hub: what is uploaded to it, and what it makes of that."""
