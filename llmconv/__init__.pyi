@@ -81,6 +81,7 @@ from .lowering.parts import ONNX_FOLDER as ONNX_FOLDER
 from .lowering.parts import BundleStore as BundleStore
 from .lowering.parts import write_onnx as write_onnx
 from .lowering.weight_file import Placed as Placed
+from .machine import give_back_memory as give_back_memory
 from .machine import memory_at_hand as memory_at_hand
 from .machine import peak_memory as peak_memory
 from .passes.base import GraphPass as GraphPass

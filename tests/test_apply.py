@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto
+from safetensors.torch import load_file, save_file
 
-from llmconv import Bundle, Recipe, Registry, apply, prove, write_onnx
+from llmconv import Bundle, BundleStore, Recipe, Registry, apply, prove, write_onnx
 from llmconv.prepare import check, prepare
 from llmconv_plugins.qnn.context_binary import read_info
 
@@ -142,6 +144,22 @@ def test_logits_of_the_last_row_alone(tiny_recipe: Path, tmp_path: Path) -> None
     (logits,) = (t for t in bundle.graphs["prompt"].parts[-1].outputs if t.kind == "logits")
     assert logits.shape == (1, 1, 2048)
     assert [c for c in bundle.report["proof"] if c["passed"] is False] == []
+
+
+def test_biases_are_kept_for_the_proof(tiny_recipe: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(tiny_recipe.parent / "tiny_llama", tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
+    tensors = load_file(checkpoint / "model.safetensors")
+    weights = {name for name in tensors if "self_attn" in name}
+    biases = {name.replace("weight", "bias"): torch.linspace(-0.1, 0.1, len(tensors[name])) for name in weights}
+    save_file(tensors | biases, checkpoint / "model.safetensors")
+    changes = [f"output.folder='{tmp_path / 'out'}'", f"model.checkpoint='{checkpoint}'", "backend.name=onnx"]
+    bundle = apply(Recipe.load(tiny_recipe, changes))
+    steps = {c["step"] for c in bundle.report["proof"] if c["passed"]}
+    assert steps >= {1, 2, 3}
+    stored = BundleStore(bundle.folder).read("layers.0.self_attn.q_proj.bias")
+    assert torch.equal(stored, biases["model.layers.0.self_attn.q_proj.bias"])
 
 
 def test_without_transformers_the_rest_of_the_proof_still_counts(

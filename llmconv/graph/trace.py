@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import config as fx_config
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
@@ -33,11 +34,11 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
     hook = rotary.register_forward_hook(_mark_rotary)
     try:
-        with torch.no_grad(), collector_paused(), _no_stack_traces():
+        with torch.no_grad(), collector_paused(), _no_stack_traces(), _use_lazy_graph_module(True):
             exported = torch.export.export(module, (ids, positions), strict=False)
+            gm = exported.module(check_guards=False)
     finally:
         hook.remove()
-    gm = exported.module(check_guards=False)
     if not isinstance(gm, fx.GraphModule):
         raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
     if (names := [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]) != ["input_ids", "position_ids"]:

@@ -54,7 +54,7 @@ class PartFiles:
     def while_reading(
         self, part: int, parts: int, encodings: dict[str, WeightEncoding], order: Sequence[str]
     ) -> Iterator[WeightStore]:
-        """A store whose weights are quantized and written, in a thread, as they are read.
+        """A store whose weights are quantized and written, in a thread, as they are read whole; biases stay floats.
 
         Args:
             order: names in the order of reading.
@@ -93,7 +93,7 @@ class _Tee:
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         weight = self.store.read(name, rows)
-        if rows is None and name in self.file.encodings:
+        if rows is None:
             while len(self.waiting) >= _WAITING:
                 self.waiting.popleft().result()
             self.waiting.append(self.thread.submit(self.file.take, name, weight))

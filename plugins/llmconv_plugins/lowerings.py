@@ -110,6 +110,7 @@ def _bias(low: Lowering, x: fx.Node, weight: fx.Node, bias: fx.Node) -> gs.Tenso
     if encoding is None:
         return low.weight(bias)
     view, name = low.weight_view(bias), name_of(bias)
+    low.weights.place(view.root)  # as floats, for readers of the bundle other than ONNX
     values = low.weights.weights.read(view.root, slice(view.start, view.stop)).numpy()
     scale = (low.weight_scale(weight) * np.float32(encoding.scale)).astype(np.float32)
     limit = np.iinfo(np.int32)

@@ -29,6 +29,7 @@ from llmconv import (
     TensorSpec,
     code_identity,
     digest,
+    give_back_memory,
     key_of,
     memory_at_hand,
     part_sizes,
@@ -95,6 +96,7 @@ class QnnBackend(Backend):
         keys = {file: self._key(job, graphs, part.number) for file, graphs, part in binaries}
         kept = {file: job.steps and job.steps.finished(file, key) for file, key in keys.items()}
         wanted = [binary for binary in binaries if not kept[binary[0]]]
+        give_back_memory()
         reports = compile_all(
             [self._task(job, *binary, keys[binary[0]]) for binary in wanted],
             jobs=job.jobs or os.cpu_count() or 1,
