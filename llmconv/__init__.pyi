@@ -29,6 +29,7 @@ from .decoding.evaluate import evaluate as evaluate
 from .decoding.generate import Sampling as Sampling
 from .errors import BackendError as BackendError
 from .errors import BundleError as BundleError
+from .errors import ChatError as ChatError
 from .errors import CheckpointError as CheckpointError
 from .errors import LlmconvError as LlmconvError
 from .errors import LoweringError as LoweringError

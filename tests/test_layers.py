@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmconv.graph",),
     ("llmconv.decoding",),
     ("llmconv.quantization", "llmconv.passes", "llmconv.lowering", "llmconv.bundle"),
-    ("llmconv.checks", "llmconv.testing"),
+    ("llmconv.checks", "llmconv.testing", "llmconv.chat"),
     ("llmconv.backend",),
     ("llmconv.prepare",),
     ("llmconv.proof", "llmconv.planning"),
