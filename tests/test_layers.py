@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmconv.checks", "llmconv.testing", "llmconv.chat"),
     ("llmconv.backend",),
     ("llmconv.prepare",),
+    ("llmconv.bundle_graphs",),
     ("llmconv.proof", "llmconv.planning"),
     ("llmconv.conversion",),
     ("llmconv.cli",),

@@ -43,6 +43,19 @@ class Answer:
         return (self.tokens - 1) / between if self.tokens > 1 and between > 0 else None
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What a dialog remembers: a rendered conversation, and the answer that it wrote behind it.
+
+    Attributes:
+        length: of the dialog; ids of earlier answers may be others than those that their text is encoded as.
+    """
+
+    rendered: list[int]
+    written: list[int]
+    length: int
+
+
 class Chat:
     """Keeps the turns of a conversation, and what of them the dialog has read.
 
@@ -58,7 +71,7 @@ class Chat:
         self.limit = limit or max(1, dialog.context // 2)
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.turns: list[tuple[Message, Message]] = []
-        self._read: list[int] | None = []  # what the dialog remembers; None when that is unknown
+        self._read: _Read | None = _Read([], [], 0)  # None when it is unknown
 
     def say(self, text: str) -> Answer:
         """An answer that is written while it is iterated over; the turn is kept once some of it was.
@@ -88,9 +101,10 @@ class Chat:
         self, ids: list[int], asked: Message, kept: list[tuple[Message, Message]], answer: Answer
     ) -> Generator[str, None, None]:
         self.turns = kept
-        known, self._read = self._read, None  # until the dialog has come to rest
-        fresh = self._unread(ids, known)
+        fresh = self._unread(ids)
+        self._read = None  # until the dialog has come to rest
         written: list[int] = []
+        before = self.dialog.length + len(fresh)
         shown = ""
         try:
             with closing(self._counted(fresh, written, answer)) as tokens:
@@ -99,20 +113,36 @@ class Chat:
                         shown += text
                         yield text
             answer.reason = self.dialog.reason
-            self._read = ids + written
+            self._read = _Read(ids, written, before + len(written))
         except GeneratorExit:  # between two tokens
-            self._read = ids + written
+            self._read = _Read(ids, written, before + len(written))
             raise
         finally:
             if shown:
                 self.turns.append((asked, {"role": "assistant", "content": shown}))
 
-    def _unread(self, ids: list[int], known: list[int] | None) -> list[int]:
+    def _unread(self, ids: list[int]) -> list[int]:
         """What the dialog has to read yet; it begins anew where what it has read does not begin the conversation."""
-        if known is not None and len(known) == self.dialog.length < len(ids) and ids[: len(known)] == known:
-            return ids[len(known) :]
+        known = self._read
+        if known is not None and known.length == self.dialog.length:
+            count = len(known.rendered)
+            if ids[:count] == known.rendered and (fresh := self._behind(known.written, ids[count:])):
+                return fresh
         self.dialog.reset()
         return ids
+
+    def _behind(self, written: list[int], ids: list[int]) -> list[int]:
+        """What follows the last answer; nothing where that is another text by now.
+
+        A model may write a text in other tokens than those that the text is encoded as.
+        """
+        if ids[: len(written)] == written:
+            return ids[len(written) :]
+        tokenizer = self.prompt.tokenizer
+        ends = set(tokenizer.control.values())
+        end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        same = tokenizer.decode(ids[:end]).strip() == tokenizer.decode(written).strip()
+        return ids[end:] if same else []
 
     def _counted(self, fresh: Sequence[int], written: list[int], answer: Answer) -> Generator[int, None, None]:
         began = time.monotonic()
