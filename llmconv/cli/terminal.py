@@ -31,13 +31,13 @@ def one_message(prompt: str | None) -> str | None:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    if prompt is None and sys.stdin.isatty():
-        return None
-    text = clean(prompt if prompt is not None else sys.stdin.read()).strip()
-    if not text:
-        raise LlmconvError(
-            f"{'--prompt' if prompt is not None else 'stdin'}: holds no text; there is nothing to answer"
-        )
+    where = "stdin" if prompt is None else "--prompt"
+    if prompt is None and sys.stdin is not None:  # None where it is closed
+        if sys.stdin.isatty():
+            return None
+        prompt = sys.stdin.read()
+    if not (text := clean(prompt or "").strip()):
+        raise LlmconvError(f"{where}: holds no text; there is nothing to answer")
     return text
 
 
@@ -92,17 +92,19 @@ def _line() -> str | None:
 
 
 def _turn(chat: Chat, text: str) -> None:
-    said = chat.say(text)
-    if said.dropped:
-        display.note(f"the oldest {said.dropped} turn(s) are forgotten: the context holds {chat.dialog.context} tokens")
-    with _interruptible() as interrupted, contextlib.closing(said.pieces) as pieces:
-        for piece in pieces:
-            _show(piece)
-            if interrupted():
-                break
-        stopped = interrupted()
+    with _interruptible() as interrupted:
+        said = chat.say(text)
+        if said.dropped:
+            room = f"the context holds {chat.dialog.context} tokens"
+            display.note(f"forgotten to make room: the oldest {said.dropped} turn(s); {room}")
+        with contextlib.closing(said.pieces) as pieces:
+            for piece in pieces:
+                _show(piece)
+                if interrupted():
+                    break
+        reason = "stopped" if interrupted() else said.reason
     print()
-    _close(said, "stopped" if stopped else said.reason)
+    _close(said, reason)
 
 
 @contextlib.contextmanager

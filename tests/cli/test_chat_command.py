@@ -105,7 +105,7 @@ def test_a_talk_in_a_dumb_terminal(tiny_bundle: Bundle) -> None:
         chat.type(f"{LONG}\n")
         chat.wait(r"full\n> ")
         chat.type("The\n")
-        assert "are forgotten: the context holds 128 tokens" in chat.wait(r"\n> ")
+        assert "forgotten to make room: the oldest 1 turn(s); the context holds 128 tokens" in chat.wait(r"\n> ")
         chat.type("\x04")
         assert chat.end() == 0
         assert "Traceback" not in chat.seen
