@@ -126,7 +126,8 @@ class Chat:
         known = self._read
         if known is not None and known.length == self.dialog.length:
             count = len(known.rendered)
-            if ids[:count] == known.rendered and (fresh := self._behind(known.written, ids[count:])):
+            fresh = self._behind(known.written, ids[count:]) if ids[:count] == known.rendered else []
+            if fresh and known.length + len(fresh) <= self.dialog.context:
                 return fresh
         self.dialog.reset()
         return ids

@@ -53,7 +53,7 @@ def chat(
     top_p: options.TopP = 0.95,
     seed: options.Seed = 42,
 ) -> None:
-    """Talk with a bundle, on this machine; what it is sampled with by default is what Genie's published Llama 2 is."""
+    """Talk with a bundle, on this machine; by default it samples as the published Llama 2 for phones does."""
     from llmconv.cli import terminal
 
     asked = terminal.one_message(prompt)  # before torch is imported

@@ -194,6 +194,17 @@ def test_an_answer_in_other_tokens_than_its_texts_is_not_read_anew() -> None:
     assert [asked[0] for asked in dialog.asked] == [TOKENIZER.control["<s>"], EOS, EOS]
 
 
+def test_an_answer_in_so_many_tokens_that_nothing_fits_behind_is_read_anew() -> None:
+    dialog = FakeDialog("", "two")
+    dialog.answers[0] = [TOKENIZER.encode("#o")[-1]] * 50
+    assert len(TOKENIZER.encode("o" * 50)) < 30
+    talk = chat(dialog, limit=50)
+    for text in ("a", "b b b b b b b b"):
+        assert "".join(talk.say(text).pieces)
+    assert dialog.resets == 1
+    assert len(talk.turns) == 2
+
+
 def test_a_dialog_that_kept_more_than_it_said_is_read_anew() -> None:
     dialog = FakeDialog("one", "two")
     talk = chat(dialog)
