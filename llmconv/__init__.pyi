@@ -10,6 +10,7 @@ from .bundle.bundle import TensorSpec as TensorSpec
 from .bundle.runtime import GraphRuntime as GraphRuntime
 from .bundle.runtime import PartsRunner as PartsRunner
 from .bundle.runtime import Runtime as Runtime
+from .bundle_graphs import quantized_graphs as quantized_graphs
 from .checkpoint.pickled import PickleStore as PickleStore
 from .checkpoint.source import ModelConfig as ModelConfig
 from .checkpoint.source import Source as Source
@@ -29,6 +30,7 @@ from .decoding.evaluate import evaluate as evaluate
 from .decoding.generate import Sampling as Sampling
 from .errors import BackendError as BackendError
 from .errors import BundleError as BundleError
+from .errors import ChatError as ChatError
 from .errors import CheckpointError as CheckpointError
 from .errors import LlmconvError as LlmconvError
 from .errors import LoweringError as LoweringError

@@ -8,6 +8,7 @@ LlmconvError
 ├── LoweringError     a graph holds what the lowering cannot express
 ├── BackendError      a compiler refused a part, or is not installed
 ├── ResourceError     this machine lacks memory or disk for it, or a part exceeds what the target holds
+├── ChatError         a chat template is wrong, or refuses what was said
 └── BundleError       a bundle is missing, damaged, or in the way
 """
 
@@ -46,3 +47,7 @@ class ResourceError(LlmconvError):
 
 class BundleError(LlmconvError):
     """A bundle is missing, damaged, or in the way."""
+
+
+class ChatError(LlmconvError):
+    """A chat template is wrong, or refuses what was said."""

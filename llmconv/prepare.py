@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmconv.chat.template import ChatTemplate
 from llmconv.checkpoint.shapes import ShapeStore
 from llmconv.checkpoint.source import ModelConfig, Source
 from llmconv.checkpoint.tokenizer import Tokenizer
@@ -68,6 +69,8 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
             raise RecipeError(f"calibration.text: {recipe.calibration.text}: no such file")
     if recipe.verify.text is not None and not recipe.verify.text.is_file():
         raise RecipeError(f"verify.text: {recipe.verify.text}: no such file")
+    if recipe.chat.template is not None:
+        ChatTemplate(recipe.chat.template, "chat.template", {})
     return Checked(recipe, source, config, passes)
 
 

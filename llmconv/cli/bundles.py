@@ -1,18 +1,16 @@
-"""Commands that make, prove and run bundles."""
+"""Commands that make and prove bundles."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmconv.cli import display, options
-
-Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An output folder of 'llmconv apply'.")]
 
 
 def apply(
@@ -43,7 +41,7 @@ def apply(
     _exit_by(bundle.report.get("proof", []))
 
 
-def verify(bundle: Folder) -> None:
+def verify(bundle: options.Bundle) -> None:
     """Run the proof of a bundle again."""
     with display.progress("importing torch") as step:
         import llmconv
@@ -52,43 +50,6 @@ def verify(bundle: Folder) -> None:
         llmconv.prove(opened, progress=step)
     display.show_proof(opened.report["proof"])
     _exit_by(opened.report["proof"])
-
-
-def generate(
-    bundle: Folder,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    runtime: Annotated[str, typer.Option(help="onnxruntime, or qnn: the HTP simulator.")] = "onnxruntime",
-    tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 60,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Choose among so many of the likeliest; 0: among all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Choose among the likeliest of this probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random choices.")] = 0,
-) -> None:
-    """Write text with a bundle, on this machine."""
-    from llmconv.bundle.bundle import Bundle
-
-    opened = Bundle(bundle)  # before torch is imported
-    with ExitStack() as stack:
-        with display.progress("importing torch") as step:
-            from llmconv.bundle.runtime import source_of
-            from llmconv.decoding.generate import Sampling, stream_text
-            from llmconv.plugins import Registry
-
-            registry = Registry.load()
-            source = source_of(opened, registry)
-            config, tokenizer = source.config(), source.tokenizer()
-            step("load", runtime)
-            sampling = Sampling(temperature, top_k, top_p, seed)
-            opening = registry.create("runtime", runtime, {}).dialog(opened, sampling, config.eos)
-            dialog = stack.enter_context(opening)
-        ids = [config.bos, *tokenizer.encode(prompt)]
-        answer = dialog.query(ids, tokens)
-        started = time.monotonic()
-        print(prompt, end="", flush=True)
-        for piece in stream_text(tokenizer, ids, answer):
-            print(piece, end="", flush=True)
-        print()
-        display.note(f"stopped: {dialog.reason}; {time.monotonic() - started:.1f} s")
 
 
 @contextmanager

@@ -83,6 +83,12 @@ class CalibrationSection(_Section):
     tokens: int = Field(default=128, ge=2)
 
 
+class ChatSection(_Section):
+    """How a conversation becomes the text that the model was trained on."""
+
+    template: str | None = None  # Jinja; by default the checkpoint's own
+
+
 class VerifySection(_Section):
     """How the conversion proves itself."""
 
@@ -106,6 +112,7 @@ class Recipe(_Section):
     passes: list[PassEntry] = Field(default_factory=list)
     calibration: CalibrationSection | None = None
     backend: BackendSection
+    chat: ChatSection = Field(default_factory=ChatSection)
     verify: VerifySection = Field(default_factory=VerifySection)
     output: OutputSection = Field(default_factory=OutputSection)
 

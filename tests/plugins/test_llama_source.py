@@ -1,6 +1,7 @@
 """The llama source: the same numbers as transformers from every layout, and one line for whatever is wrong."""
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_checkpoints import BASE, HIDDEN, VOCABULARY, tensors_of, write
 from tiny_models import FP32_ROUNDING
 
 from llmconv import CheckpointError, Decoder, ModelConfig, RecipeError, Registry, TorchRunner, trace
+from llmconv.recipe import shipped
 from llmconv_plugins import sources
 from llmconv_plugins.sources.llama import LlamaSource
 
@@ -85,6 +87,28 @@ def test_sizes_that_config_leaves_out_follow_from_others(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps({**config, "head_dim": None}))
     found = LlamaSource(tmp_path).config()
     assert (found.kv_heads, found.head_dim, found.eos) == (4, 4, (2,))
+
+
+def test_every_end_of_text_counts(tmp_path: Path) -> None:
+    write(tmp_path, eos_token_id=2)
+    for given, eos in ((5, (2, 5)), ([5, 2, 7], (2, 5, 7)), (None, (2,))):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+        source = LlamaSource(tmp_path)
+        assert source.config().eos == source.config().eos == eos
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id must be a whole number"):
+        LlamaSource(tmp_path).config()
+
+
+def test_a_bundle_keeps_what_talking_needs(tmp_path: Path) -> None:
+    write(tmp_path)
+    files = ["config.json", "tokenizer.model"]
+    shutil.copy(shipped.folder() / "tiny_llama" / "tokenizer.model", tmp_path)
+    assert [f.name for f in LlamaSource(tmp_path).description()] == files
+    for name in ("generation_config.json", "chat_template.jinja", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+        files.append(name)
+    assert sorted(f.name for f in LlamaSource(tmp_path).description()) == sorted(files)
 
 
 def test_a_tied_lm_head_is_a_second_name_for_the_embedding(tmp_path: Path) -> None:

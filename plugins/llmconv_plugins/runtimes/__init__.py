@@ -3,9 +3,10 @@
 from llmconv import Runtime, hookimpl
 from llmconv_plugins.runtimes.onnxruntime import OnnxRuntime
 from llmconv_plugins.runtimes.qnn import QnnSimulator
+from llmconv_plugins.runtimes.torch import TorchRuntime
 
 
 @hookimpl
 def register_runtimes() -> list[type[Runtime]]:
     """The built-in runtimes."""
-    return [OnnxRuntime, QnnSimulator]
+    return [OnnxRuntime, QnnSimulator, TorchRuntime]

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from llmconv import CheckpointError, ModelConfig, Source, Tokenizer, WeightStore
-from llmconv_plugins.sources.llama_config import HuggingFaceLlama
+from llmconv_plugins.sources.llama_config import GENERATION, HuggingFaceLlama
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout
 from llmconv_plugins.sources.llama_meta import MetaLlama
 from llmconv_plugins.sources.llama_module import Llama
+
+TALK = ("tokenizer_config.json", "chat_template.jinja", GENERATION)  # Hugging Face's names; none has to be there
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ class LlamaSource(Source):
         return Tokenizer.find(self.checkpoint)
 
     def description(self) -> list[Path]:
-        """The file that names the sizes, and the tokenizer."""
-        return [self._layout.file, self.tokenizer().file]
+        """The file that names the sizes, the tokenizer, and what else says how to talk with the model."""
+        talk = [self.checkpoint / name for name in TALK]
+        return [self._layout.file, self.tokenizer().file, *(file for file in talk if file.is_file())]
 
     def reference(self) -> nn.Module | str:
         """The same checkpoint in transformers, which reads Hugging Face's layout alone."""

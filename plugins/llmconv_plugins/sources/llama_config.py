@@ -24,6 +24,7 @@ _IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "quantization_config": (None,),
 }
+GENERATION = "generation_config.json"
 
 
 class HuggingFaceLlama(LlamaLayout):
@@ -45,11 +46,12 @@ class HuggingFaceLlama(LlamaLayout):
         return JsonFile(self.file, {"rope_theta": rope.get("rope_theta", 10000.0), **found.values})
 
     def _eos(self) -> tuple[int, ...]:
-        value = self._json.values.get("eos_token_id", 2)
-        ids = value if isinstance(value, list) else [value]
-        if not all(type(i) is int for i in ids):
-            raise CheckpointError(f"{self.file}: eos_token_id must be a whole number or a list of them, not {value!r}")
-        return tuple(ids)
+        """Every id that ends a text: chat models often name their own in generation_config.json alone."""
+        ids = _end_ids(self._json, 2)
+        generation = self.folder / GENERATION
+        if generation.is_file():
+            ids += _end_ids(JsonFile.read(generation), [])
+        return tuple(dict.fromkeys(ids))
 
     def describe(self) -> Description:
         """The model's sizes."""
@@ -108,6 +110,15 @@ class HuggingFaceLlama(LlamaLayout):
         disable_progress_bar()  # type: ignore[no-untyped-call]  # llmconv has its own
         model = LlamaForCausalLM.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True)
         return _LogitsOnly(model)  # which from_pretrained has set to evaluate
+
+
+def _end_ids(file: JsonFile, default: int | list[int]) -> list[int]:
+    value = file.values.get("eos_token_id")
+    value = default if value is None else value
+    ids = list(value) if isinstance(value, list) else [value]
+    if not all(type(i) is int for i in ids):
+        raise CheckpointError(f"{file.path}: eos_token_id must be a whole number or a list of them, not {value!r}")
+    return ids
 
 
 class _LogitsOnly(nn.Module):

@@ -1,0 +1,89 @@
+"""Commands that have a bundle write: `generate` goes on with a text, `chat` talks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmconv.cli import display, options
+
+if TYPE_CHECKING:
+    from llmconv.chat.session import Session
+
+
+def generate(
+    bundle: options.Bundle,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    runtime: options.Runtime = "onnxruntime",
+    tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 60,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
+) -> None:
+    """Write text with a bundle, on this machine."""
+    with _opened(bundle, runtime, temperature, top_k, top_p, seed) as session:
+        from llmconv.decoding.generate import stream_text
+
+        ids = [session.config.bos, *session.tokenizer.encode(prompt)]
+        answer = session.dialog.query(ids, tokens)
+        started = time.monotonic()
+        print(prompt, end="", flush=True)
+        for piece in stream_text(session.tokenizer, ids, answer):
+            print(piece, end="", flush=True)
+        print()
+        display.note(f"stopped: {session.dialog.reason}; {time.monotonic() - started:.1f} s")
+
+
+def chat(
+    bundle: options.Bundle,
+    runtime: options.Runtime = "onnxruntime",
+    system: Annotated[str, typer.Option(help="What the model is told before the conversation.")] = "",
+    prompt: Annotated[str | None, typer.Option(help="Answer this alone; also what comes through a pipe.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="At most so many tokens an answer; by default half of the context.")
+    ] = None,
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = 40,
+    top_p: options.TopP = 0.95,
+    seed: options.Seed = 42,
+) -> None:
+    """Talk with a bundle, on this machine; by default it samples as the published Llama 2 for phones does."""
+    from llmconv.cli import terminal
+
+    asked = terminal.one_message(prompt)  # before torch is imported
+    with _opened(bundle, runtime, temperature, top_k, top_p, seed) as session:
+        from llmconv.chat.chat import Chat
+
+        ids, templated = session.prompt()
+        if not templated:
+            display.note("no chat template in recipe or checkpoint: the model goes on with the text")
+        talk = Chat(session.dialog, ids, system=terminal.clean(system), limit=tokens, trims=templated)
+        if asked is None:
+            terminal.converse(talk)
+        else:
+            terminal.answer(talk, asked)
+
+
+@contextmanager
+def _opened(folder: Path, runtime: str, temperature: float, top_k: int, top_p: float, seed: int) -> Iterator[Session]:
+    from llmconv.bundle.bundle import Bundle
+    from llmconv.plugins import Registry
+
+    stack = ExitStack()
+    opened = Bundle(folder)  # before torch is imported
+    with display.progress("importing torch") as step:
+        from llmconv.chat.session import open_session
+        from llmconv.decoding.generate import Sampling
+
+        registry = Registry.load()
+        step("load", runtime)
+        opening = open_session(opened, runtime, Sampling(temperature, top_k, top_p, seed), registry)
+        session = stack.enter_context(opening)
+    with stack:
+        yield session

@@ -1,0 +1,27 @@
+"""torch on the CPU: the bundle's graphs before lowering, quantized and dequantized wherever its encodings say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llmconv import Bundle, GraphRuntime, Runner, TorchRunner, quantized_graphs
+
+
+@dataclass(frozen=True)
+class TorchRuntime(GraphRuntime):
+    """Runs the bundle's fake-quantized graphs in torch; weights are read anew in every run, one at a time."""
+
+    name: ClassVar[str] = "torch"
+
+    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> AbstractContextManager[list[Runner]]:
+        """Runners over one trace of the model."""
+        return _open(bundle, list(graphs or bundle.graphs))
+
+
+@contextmanager
+def _open(bundle: Bundle, graphs: list[str]) -> Iterator[list[Runner]]:
+    model = quantized_graphs(bundle)
+    yield [TorchRunner(model.graphs[name], model.weights, model.encodings) for name in graphs]
