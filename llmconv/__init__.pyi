@@ -11,6 +11,9 @@ from .bundle.runtime import GraphRuntime as GraphRuntime
 from .bundle.runtime import PartsRunner as PartsRunner
 from .bundle.runtime import Runtime as Runtime
 from .bundle_graphs import quantized_graphs as quantized_graphs
+from .chat.chat import Answer as Answer
+from .chat.chat import Chat as Chat
+from .chat.session import open_chat as open_chat
 from .checkpoint.pickled import PickleStore as PickleStore
 from .checkpoint.source import ModelConfig as ModelConfig
 from .checkpoint.source import Source as Source

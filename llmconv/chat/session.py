@@ -11,6 +11,7 @@ from typing import Any
 
 from llmconv.bundle.bundle import SOURCE, Bundle
 from llmconv.bundle.runtime import Runtime, source_of
+from llmconv.chat.chat import Chat
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import ChatTemplate
 from llmconv.checkpoint.source import ModelConfig
@@ -61,6 +62,33 @@ def open_session(bundle: Bundle, runtime: str, sampling: Sampling, registry: Reg
     config, tokenizer = source.config(), source.tokenizer()
     with opener.dialog(bundle, sampling, config.eos) as dialog:
         yield Session(bundle, dialog, config, tokenizer)
+
+
+@contextmanager
+def open_chat(
+    bundle: Bundle,
+    runtime: str = "onnxruntime",
+    *,
+    sampling: Sampling | None = None,
+    system: str = "",
+    limit: int | None = None,
+    registry: Registry | None = None,
+) -> Iterator[Chat]:
+    """A conversation with a bundle; what the runtime holds is freed at the end.
+
+    Args:
+        runtime: its name, such as "qnn" for the HTP simulator.
+        sampling: how tokens are chosen; the likeliest each time by default.
+        system: what the model is told before the conversation.
+        limit: ids of an answer at most; half of the context by default.
+
+    Raises:
+        PluginError: no runtime has that name.
+        LlmconvError: the bundle lacks a file, the runtime refuses it, or the chat template is wrong.
+    """
+    with open_session(bundle, runtime, sampling or Sampling(), registry or Registry.load()) as session:
+        prompt, templated = session.prompt()
+        yield Chat(session.dialog, prompt, system=system, limit=limit, trims=templated)
 
 
 def find_template(bundle: Bundle, config: ModelConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
