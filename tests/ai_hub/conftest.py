@@ -1,0 +1,55 @@
+"""The stand-in, a linker that compiles for real and one that does not, and the client's configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stand_in import Linker, StandIn, running, write_configuration
+
+from llmconv_plugins.ai_hub import patience, sending
+from llmconv_plugins.qnn.compiler import GraphJob, compile_part
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits of milliseconds, and no way out of this machine."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(sending, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("qai_hub.util.session.BACKOFF_FACTOR", 0.01)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Linker:
+    """Links by compiling the uploaded ONNX files here; the same files are compiled once a test run."""
+    if importlib.util.find_spec("onnxruntime_qnn") is None:
+        pytest.skip("onnxruntime-qnn is not installed")
+    folder = tmp_path_factory.mktemp("linked")
+
+    def link(packages: list[Path], labels: list[str]) -> bytes:
+        jobs = [GraphJob(p / f"{label}.onnx", label) for p, label in zip(packages, labels, strict=True)]
+        hashed = hashlib.sha256()
+        for file in (f for p in packages for f in sorted(p.iterdir())):
+            hashed.update(file.read_bytes())
+        binary = folder / f"{hashed.hexdigest()}.bin"
+        if not binary.is_file():
+            for package in packages[1:]:  # graphs of a part share one weight file, which here came twice
+                for data in package.glob("*.data"):
+                    data.unlink()
+                    data.hardlink_to(packages[0] / data.name)
+            compile_part(jobs, binary, soc_model="43", htp_arch="73")
+        return binary.read_bytes()
+
+    return link
+
+
+@pytest.fixture
+def hub(tmp_path: Path, compiled: Linker, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A stand-in that compiles for real, and a client that is configured for it."""
+    with running(StandIn(tmp_path / "hub", compiled)) as served:
+        monkeypatch.setenv("QAIHUB_CLIENT_INI", str(write_configuration(tmp_path / "client.ini", served.url)))
+        yield served
