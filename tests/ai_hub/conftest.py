@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,19 +32,20 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Linker:
         pytest.skip("onnxruntime-qnn is not installed")
     folder = tmp_path_factory.mktemp("linked")
 
+    lock = threading.Lock()
+
     def link(packages: list[Path], labels: list[str]) -> bytes:
-        jobs = [GraphJob(p / f"{label}.onnx", label) for p, label in zip(packages, labels, strict=True)]
         hashed = hashlib.sha256()
         for file in (f for p in packages for f in sorted(p.iterdir())):
             hashed.update(file.read_bytes())
-        binary = folder / f"{hashed.hexdigest()}.bin"
-        if not binary.is_file():
-            for package in packages[1:]:  # graphs of a part share one weight file, which here came twice
-                for data in package.glob("*.data"):
-                    data.unlink()
-                    data.hardlink_to(packages[0] / data.name)
-            compile_part(jobs, binary, soc_model="43", htp_arch="73")
-        return binary.read_bytes()
+        work = folder / hashed.hexdigest()
+        with lock:
+            if not (work / "linked.bin").is_file():
+                for package in packages:  # graphs of a part share one weight file, which came once with each
+                    shutil.copytree(package, work, dirs_exist_ok=True)
+                jobs = [GraphJob(work / f"{label}.onnx", label) for label in labels]
+                compile_part(jobs, work / "linked.bin", soc_model="43", htp_arch="73")
+        return (work / "linked.bin").read_bytes()
 
     return link
 

@@ -295,7 +295,7 @@ def measured(job: str) -> pb.InferenceJobResult:
     memory = pb.ProfileDetail.MemoryUsage(
         increase=pb.Range(lower=1_000_000, upper=2_000_000), peak=pb.Range(lower=3_000_000, upper=40_000_000)
     )
-    npu = pb.ProfileDetail.LayerDetail(name="matmul", layer_type_name="MatMul", compute_unit=pb.COMPUTE_UNIT_NPU)
+    npu = pb.LayerDetail(name="matmul", layer_type_name="MatMul", compute_unit=pb.COMPUTE_UNIT_NPU)
     detail = pb.ProfileDetail(
         major_version=1, minor_version=2, execution_time=1500, execution_memory=memory, layer_details=[npu, npu]
     )

@@ -27,7 +27,11 @@ from llmconv_plugins.ai_hub.account import HubDevice
 PAGE = 50  # entries of a list that are asked for at once
 CLOCKS = 86_400  # seconds that this machine's clock and the service's may differ at most
 DONE, FAILED = "DONE", "FAILED"
-_WORDS = ((requests.Timeout, "no answer in time"), (requests.ConnectionError, "the connection was lost"))
+_WORDS = (
+    (requests.exceptions.RetryError, "it answers with errors, HTTP 429 or 5xx"),
+    (requests.Timeout, "no answer in time"),
+    (requests.ConnectionError, "the connection was lost"),
+)
 
 
 class UnavailableError(Exception):
