@@ -173,13 +173,13 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, ValueError):
             self.close_connection = True
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.answer("GET")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self.answer("POST")
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         self.answer("PUT")
 
     def answer(self, method: str) -> None:
@@ -223,7 +223,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def reply_file(self, path: str, what: int | str | None) -> None:
-        body = b"what the service logged\n" if path.startswith("/logs/") else self.hub.file(path.split("/")[2]).read_bytes()
+        body = (
+            b"what the service logged\n"
+            if path.startswith("/logs/")
+            else self.hub.file(path.split("/")[2]).read_bytes()
+        )
         if what == "short":  # the connection ends before the announced length
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -258,6 +262,11 @@ class Handler(BaseHTTPRequestHandler):
                     return None
                 url = pb.FileDownloadURL(url=f"{hub.url}/files/{model}", filename=f"{model}.bin")
                 return pb.FileDownloadResponse(url=url)
+        return self.route_job(method, path, query, body)
+
+    def route_job(self, method: str, path: list[str], query: dict[str, str], body: bytes) -> Any:
+        hub = self.hub
+        match (method, path):
             case ("POST", ["jobs"]):
                 return pb.CreateUpdateResponse(id=hub.submit(pb.Job.FromString(body)))
             case ("GET", ["jobs", job]):

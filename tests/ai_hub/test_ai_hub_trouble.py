@@ -104,7 +104,9 @@ def test_failed_job_ends_the_run_with_its_reason_and_log_and_is_not_kept(
     hub: StandIn, work: Work, tmp_path: Path
 ) -> None:
     hub.failing.add(f"compile {LABELS[0]}")
-    with pytest.raises(BackendError, match=r"compile prompt.* failed: QNN cannot make it \(error 1\); see http.*/jobs/j"):
+    with pytest.raises(
+        BackendError, match=r"compile prompt.* failed: QNN cannot make it \(error 1\); see http.*/jobs/j"
+    ):
         work()
     (log,) = (tmp_path / "work" / "ai_hub_logs").rglob("*.log")
     assert log.read_text() == "what the service logged\n"

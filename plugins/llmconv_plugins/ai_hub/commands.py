@@ -36,7 +36,7 @@ def jobs(output: Output) -> None:
 
 @app.command()
 def cancel(output: Output) -> None:
-    """Let go of unfinished jobs: the next run submits them again. AI Hub's client cannot stop a job; its page can show it."""
+    """Let go of unfinished jobs, so that the next run submits them again; AI Hub's client cannot stop those that run."""
     from llmconv_plugins.ai_hub.service import Service  # noqa: PLC0415  imports the client
 
     steps = _kept(output)
