@@ -41,8 +41,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Linker:
         work = folder / hashed.hexdigest()
         with lock:
             if not (work / "linked.bin").is_file():
-                for package in packages:  # graphs of a part share one weight file, which came once with each
-                    shutil.copytree(package, work, dirs_exist_ok=True)
+                for package, label in zip(packages, labels, strict=True):
+                    (onnx,) = package.glob("*.onnx")  # over one weight file, which came once with each graph
+                    shutil.copytree(package, work, ignore=shutil.ignore_patterns("*.onnx"), dirs_exist_ok=True)
+                    shutil.copyfile(onnx, work / f"{label}.onnx")
                 jobs = [GraphJob(work / f"{label}.onnx", label) for label in labels]
                 compile_part(jobs, work / "linked.bin", soc_model="43", htp_arch="73")
         return (work / "linked.bin").read_bytes()

@@ -17,7 +17,6 @@ from llmconv.cli import main
 @pytest.fixture
 def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """A service where one job goes on after its run ended."""
-    monkeypatch.setenv("COLUMNS", "200")
     with running(StandIn(tmp_path / "hub", fake_link)) as hub:
         monkeypatch.setenv("QAIHUB_CLIENT_INI", str(write_configuration(tmp_path / "client.ini", hub.url)))
         prepare(monkeypatch)
@@ -42,7 +41,7 @@ def test_jobs_and_where_to_see_them(
 ) -> None:
     assert run("jobs", tmp_path / "out", patch=monkeypatch) == 0
     said = capsys.readouterr().out
-    lines = {line.split("│")[1].strip(): line for line in said.splitlines() if "│" in line}
+    lines = {line.split("  ")[0]: line for line in said.splitlines()}
     assert "OPTIMIZING_MODEL" in lines[f"compile {LABELS[1]}"]
     assert f"{broken_off.url}/jobs/j" in lines[f"compile {LABELS[1]}"]
     assert "DONE" in lines[f"upload {LABELS[0]}"]

@@ -55,6 +55,7 @@ def build(backend: AiHubBackend, job: BuildJob) -> BuildResult:
         patience.stop.set()
         if isinstance(error, KeyboardInterrupt):
             error.add_note(HOW_TO_GO_ON)
+        sending.remove_packages()
         raise
     result.binaries = [linked[b.file].result()[0] for b in binaries]
     result.versions |= {"qai-hub": version("qai-hub"), **flow.versions}

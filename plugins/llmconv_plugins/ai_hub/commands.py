@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from llmconv import BackendError, Steps, work_of
 from llmconv_plugins.ai_hub.account import check_configuration
@@ -25,18 +24,17 @@ def jobs(output: Output) -> None:
 
     entries = _entries(_kept(output))
     check_configuration()
-    service = Service()
-    table = Table("what", "id", "state", "page", title=str(output))
-    for entry in entries:
+    service, console = Service(), Console(highlight=False)
+    width = max(len(entry.slot) for entry in entries)
+    for entry in entries:  # no table, which would cut addresses
         upload = entry.slot.startswith(UPLOAD)
-        page = service.link(entry.id) if entry.id and not upload else ""
-        table.add_row(entry.slot, entry.id, _state(service, entry), page)
-    Console().print(table)
+        page = service.link(entry.id) if entry.id and not upload else entry.id
+        console.print(f"{entry.slot:{width}}  {_state(service, entry)}  {page}", soft_wrap=True, markup=False)
 
 
 @app.command()
 def cancel(output: Output) -> None:
-    """Let go of unfinished jobs, so that the next run submits them again; AI Hub's client cannot stop those that run."""
+    """Let go of unfinished jobs, so that the next run submits them again; the client cannot stop those that run."""
     from llmconv_plugins.ai_hub.service import Service  # noqa: PLC0415  imports the client
 
     steps = _kept(output)

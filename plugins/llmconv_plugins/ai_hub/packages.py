@@ -30,7 +30,7 @@ class Packaging:
     model_type: pb.ModelType.ValueType
     options: str
     key: Callable[[BuildJob, Graph, int], str]
-    write: Callable[[BuildJob, Graph, int, Path], None]
+    write: Callable[[BuildJob, Graph, int, Path], object]
 
 
 def packaging(form: PackageForm) -> Packaging:

@@ -16,6 +16,7 @@ from llmconv_plugins.ai_hub.patience import Patience, StoppedError
 from llmconv_plugins.ai_hub.service import FAILED, JobStatus, MissingError, Service, UnavailableError
 
 POLL_SECONDS = 10.0  # between two looks at a job; the client's own pace
+PACKED = ".to_send_"  # what names of packages begin with
 LOGS = "ai_hub_logs"  # folder of the logs of jobs that failed
 
 
@@ -37,7 +38,7 @@ class Sending:
     jobs: threading.Semaphore
     closed: threading.Event = field(default_factory=threading.Event)
 
-    def upload(self, label: str, key: str, model_type: pb.ModelType.ValueType, write: Callable[[Path], None]) -> str:
+    def upload(self, label: str, key: str, model_type: pb.ModelType.ValueType, write: Callable[[Path], object]) -> str:
         """Id of the model that holds a package; uploads it unless the service has it, whole.
 
         Args:
@@ -50,7 +51,7 @@ class Sending:
             if whole:
                 self.ledger.update(entry, complete=True)
                 return entry.id
-            file = self.folder / f".{label}.zip"
+            file = self.folder / f"{PACKED}{label}.zip"
             try:
                 self.patience.say(f"{slot}: packing")
                 write(file)
@@ -61,6 +62,11 @@ class Sending:
             self.ledger.update(entry, complete=True)
             self.patience.say(f"{slot}: done")
             return entry.id
+
+    def remove_packages(self) -> None:
+        """Remove those that are being sent, by threads that will not end."""
+        for file in self.folder.glob(f"{PACKED}*"):
+            file.unlink(missing_ok=True)
 
     def run(self, slot: str, key: str, make: Callable[[str], pb.Job]) -> Entry:
         """A job that is done; submits it unless it was submitted before.
