@@ -108,6 +108,7 @@ from .recipe.recipe import Recipe as Recipe
 from .recipe.targets import Chipset as Chipset
 from .steps import Steps as Steps
 from .steps import key_of as key_of
+from .steps import work_of as work_of
 from .testing import PassTrial as PassTrial
 from .testing import random_weights as random_weights
 from .testing import try_pass as try_pass

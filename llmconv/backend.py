@@ -6,16 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmconv.bundle.bundle import Bundle
-from llmconv.checks import Check
-from llmconv.graph.model import Model
-from llmconv.graph.sizes import PartSize
-from llmconv.lowering.lower import LoweringTable
-from llmconv.lowering.part_files import PartFiles
-from llmconv.recipe.targets import Chipset
-from llmconv.steps import Steps
+if TYPE_CHECKING:  # a backend's check runs before torch is imported
+    from llmconv.bundle.bundle import Bundle
+    from llmconv.checks import Check
+    from llmconv.graph.model import Model
+    from llmconv.graph.sizes import PartSize
+    from llmconv.lowering.lower import LoweringTable
+    from llmconv.lowering.part_files import PartFiles
+    from llmconv.recipe.targets import Chipset
+    from llmconv.steps import Steps
 
 Progress = Callable[[str, str], None]  # stage, item
 

@@ -72,8 +72,8 @@ def apply(
     verify = recipe.verify.passes if verify is None else verify
     chipset = targets.find(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
+    backend.check(chipset)  # first: an account that is missing is found at once
     checked = check(recipe, registry)
-    backend.check(chipset)
     check_output(recipe.folder, force)
     weights = checked.source.weights()
     with work_folder(recipe.folder, fresh=fresh) as folder:

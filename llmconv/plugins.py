@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -59,11 +59,16 @@ class Registry:
         """Load every entry point of the group `llmconv`; one that fails is a warning, and an error only when needed."""
         registry = cls()
         for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name)):
-            distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-            try:
-                registry.add(distribution, entry.load())
-            except Exception as error:  # a third party's module may raise anything
-                registry._break(f"{distribution} ({entry.name})", error)
+            registry._load(entry)
+        return registry
+
+    @classmethod
+    def load_only(cls, name: str) -> Registry:
+        """Load the entry points of that name alone: a plugin that has its own is found without importing the others."""
+        registry = cls()
+        for entry in entry_points(group=GROUP):
+            if entry.name == name:
+                registry._load(entry)
         return registry
 
     @classmethod
@@ -161,6 +166,13 @@ class Registry:
         values = {key: _validated(hints[key], value, f"{where}: option '{key}'") for key, value in options.items()}
         return plugin(**values)
 
+    def _load(self, entry: EntryPoint) -> None:
+        distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+        try:
+            self.add(distribution, entry.load())
+        except Exception as error:  # a third party's module may raise anything
+            self._break(f"{distribution} ({entry.name})", error)
+
     def _collect(self, kind: Kind) -> Mapping[str, Registered]:
         found: dict[str, Registered] = {}
         for distribution, module in self.modules:
@@ -180,7 +192,7 @@ class Registry:
         try:
             found: Any = getattr(module, hook, tuple)()
             return list(found.items() if isinstance(found, Mapping) else found)
-        except Exception as error:  # as in `load`
+        except Exception as error:  # as in `_load`
             self._break(f"{distribution} ({hook})", error)
             return []
 

@@ -69,6 +69,10 @@ class Steps:
         self._records[name] = record
         self._claimed.add(name)
 
+    def values(self, prefix: str) -> dict[str, Any]:
+        """The values of all steps whose names begin so, whatever their keys."""
+        return {name: record["value"] for name, record in self._records.items() if name.startswith(prefix)}
+
     def digests(self) -> dict[str, str]:
         """sha256 of every file that a step of this run made or found whole."""
         return {f: sha for name in self._claimed for f, sha in self._records[name]["files"].items()}

@@ -61,7 +61,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """The published Llama-2-7B, heads whole: sizes are the same, and it takes 6 s less."""
     recipe = RECIPES / "llama2_7b_chat.toml"
     folder = config_alone(tmp_path_factory.mktemp("7b") / "checkpoint", recipe, **LLAMA_2_7B)
-    loaded = Recipe.load(recipe, [f"model.checkpoint='{folder}'"]).to_dict()
+    loaded = Recipe.load(recipe, [f"model.checkpoint='{folder}'"], backend="qnn").to_dict()
     loaded["passes"] = [p for p in loaded["passes"] if p["name"] != "split_heads"]
     return llmconv.plan(Recipe.from_dict(loaded))
 

@@ -90,14 +90,14 @@ NOTHING = hook_module(register_passes=lambda: [Nothing])
 
 def test_built_ins_come_through_the_group() -> None:
     found = {e.name: e.value for e in entry_points(group="llmconv") if e.value.startswith("llmconv_plugins.")}
-    assert found == {
-        kind: f"llmconv_plugins.{kind}" for kind in ("passes", "sources", "lowerings", "backends", "runtimes")
-    }
+    modules = {kind: kind for kind in ("passes", "sources", "lowerings", "backends", "runtimes")}
+    modules["qnn_ai_hub"] = "ai_hub"  # by itself, so that it is found without importing torch
+    assert found == {name: f"llmconv_plugins.{module}" for name, module in modules.items()}
     registry = Registry.load()
     assert not registry.broken
     assert {"kv_cache_io", "split_heads", "decompose", "linear_to_conv", "split_model", "w4a16"} <= set(registry.passes)
     assert "llama" in registry.sources
-    assert {"onnx", "qnn"} <= set(registry.backends)
+    assert {"onnx", "qnn", "qnn_ai_hub"} <= set(registry.backends)
     assert registry.passes["w4a16"].distribution.startswith("llmconv ")
 
 
@@ -109,6 +109,14 @@ def test_a_shipped_plugin_uses_every_hook(hook: str) -> None:
 
 def test_there_are_hooks() -> None:
     assert "register_passes" in HOOKS
+
+
+def test_plugin_with_an_entry_point_of_its_own_is_loaded_alone(install: Install) -> None:
+    install(Entry("other", ImportError("never loaded"), "other-dist"), Entry("nothing", NOTHING, "good-dist"))
+    registry = Registry.load_only("nothing")
+    assert registry.find("pass", "nothing") is Nothing
+    assert not registry.broken
+    assert not Registry.load_only("missing").modules
 
 
 def test_broken_plugin_is_a_warning(install: Install, caplog: pytest.LogCaptureFixture) -> None:

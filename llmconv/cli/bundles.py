@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmconv.cli import display, options
+
+if TYPE_CHECKING:
+    from llmconv.recipe.recipe import Recipe
 
 
 def apply(
@@ -32,6 +35,7 @@ def apply(
     from llmconv.recipe.recipe import Recipe
 
     loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output), backend=backend)
+    _check_backend(loaded)
     started = time.monotonic()
     with display.progress("importing torch") as step, _kept(loaded.folder):
         import llmconv
@@ -52,13 +56,26 @@ def verify(bundle: options.Bundle) -> None:
     _exit_by(opened.report["proof"])
 
 
+def _check_backend(recipe: Recipe) -> None:
+    """What the backend lacks, before torch is imported; where its plugin has an entry point of its own."""
+    from llmconv.plugins import Registry
+    from llmconv.recipe import targets
+
+    registry, name = Registry.load_only(recipe.backend.name), recipe.backend.name
+    if name in registry.backends:
+        registry.create("backend", name, recipe.backend.options).check(targets.find(recipe.target.name))
+
+
 @contextmanager
 def _kept(output: Path) -> Iterator[None]:
     """After an error, say what an interrupted run has left."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         from llmconv.steps import work_of
+
+        for line in getattr(error, "__notes__", ()):
+            display.note(line)
 
         if work_of(output).is_dir():
             display.note(f"finished steps are kept in {work_of(output)}; the same command goes on from there")

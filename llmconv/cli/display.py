@@ -69,7 +69,7 @@ def _files(bundle: Bundle, binaries: dict[str, dict[str, Any]]) -> Table:
             continue
         built = binaries.get(name)
         seconds = f"{built['seconds']:.1f} s{' (kept)' if built['kept'] else ''}" if built else ""
-        memory = f"{built['peak_rss'] / 1e9:.2f} GB" if built else ""
+        memory = f"{built['peak_rss'] / 1e9:.2f} GB" if built and built["peak_rss"] else ""
         table.add_row(name, f"{entry['bytes'] / 1e6:.2f}", seconds, memory)
     return table
 

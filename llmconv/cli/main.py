@@ -10,11 +10,13 @@ import typer
 
 from llmconv.cli import bundles, catalog, recipes, talk
 from llmconv.cli import plan as planning
+from llmconv.cli.extensions import ExtensibleGroup
 from llmconv.errors import LlmconvError
 
 WRONG, INTERRUPTED = 2, 130  # exit codes; 1 is a proof that failed
 
 app = typer.Typer(
+    cls=ExtensibleGroup,
     help="Convert a language model to parts that a Snapdragon phone's NPU runs, and prove each conversion.",
     no_args_is_help=True,
     add_completion=False,

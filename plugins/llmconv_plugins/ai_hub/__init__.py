@@ -1,1 +1,10 @@
-"""Qualcomm AI Hub: what is uploaded to it, and what it makes of that."""
+"""QNN through Qualcomm AI Hub; nothing here imports torch or the client before the configuration is found."""
+
+from llmconv import Backend, hookimpl
+from llmconv_plugins.ai_hub.backend import AiHubBackend
+
+
+@hookimpl
+def register_backends() -> list[type[Backend]]:
+    """The backend that compiles in the cloud."""
+    return [AiHubBackend]

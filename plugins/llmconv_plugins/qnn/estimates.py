@@ -13,7 +13,10 @@ Measured with QAIRT 2.51, heads split, RMSNormalization, 8-bit KV cache, one cor
 
 from __future__ import annotations
 
-from llmconv import PartSize
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # estimates are made before torch is needed
+    from llmconv import PartSize
 
 BASE_BYTES = 200_000_000
 BASE_SECONDS = 1.0

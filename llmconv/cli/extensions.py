@@ -1,0 +1,48 @@
+"""Commands that plugins bring: named in the entry-point group `llmconv.commands`, imported when called."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from llmconv.errors import PluginError
+
+GROUP = "llmconv.commands"  # command -> a typer app
+
+
+class ExtensibleGroup(TyperGroup):
+    """The commands of an app, and behind them those of plugins; a plugin cannot replace a command.
+
+    (Contexts and commands are Any: typer brings its own click or uses the installed one, depending on its version.)
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names, read from the metadata of installed distributions."""
+        own = super().list_commands(ctx)
+        return [*own, *sorted({entry.name for entry in entry_points(group=GROUP)} - set(own))]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command; a plugin's is not imported yet."""
+        found = super().get_command(ctx, cmd_name)
+        entries = [entry for entry in entry_points(group=GROUP) if entry.name == cmd_name]
+        return found if found is not None or not entries else _Deferred(entries[0])
+
+
+class _Deferred(TyperCommand):
+    """A plugin's command that is imported when its arguments are read."""
+
+    def __init__(self, entry: EntryPoint) -> None:
+        brought_by = entry.dist.name if entry.dist else "unknown distribution"
+        super().__init__(entry.name, help=f"Commands that {brought_by} brings; see 'llmconv {entry.name} --help'.")
+        self._entry = entry
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the real command, which then runs in this one's place."""
+        try:
+            command = typer.main.get_command(self._entry.load())
+        except Exception as error:  # a third party's module may raise anything
+            raise PluginError(f"command '{self.name}' cannot be loaded: {type(error).__name__}: {error}") from error
+        return command.make_context(info_name, args, parent, **extra)

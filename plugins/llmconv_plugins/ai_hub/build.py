@@ -1,0 +1,105 @@
+"""Takes all parts of a model through AI Hub side by side, and reports how each job stands."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from llmconv import BuildJob, BuildResult
+from llmconv_plugins.ai_hub.account import find_device
+from llmconv_plugins.ai_hub.backend import AiHubBackend
+from llmconv_plugins.ai_hub.flow import Flow
+from llmconv_plugins.ai_hub.ledger import Ledger
+from llmconv_plugins.ai_hub.packages import packaging
+from llmconv_plugins.ai_hub.patience import Patience, StoppedError
+from llmconv_plugins.ai_hub.profile import profile_report
+from llmconv_plugins.ai_hub.sending import Sending
+from llmconv_plugins.ai_hub.service import Service
+from llmconv_plugins.backends.onnx import OnnxBackend
+from llmconv_plugins.qnn.layout import planned_binaries
+
+T = TypeVar("T")
+LOOK_SECONDS = 0.5  # between two looks at which threads have ended
+HOW_TO_GO_ON = (
+    "jobs at AI Hub go on; the same command again picks them up, 'llmconv hub jobs OUTPUT' shows them, "
+    "'llmconv hub cancel OUTPUT' lets go of them"
+)
+
+
+def build(backend: AiHubBackend, job: BuildJob) -> BuildResult:
+    """Lower, then take every part through the service.
+
+    Raises:
+        BackendError: the first failure, after the jobs that ran have ended; what is finished is kept.
+    """
+    result = OnnxBackend().build(job)
+    messages: queue.SimpleQueue[str] = queue.SimpleQueue()
+    patience = Patience(backend.patience, messages.put, threading.Event())
+    service = Service()
+    device = patience.persist("devices", lambda: find_device(service, backend.device, job.chipset))
+    limits = threading.Semaphore(backend.uploads), threading.Semaphore(backend.jobs)
+    sending = Sending(service, Ledger(job.steps), patience, job.folder, *limits)
+    flow = Flow(job, sending, device, packaging(backend.package), backend.profile)
+    binaries = list(planned_binaries(job, backend.twins))
+    flow.claim(binaries)
+    compiled = {label: in_background(flow.compiled, label) for label in flow.wanted(binaries)}
+    linked = {b.file: in_background(flow.linked, b, compiled) for b in binaries}
+    measured = [in_background(flow.measured, b, i, linked[b.file]) for b in binaries for i in flow.to_measure(b)]
+    try:
+        _watch([*compiled.values(), *linked.values(), *measured], messages, job, sending.closed)
+    except BaseException as error:
+        patience.stop.set()
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(HOW_TO_GO_ON)
+        sending.remove_packages()
+        raise
+    result.binaries = [linked[b.file].result()[0] for b in binaries]
+    result.versions |= {"qai-hub": version("qai-hub"), **flow.versions}
+    if measured:
+        result.report["profile"] = profile_report(device, job, [future.result() for future in measured])
+    return result
+
+
+def _watch(
+    futures: Sequence[Future[Any]], messages: queue.SimpleQueue[str], job: BuildJob, closed: threading.Event
+) -> None:
+    """Hand on messages until all threads have ended; after a failure nothing new is sent.
+
+    Raises:
+        BackendError: of the first that failed.
+    """
+    failure: BaseException | None = None
+    while True:
+        ended = all(future.done() for future in futures)
+        try:
+            while True:
+                job.progress("AI Hub", messages.get(timeout=0 if ended else LOOK_SECONDS))
+        except queue.Empty:
+            pass
+        failed = [error for f in futures if f.done() and (error := f.exception()) is not None]
+        failure = failure or next((e for e in failed if not isinstance(e, StoppedError)), None)
+        if failure is not None and not closed.is_set():
+            closed.set()
+            job.progress("AI Hub", f"{failure}; waiting for the jobs that run")
+        if ended:
+            break
+    if failure is not None:
+        raise failure
+
+
+def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Call a function in a thread of its own, which does not keep an interrupted process from ending."""
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:  # told by the future
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future

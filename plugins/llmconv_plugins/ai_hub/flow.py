@@ -1,0 +1,199 @@
+"""The way of one part through AI Hub: upload, compile, link, download, measure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qai_hub import public_api_pb2 as pb
+
+from llmconv import BackendError, Binary, BuildJob, Graph, key_of
+from llmconv_plugins.ai_hub.account import HubDevice
+from llmconv_plugins.ai_hub.ledger import Entry
+from llmconv_plugins.ai_hub.packages import Packaging, compile_options
+from llmconv_plugins.ai_hub.profile import PROFILE_OPTIONS, Measured
+from llmconv_plugins.ai_hub.sending import Sending
+from llmconv_plugins.ai_hub.service import MissingError
+from llmconv_plugins.qnn.context_binary import read_info
+from llmconv_plugins.qnn.layout import PlannedBinary
+
+DOWNLOADS = 3  # tries to get a binary that is whole
+
+Linked = tuple[Binary, Entry | None]  # with the link job, where it is known
+
+
+@dataclass
+class Flow:
+    """What becomes of graphs and binaries; methods run in threads of their own.
+
+    Attributes:
+        versions: QNN's, as the binaries have it.
+    """
+
+    job: BuildJob
+    sending: Sending
+    device: HubDevice
+    packaging: Packaging
+    profiling: bool
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._graphs: dict[str, tuple[Graph, int]] = {
+            graph.label(i): (graph, i) for graph in self.job.model.graphs.values() for i in range(len(graph.parts))
+        }
+        self._kept: dict[str, Any] = {}  # file -> figures
+        self._contents = {label: self.packaging.key(self.job, *place) for label, place in self._graphs.items()}
+
+    def claim(self, binaries: Iterable[PlannedBinary]) -> None:
+        """Keep what the ledger knows of these, whether or not this run asks for it."""
+        known = [(f"upload {label}", self._upload_key(label)) for label in self._graphs]
+        known += [(f"compile {label}", self._compile_key(label)) for label in self._graphs]
+        for binary in binaries:
+            known.append((_link_slot(binary), self._link_key(binary)))
+            if not binary.simulator:
+                known += [(f"profile {label}", self._profile_key(binary, label)) for label in binary.labels]
+            if self.job.steps is not None:
+                self._kept[binary.file] = self.job.steps.finished(binary.file, self._link_key(binary))
+        for slot, key in known:
+            self.sending.ledger.entry(slot, key)
+
+    def wanted(self, binaries: Iterable[PlannedBinary]) -> list[str]:
+        """The graphs that must be compiled, for binaries that are to be linked."""
+        missing = [b for b in binaries if self._needs_link(b)]
+        return sorted({label for binary in missing for label in binary.labels})
+
+    def compiled(self, label: str) -> Entry:
+        """Upload one graph of one part and have it compiled."""
+        slot, key = f"compile {label}", self._compile_key(label)
+        known = self.sending.ledger.entry(slot, key)
+        model = "" if known is not None and known.id else self._uploaded(label)
+
+        def make(name: str) -> pb.Job:
+            source = pb.Model(model_id=model or self._uploaded(label))
+            devices = pb.DeviceList(devices=[self._device()], total_query_count=1)
+            options = compile_options(self.packaging, label)
+            return pb.Job(compile_job=pb.CompileJob(model=source, name=name, devices=devices, options=options))
+
+        return self.sending.run(slot, key, make)
+
+    def linked(self, binary: PlannedBinary, compiled: Mapping[str, Future[Entry]]) -> Linked:
+        """Link a binary and bring it here; what an earlier run brought is kept."""
+        slot, key = _link_slot(binary), self._link_key(binary)
+        entry = self.sending.ledger.entry(slot, key)
+        if self._needs_link(binary):
+            sources = [compiled[label].result() for label in binary.labels]
+
+            def make(name: str) -> pb.Job:
+                models = [pb.Model(model_id=source.target) for source in sources]
+                listed = pb.ModelList(models=models, total_query_count=len(models))
+                return pb.Job(link_job=pb.LinkJob(models=listed, device=self._device(), name=name))
+
+            entry = self.sending.run(slot, key, make)
+        kept = self._kept.get(binary.file)
+        figures = kept or self._fetched(binary, key, entry)
+        self.versions["qairt"] = figures["qairt"]
+        made = Binary(
+            binary.file, binary.part, binary.labels, binary.simulator, figures["seconds"], 0, kept=kept is not None
+        )
+        return made, entry
+
+    def to_measure(self, binary: PlannedBinary) -> Sequence[int]:
+        """The graphs of a binary that the device is to run."""
+        return range(len(binary.labels)) if self.profiling and not binary.simulator else ()
+
+    def measured(self, binary: PlannedBinary, index: int, linked: Future[Linked]) -> Measured:
+        """Let the device run one graph of a linked binary."""
+        entry, label = linked.result()[1], binary.labels[index]
+        model = entry.target if entry is not None else ""
+        options = f"{PROFILE_OPTIONS} --qnn_options context_enable_graphs={label}"
+
+        def make(name: str) -> pb.Job:
+            source, device = pb.Model(model_id=model), self._device()
+            inner = pb.InferenceJob(model=source, device=device, name=name, options=options, is_profiling_on=True)
+            return pb.Job(inference_job=inner)
+
+        slot = f"profile {label}"
+        done = self.sending.run(slot, self._profile_key(binary, label), make)
+        found = self.sending.patience.persist(slot, lambda: self.sending.service.profile(done.id))
+        if not found:
+            raise BackendError(f"AI Hub: {slot} measured nothing; see {self.sending.service.link(done.id)}")
+        return Measured(label, binary.graphs[index], found, self.sending.service.link(done.id))
+
+    def _uploaded(self, label: str) -> str:
+        return self.sending.upload(
+            label,
+            self._upload_key(label),
+            self.packaging.model_type,
+            lambda file: self.packaging.write(self.job, *self._graphs[label], file),
+        )
+
+    def _fetched(self, binary: PlannedBinary, key: str, linked: Entry | None) -> dict[str, Any]:
+        """Download a linked binary, and say what is known of it."""
+        if linked is None:
+            raise BackendError(f"AI Hub: no job is known that links {binary.file}; the same command again links it")
+        target = self.job.folder / binary.file
+        qairt = self._download(binary, linked, target)
+        jobs = [self.sending.ledger.entry(f"compile {label}", self._compile_key(label)) for label in binary.labels]
+        figures = {"seconds": linked.seconds + max(job.seconds if job else 0.0 for job in jobs), "qairt": qairt}
+        if self.job.steps is not None:
+            self.job.steps.finish(binary.file, key, [target], figures)
+        return figures
+
+    def _download(self, binary: PlannedBinary, linked: Entry, target: Path) -> str:
+        """Bring a binary that is whole and holds its graphs; until then its place is untouched.
+
+        Returns:
+            The version of QNN that linked it.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        what, service = f"download {target.name}", self.sending.service
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
+            for left in reversed(range(DOWNLOADS)):
+                self.sending.patience.say(what)
+                try:
+                    file = self.sending.patience.persist(what, lambda: service.download(linked.target, Path(folder)))
+                    info = read_info(file)
+                    break
+                except MissingError as error:
+                    self.sending.ledger.drop(linked)
+                    raise BackendError(
+                        f"AI Hub no longer has {target.name}; the same command again links it anew"
+                    ) from error
+                except BackendError as error:
+                    if not left:
+                        raise BackendError(f"AI Hub: {what}: not whole, {DOWNLOADS} times over: {error}") from error
+                    self.sending.patience.say(f"{what}: not whole; once more")
+            found = sorted(graph.name for graph in info.graphs)
+            if found != sorted(binary.labels):
+                raise BackendError(f"AI Hub: {target.name} holds the graphs {found} instead of {list(binary.labels)}")
+            file.replace(target)
+        return info.build_id
+
+    def _needs_link(self, binary: PlannedBinary) -> bool:
+        entry = self.sending.ledger.entry(_link_slot(binary), self._link_key(binary))
+        linked = entry is not None and entry.complete
+        return not linked and (self._kept.get(binary.file) is None or bool(self.to_measure(binary)))
+
+    def _upload_key(self, label: str) -> str:
+        return key_of(service=self.sending.service.url, content=self._contents[label], type=self.packaging.model_type)
+
+    def _compile_key(self, label: str) -> str:
+        options = compile_options(self.packaging, label)
+        return key_of(upload=self._upload_key(label), options=options, device=self.device.name)
+
+    def _link_key(self, binary: PlannedBinary) -> str:
+        return key_of(compiled=[self._compile_key(label) for label in binary.labels])
+
+    def _profile_key(self, binary: PlannedBinary, label: str) -> str:
+        return key_of(linked=self._link_key(binary), graph=label, options=PROFILE_OPTIONS)
+
+    def _device(self) -> pb.Device:
+        return pb.Device(name=self.device.name, os=self.device.os, attributes=self.device.attributes)
+
+
+def _link_slot(binary: PlannedBinary) -> str:
+    return f"link {'alone ' if binary.simulator else ''}{Path(binary.file).stem}"

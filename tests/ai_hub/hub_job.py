@@ -1,0 +1,93 @@
+"""A build of one part of two graphs whose files are no models, alone or as a process that can be killed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llmconv import BackendError, Graph, Steps
+from llmconv.recipe import targets
+from llmconv_plugins.ai_hub import build as building
+from llmconv_plugins.ai_hub import flow, patience, sending
+from llmconv_plugins.ai_hub.backend import AiHubBackend
+from llmconv_plugins.qnn.layout import PlannedBinary
+
+LABELS = ("prompt_ar32_cl128_1_of_1", "token_ar1_cl128_1_of_1")
+GRAPHS = {"prompt": Graph("prompt", 32, 128, [None]), "token": Graph("token", 1, 128, [None])}  # type: ignore[list-item]
+
+
+def fake_link(_packages: list[Path], labels: list[str]) -> bytes:
+    """What stands for a context binary."""
+    return json.dumps({"graphs": labels, "padding": "x" * 10_000}).encode()
+
+
+def fake_info(file: Path) -> Any:
+    """What stands for QNN's reader."""
+    try:
+        graphs = json.loads(file.read_text())["graphs"]
+    except ValueError as error:
+        raise BackendError(f"{file.name}: cut short") from error
+    return SimpleNamespace(graphs=[SimpleNamespace(name=name) for name in graphs], build_id="v0")
+
+
+class _Lowering:
+    def build(self, job: Any) -> Any:
+        folder = job.folder / "onnx"
+        folder.mkdir(exist_ok=True, parents=True)
+        for label in LABELS:
+            (folder / f"{label}.onnx").write_text(label)
+        (folder / "part_1_of_1.data").write_bytes(bytes(600_000))  # three pieces of an upload
+        return SimpleNamespace(binaries=[], versions={}, report={})
+
+
+def planned(_job: Any, twins: str) -> list[PlannedBinary]:
+    """Without graphs to measure."""
+    size: Any = SimpleNamespace(number=0)
+    graphs = list(GRAPHS.values())
+    alone = [] if twins == "never" else [PlannedBinary(f"qnn/simulator/{g.label(0)}.bin", [g], size) for g in graphs]
+    return [PlannedBinary("qnn/part_1_of_1.bin", graphs, size), *alone]
+
+
+def prepare(patch: pytest.MonkeyPatch) -> None:
+    """Take QNN and torch out of a build."""
+    patch.setattr(building, "OnnxBackend", _Lowering)
+    patch.setattr(building, "planned_binaries", planned)
+    patch.setattr(building, "LOOK_SECONDS", 0.02)
+    patch.setattr(flow, "read_info", fake_info)
+    patch.setattr(sending, "POLL_SECONDS", 0.02)
+    patch.setattr(patience, "FIRST_PAUSE", 0.02)
+
+
+def build(folder: Path, say: Callable[[str], None], **options: Any) -> Any:
+    """One run over a folder, which may hold what earlier ones left."""
+    folder.mkdir(exist_ok=True)
+    steps = Steps(folder, {})
+    steps.sweep()
+    model = SimpleNamespace(graphs=GRAPHS, encodings=None)
+    job: Any = SimpleNamespace(
+        model=model,
+        folder=folder,
+        chipset=targets.find("SM8550"),
+        progress=lambda _stage, item: say(item),
+        steps=steps,
+    )
+    result = building.build(AiHubBackend(**{"patience": 5, **options}), job)
+    steps.drop_unclaimed()
+    return result
+
+
+def main() -> None:
+    """Build, and say what happens on stdout."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(patch)
+        build(Path(sys.argv[1]), lambda line: (sys.stdout.write(line + "\n"), sys.stdout.flush()))  # type: ignore[func-returns-value]
+
+
+if __name__ == "__main__":
+    main()

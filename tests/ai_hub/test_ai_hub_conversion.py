@@ -1,0 +1,43 @@
+"""A whole recipe through the real client and the stand-in, which compiles with QNN's own compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stand_in import TOKEN, StandIn
+
+from llmconv import Bundle, Recipe, apply
+
+
+def convert(recipe: Path, folder: Path, *changes: str, again: bool = False) -> tuple[Bundle, list[str]]:
+    said: list[str] = []
+    loaded = Recipe.load(recipe, [*changes, f"output.folder='{folder}'"], backend="qnn_ai_hub")
+    bundle = apply(loaded, force=again, verify=not again, progress=lambda stage, item: said.append(f"{stage} {item}"))
+    return bundle, said
+
+
+def test_tiny_recipe_is_compiled_linked_measured_and_proved(hub: StandIn, tiny_recipe: Path, tmp_path: Path) -> None:
+    bundle, said = convert(tiny_recipe, tmp_path / "out", "backend.profile=true", "backend.patience=5")
+    proof = bundle.report["proof"]
+    assert {c["step"] for c in proof if c["passed"]} >= {1, 2, 3, 4, 5, 6}
+    assert [c for c in proof if c["passed"] is False] == []
+    assert set(hub.uploaded.values()) == {1}
+    assert len(hub.uploaded) == 4
+    assert set(hub.submitted.values()) == {1}
+    assert len(hub.submitted) == 4 + 2 + 4 + 4  # compile, link, link alone, profile
+    assert any("compile token_ar1_cl128_2_of_2: job" in line and "DONE" in line for line in said)
+    report = bundle.report["profile"]
+    assert report["time_to_first_token_ms"] == report["time_per_token_ms"] == 3.0
+    assert {row["Target Model"] for row in report["rows"]} == {
+        "Llama-PromptProcessor-Quantized",
+        "Llama-TokenGenerator-KVCache-Quantized",
+    }
+    assert all(row["Precision"] == "w4a16" and row["Primary Compute Unit"] == "NPU" for row in report["rows"])
+    assert all(row["Peak Memory Range"] == "3 - 40 MB" and hub.url in row["Job"] for row in report["rows"])
+    kept = [f for f in bundle.folder.rglob("*") if f.is_file()]
+    assert not [f for f in kept if f.suffix == ".zip" or TOKEN.encode() in f.read_bytes()]
+    again, said = convert(tiny_recipe, tmp_path / "out", "backend.profile=true", "backend.patience=5", again=True)
+    assert set(hub.submitted.values()) == {1}
+    assert set(hub.uploaded.values()) == {1}
+    assert again.manifest["binaries"] == bundle.manifest["binaries"]
+    assert again.manifest["files"] == bundle.manifest["files"]
