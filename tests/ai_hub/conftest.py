@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from service_compiler import to_qdq
 from stand_in import Linker, StandIn, running, write_configuration
 
 from llmconv_plugins.ai_hub import patience, sending
@@ -42,9 +43,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Linker:
         with lock:
             if not (work / "linked.bin").is_file():
                 for package, label in zip(packages, labels, strict=True):
-                    (onnx,) = package.glob("*.onnx")  # over one weight file, which came once with each graph
-                    shutil.copytree(package, work, ignore=shutil.ignore_patterns("*.onnx"), dirs_exist_ok=True)
-                    shutil.copyfile(onnx, work / f"{label}.onnx")
+                    work.mkdir(exist_ok=True)
+                    if package.suffix == ".aimet":
+                        to_qdq(package, work / f"{label}.onnx")
+                    else:  # over one weight file, which came once with each graph
+                        shutil.copytree(package, work, dirs_exist_ok=True)
                 jobs = [GraphJob(work / f"{label}.onnx", label) for label in labels]
                 compile_part(jobs, work / "linked.bin", soc_model="43", htp_arch="73")
         return (work / "linked.bin").read_bytes()

@@ -77,7 +77,7 @@ def build(folder: Path, say: Callable[[str], None], **options: Any) -> Any:
         progress=lambda _stage, item: say(item),
         steps=steps,
     )
-    result = building.build(AiHubBackend(**{"patience": 5, **options}), job)
+    result = building.build(AiHubBackend(**{"patience": 5, "package": "qdq", **options}), job)
     steps.drop_unclaimed()
     return result
 

@@ -22,7 +22,8 @@ class AiHubBackend(Backend):
 
     Attributes:
         device: AI Hub's name of the device to compile for and measure on; by default one with the target's chipset.
-        package: what is uploaded: "qdq", the lowered ONNX files.
+        package: what is uploaded: "aimet", float ONNX on the quantization grid with AIMET's encodings; or "qdq", the
+            lowered ONNX files with packed weights, an eighth of the bytes, which nobody has confirmed yet.
         twins: whether each graph is also linked by itself, for the HTP simulator of this machine: "auto" for models of
             at most 100 MB of weights.
         profile: whether the device measures each graph of each part.
@@ -35,7 +36,7 @@ class AiHubBackend(Backend):
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "qnn")
 
     device: str | None = None
-    package: Literal["qdq"] = "qdq"
+    package: Literal["aimet", "qdq"] = "aimet"
     twins: Literal["auto", "always", "never"] = "auto"
     profile: bool = False
     uploads: int = 2

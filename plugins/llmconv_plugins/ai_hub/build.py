@@ -14,7 +14,7 @@ from llmconv_plugins.ai_hub.account import find_device
 from llmconv_plugins.ai_hub.backend import AiHubBackend
 from llmconv_plugins.ai_hub.flow import Flow
 from llmconv_plugins.ai_hub.ledger import Ledger
-from llmconv_plugins.ai_hub.packages import packaging
+from llmconv_plugins.ai_hub.package import packaging
 from llmconv_plugins.ai_hub.patience import Patience, StoppedError
 from llmconv_plugins.ai_hub.profile import profile_report
 from llmconv_plugins.ai_hub.sending import Sending

@@ -14,7 +14,7 @@ from qai_hub import public_api_pb2 as pb
 from llmconv import BackendError, Binary, BuildJob, Graph, key_of
 from llmconv_plugins.ai_hub.account import HubDevice
 from llmconv_plugins.ai_hub.ledger import Entry
-from llmconv_plugins.ai_hub.packages import Packaging, compile_options
+from llmconv_plugins.ai_hub.package import Packaging
 from llmconv_plugins.ai_hub.profile import PROFILE_OPTIONS, Measured
 from llmconv_plugins.ai_hub.sending import Sending
 from llmconv_plugins.ai_hub.service import MissingError
@@ -75,7 +75,7 @@ class Flow:
         def make(name: str) -> pb.Job:
             source = pb.Model(model_id=model or self._uploaded(label))
             devices = pb.DeviceList(devices=[self._device()], total_query_count=1)
-            options = compile_options(self.packaging, label)
+            options = self.packaging.compile_options(label)
             return pb.Job(compile_job=pb.CompileJob(model=source, name=name, devices=devices, options=options))
 
         return self.sending.run(slot, key, make)
@@ -182,7 +182,7 @@ class Flow:
         return key_of(service=self.sending.service.url, content=self._contents[label], type=self.packaging.model_type)
 
     def _compile_key(self, label: str) -> str:
-        options = compile_options(self.packaging, label)
+        options = self.packaging.compile_options(label)
         return key_of(upload=self._upload_key(label), options=options, device=self.device.name)
 
     def _link_key(self, binary: PlannedBinary) -> str:

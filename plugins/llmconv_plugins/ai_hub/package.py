@@ -9,52 +9,62 @@ The link job joins the two again and keeps their weights once, since names and b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
-from llmconv import ONNX_FOLDER, BackendError, BuildJob, Graph, code_identity, digest, key_of
+from qai_hub import public_api_pb2 as pb
+
+from llmconv import ONNX_FOLDER, BackendError, BuildJob, Graph, digest, key_of
 from llmconv_plugins.ai_hub.aimet_encodings import aimet_encodings, check_encodings
 from llmconv_plugins.ai_hub.float_graph import float_part
-from llmconv_plugins.qnn.onnx_file import inspect
 
-Kind = Literal["aimet", "qdq"]
+PackageForm = Literal["aimet", "qdq"]
 
-LEVEL = 1  # of compression; floats on a grid take 1.07 bytes at it, and higher ones take minutes for little
+FORMAT = 1  # counts up when the same part gives another package
+LEVEL = 1  # of compression; higher ones take minutes for little
+TO_DLC = "--target_runtime qnn_dlc"
 _PIECE = 1 << 22  # bytes that are copied at once
 
 
 @dataclass(frozen=True)
-class Package:
-    """A zip to upload.
+class Packaging:
+    """One form of package.
 
     Attributes:
-        label: the graph's name, `token_ar1_cl128_1_of_2`.
-        key: of everything that the zip depends on; see `package_key`.
+        model_type: the service's number for it.
+        options: of the compile job, beside the graph's name.
+        write: the package, a zip.
     """
 
-    file: Path
-    label: str
-    key: str
+    form: PackageForm
+    model_type: pb.ModelType.ValueType
+    options: str
+    write: Callable[[BuildJob, Graph, int, Path], None]
+
+    def key(self, job: BuildJob, graph: Graph, part: int) -> str:
+        """Of what a package holds, without writing it: the part's QDQ ONNX holds all its encodings."""
+        onnx, data = _lowered(job, graph, part)
+        known = job.steps.digests() if job.steps is not None else {}
+        weights = known.get(f"{ONNX_FOLDER}/{data.name}") or digest(data)
+        return key_of(form=self.form, label=graph.label(part), onnx=digest(onnx), weights=weights, format=FORMAT)
+
+    def compile_options(self, label: str) -> str:
+        """Of the job that compiles one graph."""
+        return f"{self.options} --qnn_options context_enable_graphs={label}"
 
 
-def package_key(job: BuildJob, graph: Graph, part: int, kind: Kind = "aimet") -> str:
-    """The key of a package, without writing it: the part's QDQ ONNX holds all its encodings."""
-    folder, data = job.folder / ONNX_FOLDER, f"part_{part + 1}_of_{len(graph.parts)}.data"
-    known = job.steps.digests() if job.steps is not None else {}
-    return key_of(
-        kind=kind,
-        label=graph.label(part),
-        onnx=digest(folder / f"{graph.label(part)}.onnx"),
-        weights=known.get(f"{ONNX_FOLDER}/{data}") or digest(folder / data),
-        level=LEVEL,
-        code=code_identity(Package),
-    )
+def packaging(form: PackageForm) -> Packaging:
+    """The writer of a form."""
+    if form == "qdq":
+        return Packaging(form, pb.MODEL_TYPE_ONNX, TO_DLC, write_qdq_package)
+    quantized = f"{TO_DLC} --quantize_full_type w8a16 --quantize_io"  # the encodings lower weights to 4 bits
+    return Packaging(form, pb.MODEL_TYPE_AIMET_ONNX, quantized, write_aimet_package)
 
 
-def write_package(job: BuildJob, graph: Graph, part: int, target: Path) -> Package:
+def write_aimet_package(job: BuildJob, graph: Graph, part: int, target: Path) -> None:
     """Write one part of one graph as `<label>.aimet/` in a zip: float ONNX, float32 weights, AIMET encodings.
 
     The weights are the integers of `onnx/` times their scales, so that rounding them with the scales alone gives the
@@ -63,7 +73,7 @@ def write_package(job: BuildJob, graph: Graph, part: int, target: Path) -> Packa
     Args:
         job: whose folder holds `onnx/` and `encodings.json`, as the backend `onnx` leaves them.
         part: counts from 0.
-        target: named `.aimet.zip`; written whole or not at all.
+        target: written whole or not at all.
 
     Raises:
         BackendError: the model is not quantized, an op has no lowering, or the encodings do not fit the ONNX file.
@@ -79,31 +89,30 @@ def write_package(job: BuildJob, graph: Graph, part: int, target: Path) -> Packa
         f"{label}.encodings": [json.dumps(encodings, indent=1).encode()],
         f"{label}.data": made.weights.blocks(),
     }
-    _write_zip(target, f"{label}.aimet", members)
-    return Package(target, label, package_key(job, graph, part))
+    _write_zip(target, f"{label}.aimet", members, ZIP_DEFLATED)
 
 
-def write_qdq_package(job: BuildJob, graph: Graph, part: int, target: Path) -> Package:
+def write_qdq_package(job: BuildJob, graph: Graph, part: int, target: Path) -> None:
     """Write one part of one graph as `<label>.onnx/` in a zip: the QDQ ONNX and its packed weights as they are.
 
+    Weights of 4 bits compress no further, so nothing is compressed.
+
     Args:
-        job, part: as of `write_package`.
-        target: named `.onnx.zip`; written whole or not at all.
-
-    Raises:
-        BackendError: the ONNX file or its weight file is missing.
+        job, part, target: as of `write_aimet_package`.
     """
-    label = graph.label(part)
-    file = job.folder / ONNX_FOLDER / f"{label}.onnx"
-    sources = {"model.onnx": file, **{name: file.with_name(name) for name in inspect(file).data}}
-    _write_zip(target, f"{label}.onnx", {name: _pieces(source) for name, source in sources.items()})
-    return Package(target, label, package_key(job, graph, part, "qdq"))
+    members = {file.name: _pieces(file) for file in _lowered(job, graph, part)}
+    _write_zip(target, f"{graph.label(part)}.onnx", members, ZIP_STORED)
 
 
-def _write_zip(target: Path, folder: str, members: Mapping[str, Iterable[bytes | memoryview]]) -> None:
+def _lowered(job: BuildJob, graph: Graph, part: int) -> tuple[Path, Path]:
+    folder = job.folder / ONNX_FOLDER
+    return folder / f"{graph.label(part)}.onnx", folder / f"part_{part + 1}_of_{len(graph.parts)}.data"
+
+
+def _write_zip(target: Path, folder: str, members: Mapping[str, Iterable[bytes | memoryview]], method: int) -> None:
     partial = target.with_name(f".{target.name}.partial")
     try:
-        with ZipFile(partial, "w", ZIP_DEFLATED, compresslevel=LEVEL) as archive:
+        with ZipFile(partial, "w", method, compresslevel=LEVEL) as archive:
             for name, pieces in members.items():
                 with archive.open(f"{folder}/{name}", "w", force_zip64=True) as stream:  # dated 1980, whatever the day
                     for piece in pieces:
