@@ -1,0 +1,71 @@
+"""One greedy text, whatever runs the bundle: torch, ONNX Runtime, the HTP simulator, Genie, ONNX Runtime GenAI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+
+from llmconv import Bundle, Decoder, Registry, Sampling
+from llmconv.bundle.runtime import rope_table, source_of
+
+PROMPTS = (
+    "Return the",
+    "The module provides a class that represents",  # a part of one run of the prompt graph
+    "Raised when an operation runs out of memory. The associated value is a string that says what kind of operation "
+    "ran out of memory, and the interpreter may not always be able to recover",  # more than one run
+)
+TOKENS = 24
+OTHERS = ("onnxruntime", "qnn")
+
+
+@cache
+def registry() -> Registry:
+    return Registry.load()
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_bundle: Bundle) -> list[list[int]]:
+    source = source_of(tiny_bundle, registry())
+    config, tokenizer = source.config(), source.tokenizer()
+    return [[config.bos, *tokenizer.encode(text)] for text in PROMPTS]
+
+
+def written(bundle: Bundle, runtime: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    eos = source_of(bundle, registry()).config().eos
+    opener = registry().create("runtime", runtime, {})
+    assert opener.lacks(bundle) is None
+    texts = []
+    with opener.dialog(bundle, Sampling(), eos) as dialog:
+        for prompt in prompts:
+            dialog.reset()
+            texts.append(list(dialog.query(prompt, TOKENS)))
+    return texts
+
+
+@pytest.fixture(scope="module")
+def by_torch(tiny_bundle: Bundle, prompts: list[list[int]]) -> list[list[int]]:
+    """What the fake-quantized graphs write."""
+    return written(tiny_bundle, "torch", prompts)
+
+
+def gap(bundle: Bundle, read: Sequence[int], one: int, other: int) -> float:
+    """By how many steps of the logits' encoding two tokens differ after some that are read, in torch."""
+    (spec,) = (t for t in bundle.graphs["token"].parts[-1].outputs if t.kind == "logits")
+    assert spec.encoding is not None
+    with registry().create("runtime", "torch", {}).open(bundle) as runners:
+        logits = Decoder(runners, rope_table(bundle)).read(read)[-1]
+    return float(abs(logits[one] - logits[other]) / spec.encoding["scale"])
+
+
+@pytest.mark.parametrize("runtime", OTHERS)
+def test_same_tokens(tiny_bundle: Bundle, prompts: list[list[int]], by_torch: list[list[int]], runtime: str) -> None:
+    for prompt, expected, found in zip(prompts, by_torch, written(tiny_bundle, runtime, prompts), strict=True):
+        assert len(expected) > 3
+        apart = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+        if apart is None:
+            assert len(found) == len(expected)
+        else:  # two tokens that the quantized logits cannot tell apart
+            steps = gap(tiny_bundle, [*prompt, *expected[:apart]], expected[apart], found[apart])
+            assert steps <= 1, f"{runtime} parts from torch at token {apart}, {steps:.1f} steps of the logits apart"
