@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llmconv.bundle.bundle import Bundle
+from llmconv.checkpoint.tokenizer import Tokenizer
 from llmconv.checks import Check
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import PartSize
@@ -31,6 +32,7 @@ class BuildJob:
         files: the weight files, where a pass has written weights already.
         steps: keeps what is finished, so that another run need not do it again.
         jobs: how many parts to build at once at most, where memory allows; None for as many as there are cores.
+        tokenizer: the checkpoint's.
     """
 
     model: Model
@@ -41,6 +43,7 @@ class BuildJob:
     files: PartFiles | None = None
     steps: Steps | None = None
     jobs: int | None = None
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True)

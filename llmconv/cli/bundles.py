@@ -57,7 +57,7 @@ def verify(bundle: Folder) -> None:
 def generate(
     bundle: Folder,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    runtime: Annotated[str, typer.Option(help="onnxruntime, or qnn: the HTP simulator.")] = "onnxruntime",
+    runtime: Annotated[str, typer.Option(help="onnxruntime, qnn: the HTP simulator, or genie on it.")] = "onnxruntime",
     tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 60,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among so many of the likeliest; 0: among all.")] = 0,

@@ -35,6 +35,8 @@ from llmconv import (
     widths_of,
 )
 from llmconv_plugins.backends.onnx import OnnxBackend
+from llmconv_plugins.genie.bundle import faults_of, write_genie_files
+from llmconv_plugins.genie.config import CONFIG
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
 from llmconv_plugins.qnn.context_binary import TensorInfo, read_info
 from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
@@ -107,13 +109,14 @@ class QnnBackend(Backend):
             figures: Any = made.get(file) or kept[file]
             result.binaries.append(Binary(file, part.number, names, simulator, **figures, kept=file not in made))
         result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
+        result.report["genie"] = write_genie_files(job, [b.file for b in result.binaries if not b.simulator])
+        job.progress("genie", result.report["genie"])
         return result
 
     def prove(self, bundle: Bundle) -> list[Check]:
-        """Read the shipped binaries back: names, shapes, types, scales and offsets, and size."""
-        return [
-            check for entry in bundle.manifest["binaries"] if not entry["simulator"] for check in _prove(bundle, entry)
-        ]
+        """Read the shipped binaries back: names, shapes, types, scales and offsets, and size; and Genie's files."""
+        shipped = [entry for entry in bundle.manifest["binaries"] if not entry["simulator"]]
+        return [check for entry in shipped for check in _prove(bundle, entry)] + _prove_genie(bundle)
 
     def _binaries(self, job: BuildJob) -> Iterator[tuple[str, list[Graph], PartSize]]:
         """File, graphs and size of every binary: those of the device, then twins."""
@@ -196,6 +199,13 @@ def _prove(bundle: Bundle, entry: dict[str, Any]) -> list[Check]:
         ratio = file.stat().st_size / weights
         checks.append(Check(5, f"{file.name}: size over weight bytes", f"{ratio:.3f}", "≤ 1.10", ratio <= 1.10))
     return checks
+
+
+def _prove_genie(bundle: Bundle) -> list[Check]:
+    faults = faults_of(bundle)
+    if faults is None:
+        return []
+    return [Check(5, f"{CONFIG}: Genie's own schemas", faults[0] if faults else "valid", "valid", not faults)]
 
 
 def _as_read(spec: TensorSpec) -> TensorInfo:
