@@ -91,7 +91,7 @@ def _normalizer(model: SentencePieceFile, stand_ins: dict[str, str]) -> Any:
     if model.character_map:
         steps.append(normalizers.Precompiled(model.character_map))
     if model.strips_spaces:
-        steps.append(normalizers.Replace(tokenizers.Regex(r"\A +| +\z"), ""))
+        steps.append(normalizers.Replace(tokenizers.Regex(r"\A +|[ ▁]+\z"), ""))
         steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
     if model.prefix:
         steps.append(normalizers.Prepend(SPACE))

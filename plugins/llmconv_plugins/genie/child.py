@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_uint32, c_void_p
 from pathlib import Path
@@ -101,9 +100,7 @@ def _query(
         return status
     callback = CALLBACK(give)
     read = (c_uint32 * len(tokens))(*tokens)
-    status = genie.call("Dialog_tokenQuery", dialog, read, len(tokens), COMPLETE, callback, None)
-    sys.stdout.flush()
-    return status
+    return genie.call("Dialog_tokenQuery", dialog, read, len(tokens), COMPLETE, callback, None)
 
 
 if __name__ == "__main__":

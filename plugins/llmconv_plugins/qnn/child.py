@@ -51,7 +51,7 @@ class Child:
             variables["LD_LIBRARY_PATH"] = os.pathsep.join(
                 [str(libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
             )
-        with log.open("wb") as stderr:
+        with log.open("ab") as stderr:  # so that whoever reads it may empty it
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.PIPE,
