@@ -101,13 +101,12 @@ def _normalizer(model: SentencePieceFile, stand_ins: dict[str, str]) -> Any:
 
 
 def _decoder(model: SentencePieceFile, stand_ins: dict[str, str]) -> Any:
+    """Keeps the space before the first word: Genie decodes ids one by one, and every word would lose its space."""
     steps: list[Any] = [decoders.Replace(stand_in, text) for text, stand_in in stand_ins.items()]
     steps.append(decoders.Replace(SPACE, " "))
     if model.byte_fallback:
         steps.append(decoders.ByteFallback())
     steps.append(decoders.Fuse())
-    if model.prefix:
-        steps.append(decoders.Strip(" ", 1, 0))
     return decoders.Sequence(steps)
 
 
