@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.bundle.bundle import Bundle
+    from llmconv.checkpoint.tokenizer import Tokenizer
     from llmconv.checks import Check
     from llmconv.graph.model import Model
     from llmconv.graph.sizes import PartSize
@@ -32,6 +33,7 @@ class BuildJob:
         files: the weight files, where a pass has written weights already.
         steps: keeps what is finished, so that another run need not do it again.
         jobs: how many parts to build at once at most, where memory allows; None for as many as there are cores.
+        tokenizer: the checkpoint's.
     """
 
     model: Model
@@ -42,6 +44,7 @@ class BuildJob:
     files: PartFiles | None = None
     steps: Steps | None = None
     jobs: int | None = None
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True)

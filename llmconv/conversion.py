@@ -91,7 +91,8 @@ def apply(
             )
             if not any(graph.rope for graph in model.graphs.values()):
                 raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
-            job = BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps, jobs)
+            tokenizer = checked.source.tokenizer()
+            job = BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer)
             with collector_spared():
                 result = backend.build(job)
         steps.drop_unclaimed()

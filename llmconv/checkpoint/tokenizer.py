@@ -10,6 +10,7 @@ from types import MappingProxyType
 import tokenizers
 from sentencepiece import SentencePieceProcessor
 
+from llmconv.checkpoint.sentencepiece_to_tokenizers import convert
 from llmconv.errors import CheckpointError
 
 FILES = ("tokenizer.model", "tokenizer.json")
@@ -98,3 +99,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
         return str(self._decode(list(ids)))
+
+    def to_json(self) -> str:
+        """The tokenizer as Hugging Face's tokenizer.json, giving the same ids.
+
+        Raises:
+            CheckpointError: a SentencePiece model does something that the other format cannot express.
+        """
+        if self.file.suffix == ".model":
+            return str(convert(self.file).to_str(pretty=False))
+        return self.file.read_text(encoding="utf-8")

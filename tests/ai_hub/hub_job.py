@@ -58,6 +58,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     """Take QNN and torch out of a build."""
     patch.setattr(building, "OnnxBackend", _Lowering)
     patch.setattr(building, "planned_binaries", planned)
+    patch.setattr(building, "write_genie_files", lambda _job, _files: "no files for Genie: no model")
     patch.setattr(building, "LOOK_SECONDS", 0.02)
     patch.setattr(flow, "read_info", fake_info)
     patch.setattr(sending, "POLL_SECONDS", 0.02)

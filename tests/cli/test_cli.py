@@ -87,7 +87,7 @@ def test_apply_writes_a_bundle_and_says_so(run: Run, tiny_recipe: Path, tmp_path
     assert sorted(Bundle(out).graphs) == ["prompt", "token"]
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "qnn"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "qnn", "genie"])
 def test_generate_writes_text(run: Run, tiny_bundle: Bundle, runtime: str) -> None:
     outcome = run("generate", tiny_bundle.folder, "--prompt", "Return the", "--runtime", runtime, "--tokens", 12)
     assert outcome.code == 0

@@ -73,7 +73,8 @@ class AiHubBackend(Backend):
         return build(self, job)
 
     def prove(self, bundle: Bundle) -> list[Check]:
-        """Read the shipped binaries back."""
-        from llmconv_plugins.qnn.read_back import prove_binaries  # noqa: PLC0415  imports torch
+        """Read the shipped binaries back, and Genie's files."""
+        from llmconv_plugins.genie.bundle import prove_genie_files  # noqa: PLC0415  imports torch
+        from llmconv_plugins.qnn.read_back import prove_binaries  # noqa: PLC0415  likewise
 
-        return prove_binaries(bundle)
+        return [*prove_binaries(bundle), *prove_genie_files(bundle)]

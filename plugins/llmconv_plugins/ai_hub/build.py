@@ -20,6 +20,7 @@ from llmconv_plugins.ai_hub.profile import profile_report
 from llmconv_plugins.ai_hub.sending import Sending
 from llmconv_plugins.ai_hub.service import Service
 from llmconv_plugins.backends.onnx import OnnxBackend
+from llmconv_plugins.genie.bundle import write_genie_files
 from llmconv_plugins.qnn.layout import planned_binaries
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ def build(backend: AiHubBackend, job: BuildJob) -> BuildResult:
         raise
     result.binaries = [linked[b.file].result()[0] for b in binaries]
     result.versions |= {"qai-hub": version("qai-hub"), **flow.versions}
+    result.report["genie"] = write_genie_files(job, [b.file for b in result.binaries if not b.simulator])
     if measured:
         result.report["profile"] = profile_report(device, job, [future.result() for future in measured])
     return result

@@ -31,6 +31,7 @@ from llmconv import (
     memory_at_hand,
 )
 from llmconv_plugins.backends.onnx import OnnxBackend
+from llmconv_plugins.genie.bundle import prove_genie_files, write_genie_files
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
 from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
 from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, planned_binaries
@@ -101,11 +102,13 @@ class QnnBackend(Backend):
             figures: Any = made.get(b.file) or kept[b.file]
             result.binaries.append(Binary(b.file, b.part, b.labels, b.simulator, **figures, kept=b.file not in made))
         result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
+        result.report["genie"] = write_genie_files(job, [b.file for b in result.binaries if not b.simulator])
+        job.progress("genie", result.report["genie"])
         return result
 
     def prove(self, bundle: Bundle) -> list[Check]:
-        """Read the shipped binaries back: names, shapes, types, scales and offsets, and size."""
-        return prove_binaries(bundle)
+        """Read the shipped binaries back: names, shapes, types, scales and offsets, and size; and Genie's files."""
+        return [*prove_binaries(bundle), *prove_genie_files(bundle)]
 
     def _key(self, job: BuildJob, binary: PlannedBinary) -> str:
         """Of everything that a binary depends on."""

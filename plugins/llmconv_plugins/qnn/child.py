@@ -38,19 +38,27 @@ class Child:
     Args:
         log: file that takes what the child and its native libraries write to stderr.
         cwd: its working folder.
+        libraries: folder where native libraries find each other (Linux).
     """
 
-    def __init__(self, module: str, arguments: list[str], *, log: Path, cwd: Path) -> None:
+    def __init__(
+        self, module: str, arguments: list[str], *, log: Path, cwd: Path, libraries: Path | None = None
+    ) -> None:
         check_installed()
         path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
-        with log.open("wb") as stderr:
+        variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        if libraries is not None:
+            variables["LD_LIBRARY_PATH"] = os.pathsep.join(
+                [str(libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+            )
+        with log.open("ab") as stderr:  # so that whoever reads it may empty it
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=cwd,
-                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                env=variables,
             )
         self.log = log
 

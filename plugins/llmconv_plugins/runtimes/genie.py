@@ -1,0 +1,55 @@
+"""Genie, Qualcomm's own runtime for language models, on the HTP simulator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llmconv import BackendError, Bundle, BundleError, Dialog, GraphSpec, Runtime, Sampling
+from llmconv_plugins.genie.config import CONFIG, TOKENIZER, simulator_config
+from llmconv_plugins.genie.dialog import GenieDialog
+
+
+@dataclass(frozen=True)
+class GenieRuntime(Runtime):
+    """Holds the dialog that a phone would hold, from unshared twins; its speed says nothing about the phone's."""
+
+    name: ClassVar[str] = "genie"
+
+    def lacks(self, bundle: Bundle) -> str | None:
+        """Unshared twins or Genie's files, where there are none."""
+        if not any(b["simulator"] for b in bundle.manifest["binaries"]):
+            return "twins for the simulator (backend.twins)"
+        if CONFIG in bundle.manifest["files"]:
+            return None
+        return f"{CONFIG} ({bundle.report.get('genie', 'convert again')})"
+
+    @contextmanager
+    def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> Iterator[Dialog]:
+        """In one child process that holds all parts."""
+        if missing := self.lacks(bundle):
+            raise BackendError(f"{bundle.folder}: Genie cannot run it for want of {missing}")
+        try:
+            device = json.loads(bundle.path(CONFIG).read_text())
+        except ValueError as error:
+            raise BundleError(f"{bundle.folder / CONFIG}: damaged ({error}); convert again") from error
+        twins = [bundle.path(b["file"]).resolve() for b in bundle.manifest["binaries"] if b["simulator"]]
+        config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), sampling, eos)
+        widest = max(bundle.graphs.values(), key=lambda graph: graph.ar)
+        dialog = GenieDialog(config, readable(widest), _takes_past(widest))
+        try:
+            yield dialog
+        finally:
+            dialog.close()
+
+
+def readable(graph: GraphSpec) -> int:
+    """Up to which position Genie reads prompts with a graph: one with a past keeps its own length free."""
+    return graph.context - graph.ar if _takes_past(graph) else graph.context
+
+
+def _takes_past(graph: GraphSpec) -> bool:
+    return graph.ar < graph.context

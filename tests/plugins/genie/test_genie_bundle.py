@@ -1,0 +1,166 @@
+"""Genie's files in a bundle: checked with Genie's own schemas and with the model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer as FastTokenizer
+
+from llmconv import Bundle, Chipset, Graph, Recipe, Tokenizer, apply
+from llmconv_plugins.backends.onnx import OnnxBackend
+from llmconv_plugins.backends.qnn import QnnBackend
+from llmconv_plugins.genie import bundle as genie_bundle
+from llmconv_plugins.genie.bundle import UnfitError, prove_genie_files
+from llmconv_plugins.genie.config import CONFIG, EXTENSIONS, GenieModel, device_config, extensions_config
+from llmconv_plugins.genie.library import faults, schemas
+
+MODEL = GenieModel(context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, rope_theta=10000.0)
+
+
+@pytest.fixture
+def config(tiny_bundle: Bundle) -> dict[str, Any]:
+    return dict(json.loads(tiny_bundle.path(CONFIG).read_text()))
+
+
+def test_values_are_the_models(tiny_bundle: Bundle, config: dict[str, Any]) -> None:
+    dialog, model = config["dialog"], tiny_bundle.manifest["config"]
+    assert dialog["context"] == {
+        "version": 1,
+        "size": 128,
+        "n-vocab": model["vocabulary"],
+        "bos-token": model["bos"],
+        "eos-token": model["eos"],
+        "pad-token": 2,
+    }
+    engine = dialog["engine"]
+    assert engine["model"]["positional-encoding"] == {"type": "rope", "rope-dim": 32, "rope-theta": 10000.0}
+    assert engine["backend"]["QnnHtp"]["kv-dim"] == model["head_dim"] == 64
+    assert engine["model"]["binary"]["ctx-bins"] == ["qnn/part_1_of_2.bin", "qnn/part_2_of_2.bin"]
+    assert engine["backend"]["extensions"] == EXTENSIONS
+
+
+def test_files_are_in_the_manifest(tiny_bundle: Bundle, config: dict[str, Any]) -> None:
+    engine = config["dialog"]["engine"]
+    named = [CONFIG, EXTENSIONS, config["dialog"]["tokenizer"]["path"], *engine["model"]["binary"]["ctx-bins"]]
+    assert set(named) <= set(tiny_bundle.manifest["files"])
+    assert tiny_bundle.report["genie"] == f"{CONFIG}, {EXTENSIONS}, tokenizer.json"
+
+
+def test_tokenizer_gives_the_checkpoints_ids(tiny_bundle: Bundle) -> None:
+    text = "Return the number of bytes,  or None.\n"
+    fast = FastTokenizer.from_file(str(tiny_bundle.path("tokenizer.json")))
+    assert fast.encode(text, add_special_tokens=False).ids == Tokenizer.find(tiny_bundle.folder / "source").encode(text)
+
+
+def test_the_proof_holds_the_check(tiny_bundle: Bundle) -> None:
+    check = next(c for c in QnnBackend().prove(tiny_bundle) if c.name.startswith(CONFIG))
+    assert (check.measured, check.passed) == ("valid", True)
+
+
+def test_extensions_name_the_chipset() -> None:
+    found = extensions_config(Chipset("Snapdragon 8 Elite", "SM8750", "69", "79", ()))
+    assert found["devices"][0]["soc_model"] == 69
+    assert found["devices"][0]["dsp_arch"] == "v79"
+    assert found["context"]["weight_sharing_enabled"] is True
+
+
+def test_schemas_are_found_in_the_library() -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    assert {"urn:genie:schema:dialogContext", "urn:genie:schema:sampler"} <= set(schemas())
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        (("context", "size"), "128", "dialog.context.size: '128' is not of type 'integer'"),
+        (("context", "typo"), 1, "dialog.context: Additional properties are not allowed"),
+        (("sampler", "top-p"), 1.5, "dialog.sampler.top-p: 1.5 is greater than the maximum of 1"),
+        (("type",), "basik", "dialog.type: 'basik' is not one of"),
+    ],
+)
+def test_broken_configuration_is_refused(where: tuple[str, ...], value: Any, said: str) -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    config = device_config(MODEL, ["qnn/part_1_of_1.bin"])
+    assert faults(config) == []
+    entry = config["dialog"] = json.loads(json.dumps(config["dialog"]))
+    for key in where[:-1]:
+        entry = entry[key]
+    entry[where[-1]] = value
+    assert any(said in fault for fault in faults(config))
+
+
+def test_configuration_without_a_dialog_is_refused() -> None:
+    assert faults({}) == ["the file must hold 'dialog' alone, not nothing"]
+
+
+def test_a_changed_file_fails_the_proof(tiny_bundle: Bundle, tmp_path: Path, config: dict[str, Any]) -> None:
+    shutil.copyfile(tiny_bundle.folder / "manifest.json", tmp_path / "manifest.json")
+    copy = Bundle(tmp_path)
+    assert prove_genie_files(copy) == []
+    config["dialog"]["context"]["size"] = -1
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    (check,) = prove_genie_files(copy)
+    assert check.passed is False
+    assert "less than the minimum of 0" in check.measured
+
+
+def test_rotary_embedding_must_be_the_plain_one() -> None:
+    angles = torch.arange(16.0)[:, None] * 10000.0 ** -(torch.arange(0, 8, 2) / 8)
+    plain, slowed = (angles.cos(), angles.sin()), ((angles / 8).cos(), (angles / 8).sin())
+    genie_bundle._check_rope(Graph("prompt", 4, 16, [], plain), 8, 10000.0)
+    for rope, theta in ((slowed, 10000.0), (plain, 500000.0)):
+        with pytest.raises(UnfitError, match="rotary embedding is not the plain one of theta"):
+            genie_bundle._check_rope(Graph("prompt", 4, 16, [], rope), 8, theta)
+
+
+def job_of(recipe: Path, folder: Path, *changes: str) -> Any:
+    """What a backend is given after the passes."""
+    seen: list[Any] = []
+    build = OnnxBackend.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxBackend, "build", lambda self, job: seen.append(job) or build(self, job))
+        apply(Recipe.load(recipe, [*changes, f"output.folder='{folder / 'bundle'}'"], backend="onnx"), verify=False)
+    return replace(seen[0], folder=folder)
+
+
+@pytest.fixture(scope="module")
+def tiny_job(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return job_of(tiny_recipe, tmp_path_factory.mktemp("job"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"eos": ()}, "no id ends the text"),
+        ({"eos": (2, 5000)}, "token 5000 is outside the vocabulary of 2048"),
+        ({"vocabulary": 2047}, r"'logits' as \(1, 32, 2048\); Genie needs \(1, 32, 2047\)"),
+        ({"head_dim": 32}, r"'position_ids_cos' as \(1, 1, 32, 32\); Genie needs \(1, 1, 32, 16\)"),
+        ({"rope_theta": 5e5}, "rotary embedding is not the plain one of theta 500000"),
+    ],
+)
+def test_facts_are_compared_with_the_graphs(
+    tiny_job: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str
+) -> None:
+    assert genie_bundle._described(tiny_job).eos == (2,)
+    monkeypatch.setattr(tiny_job.model, "config", replace(tiny_job.model.config, **change))
+    with pytest.raises(UnfitError, match=said):
+        genie_bundle._described(tiny_job)
+
+
+def test_other_names_leave_no_files(tiny_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(genie_bundle.NAMES, "attention_mask", "mask")
+    answer = genie_bundle.write_genie_files(tiny_job, [])
+    assert answer == "no files for Genie: graph 'prompt' calls 'attention_mask' what Genie calls 'mask'"
+    assert not (tiny_job.folder / CONFIG).exists()
+
+
+def test_logits_of_the_last_row_alone_leave_no_files(tiny_recipe: Path, tmp_path: Path) -> None:
+    job = job_of(tiny_recipe, tmp_path, "passes.kv_cache_io.logits='last'")
+    answer = genie_bundle.write_genie_files(job, [])
+    assert answer == "no files for Genie: graph 'prompt' has 'logits' as (1, 1, 2048); Genie needs (1, 32, 2048)"
