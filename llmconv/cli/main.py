@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import typer
 
-from llmconv.cli import bundles, catalog, recipes
+from llmconv.cli import bundles, catalog, inspect, recipes
 from llmconv.cli import plan as planning
 from llmconv.errors import LlmconvError
 
@@ -24,6 +24,7 @@ app.command()(planning.plan)
 app.command()(bundles.apply)
 app.command()(bundles.verify)
 app.command()(bundles.generate)
+app.command()(inspect.inspect)
 app.command()(catalog.passes)
 app.command()(catalog.targets)
 app.add_typer(recipes.app, name="recipe")
