@@ -73,7 +73,7 @@ def _licence(licence: Licence) -> Iterator[str]:
         link = f" ({_plain(licence.link)})" if licence.link else ""
         yield f"- The checkpoint's README names its licence: {_plain(licence.name)}{link}."
     for file in licence.files:
-        yield f"- `{SOURCE}/{_plain(file.name)}` is the checkpoint's own file; what it allows and forbids holds here too."
+        yield f"- `{SOURCE}/{_plain(file.name)}` is the checkpoint's own file; what it says holds here too."
     if not licence.name and not licence.files:
         yield (
             "The checkpoint's folder said nothing about a licence or limits on use. Ask whoever gave you this bundle, "
@@ -93,8 +93,8 @@ def _phone(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     lines.append(f'adb shell "cd {place} && export LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=. &&')
     lines.append("    ./genie-t2t-run -c genie_config.json -p 'Hello'\"")
     yield (
-        f"`genie-t2t-run` and its libraries come with Qualcomm's QAIRT SDK; {DOCS} of llmconv says which files they are "
-        "and where on the phone they go."
+        f"`genie-t2t-run` and its libraries come with Qualcomm's QAIRT SDK; {DOCS} of llmconv says which files "
+        "they are and where on the phone they go."
     )
     if not configs:
         yield "This bundle has no `genie_config.json`; Genie needs one that you write."

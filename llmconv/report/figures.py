@@ -57,7 +57,7 @@ def headline(bundle: Bundle) -> str:
     config, target = bundle.manifest["config"], bundle.manifest["target"]
     parts = len(next(iter(bundle.graphs.values())).parts)
     made = (
-        f"{config['family']} with {config['layers']} layers of {config['hidden']} channels, "
+        f"A {config['family']} model of {config['layers']} layers and {config['hidden']} channels, "
         f"in {parts} part{'s' if parts > 1 else ''} for {target['name']} ({target['model']})."
     )
     proof = [c for c in bundle.report.get("proof", []) if c["passed"] is not None]
@@ -113,8 +113,8 @@ def memory(bundle: Bundle) -> Iterator[Table]:
         rows.append((graph, str(found["bits"]), amount(found["all_heads"]), amount(found["largest"]), ratio))
     columns = ("graph", "bits", "all heads at once", "as it is here", "of it")
     note = (
-        "Bytes of the scores of one layer, heads × ar × context, at the bits of their encoding: in one tensor, and in the "
-        "largest that the graphs hold. From their shapes, not measured; what a compiler keeps at once may differ."
+        "Bytes of the scores of one layer, heads × ar × context, at the bits of their encoding: in one tensor, and in "
+        "the largest that the graphs hold. From their shapes, not measured; what a compiler keeps at once may differ."
     )
     yield Table("The largest intermediate of attention", columns, tuple(rows), "computed", 1, note)
 

@@ -34,6 +34,7 @@ def render(bundle: Bundle) -> str:
         headline=headline(bundle),
         sections=sections(bundle),
         parts=parts_picture(bundle),
+        graphs=" or ".join(bundle.graphs),
         plots=[plot_of(s, layers) for s in series(bundle)],
         width=WIDTH,
         version=bundle.manifest["versions"]["llmconv"],

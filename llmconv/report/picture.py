@@ -8,12 +8,13 @@ from math import ceil, floor
 
 from llmconv.bundle.bundle import Bundle, TensorSpec
 from llmconv.report.figures import amount, layers_of
-from llmconv.report.precision import Series, layer_of
+from llmconv.report.precision import Series
 
 WIDTH = 340  # of every picture, in units that are pixels on a narrow phone
 BOX, GAP, BAR = 92, 44, 10  # heights: a part, between parts, its weights
 PLOT, LEFT, RIGHT, TOP, BOTTOM = 170, 34, 8, 10, 26  # height and margins of a plot
 LETTERS = 44  # that fit in a line
+SPREAD = 0.7  # of a layer's width, over which its tensors stand
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,12 @@ def parts_picture(bundle: Bundle) -> PartsPicture:
 
 def _lines(bundle: Bundle, part: int) -> Iterator[str]:
     layers, graphs = layers_of(bundle, part), list(bundle.graphs.values())
-    yield (
-        "no layer"
-        if not layers
-        else f"layer {layers[0]}"
-        if len(layers) == 1
-        else f"layers {layers[0]} to {layers[-1]}"
-    )
+    span = "no layer" if not layers else f"layer {layers[0]}"
+    if len(layers) > 1:
+        span = f"layers {layers[0]} to {layers[-1]}"
+    size = next((p for p in bundle.report.get("parts", []) if p["number"] == part), {})
+    before = "embedding table, " if size.get("table_bytes") else ""
+    yield f"{before}{span}{', projection to logits' if size.get('head_bytes') else ''}"
     cached = [t for g in graphs for t in g.parts[part].inputs if t.kind == "past_key"]
     shapes = sorted({f"{t.shape[t.token_axis or 0]}" for t in cached}, key=int)
     yield _fit(f"past: keys and values of {' or '.join(shapes)} positions" if shapes else "past: none")
@@ -142,14 +142,27 @@ def plot_of(found: Series, layers: int) -> Plot:
         return round(LEFT + (place + 1.5) / (layers + 2) * (WIDTH - LEFT - RIGHT), 1)
 
     worst, lowest = found.worst
-    dots, seen = [], False
-    for name, value in values.items():
-        layer = layer_of(name)
-        seen = seen or layer is not None
-        place = layer if layer is not None else layers if seen else -1
-        dots.append(Dot(across(place), down(value), name, f"{value:.1f} dB", name == worst))
+    places = _places(found, layers)
+    dots = [
+        Dot(across(places[name]), down(value), name, f"{value:.1f} dB", name == worst) for name, value in values.items()
+    ]
     every = max(1, ceil(layers / 8))
     columns = [(across(i), str(i)) for i in range(0, layers, every)]
     rows = [(down(v), str(v)) for v in range(low, high + 1, step)]
     dots.sort(key=lambda dot: dot.worst)  # drawn last
     return Plot(found.title, found.note, PLOT, tuple(dots), tuple(rows), tuple(columns), f"{worst}, {lowest:.1f} dB")
+
+
+def _places(found: Series, layers: int) -> dict[str, float]:
+    """Where on the axis of layers each tensor stands: those of one layer side by side, in order."""
+    groups: dict[int, list[str]] = {}
+    seen = False
+    for name in found.finite:
+        layer = found.layers.get(name)
+        seen = seen or layer is not None
+        groups.setdefault(layer if layer is not None else layers if seen else -1, []).append(name)
+    return {
+        name: place + SPREAD * ((i + 0.5) / len(group) - 0.5)
+        for place, group in groups.items()
+        for i, name in enumerate(group)
+    }

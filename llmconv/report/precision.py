@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from llmconv.bundle.bundle import Bundle
-from llmconv.report.figures import Table
+from llmconv.report.figures import Table, layers_of
 
-_LAYER = re.compile(r"(?:^|\.|_)(?:layers\.)?(\d+)(?:_out)?(?:\.|$)")
+_LAYER = re.compile(r"(?:^|\.)\w+\.(\d+)\.")  # in structural names: layers.3.mlp
+_KINDS = {"new_key": "new keys", "new_value": "new values", "hidden": "hidden state between parts"}
 WORST = 8  # kinds that a terminal shows
 
 
@@ -20,11 +22,15 @@ class Series:
 
     Attributes:
         values: name -> dB, None where nothing was lost.
+        layers: name -> layer, of those that have one.
+        kinds: name -> what tensors of the other layers are like it.
         note: what is compared with what.
     """
 
     title: str
     values: Mapping[str, float | None]
+    layers: Mapping[str, int]
+    kinds: Mapping[str, str]
     note: str
 
     @property
@@ -43,33 +49,39 @@ def series(bundle: Bundle) -> Iterator[Series]:
     report = bundle.report
     weights = {name: w["sqnr"] for name, w in report.get("weights", {}).items()}
     precision = report.get("precision", {})
-    found = [
-        Series("Weights", weights, "Each weight on its grid against the checkpoint's, measured while it was rounded."),
-        Series(
-            "Activations",
-            precision.get("activations", {}),
-            "Each activation on its grid against itself before that rounding, inside the quantized graph, on the "
-            "held-out tokens of proof step 3; the rounding of that one tensor, not what earlier ones have lost. "
-            "A low ratio is a coarse grid, or numbers beyond the range that calibration found. Heads count as one.",
-        ),
-    ]
-    for entry in precision.get("runtimes", []):
-        title = f"{entry['second']} against {entry['first']}, {entry['graph']}"
-        note = "Outputs of each part, both runtimes on the same integers, on the tokens of proof step 4."
-        found.append(Series(title, entry["tensors"], note))
+    note = "Each weight on its grid against the checkpoint's, measured while it was rounded."
+    found = [_structural("weights", weights, note)]
+    note = (
+        "Each activation on its grid against itself before that rounding, inside the quantized graph, on the held-out "
+        "tokens of proof step 3; the rounding of that one tensor, not what earlier ones have lost. A low ratio is a "
+        "coarse grid, or numbers beyond the range that calibration found. Heads count as one."
+    )
+    found.append(_structural("activations", precision.get("activations", {}), note))
+    found += [_between(bundle, entry) for entry in precision.get("runtimes", [])]
     yield from (s for s in found if s.finite)
 
 
-def layer_of(name: str) -> int | None:
-    """The layer that a tensor's name tells."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+def _structural(title: str, values: Mapping[str, float | None], note: str) -> Series:
+    """Of tensors with structural names."""
+    matches = {name: _LAYER.search(name) for name in values}
+    layers = {name: int(match[1]) for name, match in matches.items() if match}
+    kinds = {name: name[match.end() :] if match else name for name, match in matches.items()}
+    return Series(title, values, layers, kinds, note)
 
 
-def kind_of(name: str) -> str:
-    """The name without its layer."""
-    found = _LAYER.search(name)
-    return name if found is None else f"{name[: found.start(1)]}*{name[found.end(1) :]}".removeprefix("layers.*.")
+def _between(bundle: Bundle, entry: Mapping[str, Any]) -> Series:
+    """Of outputs of parts; a hidden state counts to the last layer that it has passed."""
+    layers, kinds = {}, {}
+    for i, part in enumerate(bundle.graphs[entry["graph"]].parts):
+        own = layers_of(bundle, i)
+        for tensor in part.outputs:
+            kinds[tensor.name] = _KINDS.get(tensor.kind, tensor.kind)
+            layer = own[-1] if tensor.kind == "hidden" and own else tensor.layer
+            if layer is not None:
+                layers[tensor.name] = layer
+    title = f"{entry['second']} against {entry['first']}, {entry['graph']}"
+    note = "Outputs of each part, both runtimes on the same integers, on the tokens of proof step 4."
+    return Series(title, entry["tensors"], layers, kinds, note)
 
 
 def precision(bundle: Bundle) -> Iterator[Table]:
@@ -77,17 +89,13 @@ def precision(bundle: Bundle) -> Iterator[Table]:
     for s in series(bundle):
         kinds: dict[str, list[tuple[float, str]]] = {}
         for name, value in s.finite.items():
-            kinds.setdefault(kind_of(name), []).append((value, name))
-        rows = [
-            (kind, _where(min(found)[1]), f"{min(found)[0]:.1f}", f"{median(v for v, _ in found):.1f}", str(len(found)))
-            for kind, found in sorted(kinds.items(), key=lambda item: min(item[1]))
-        ]
+            kinds.setdefault(s.kinds[name], []).append((value, name))
+        rows = []
+        for kind, found in sorted(kinds.items(), key=lambda item: min(item[1])):
+            lowest, name = min(found)
+            where = f"layer {s.layers[name]}" if name in s.layers else ""
+            rows.append((kind, where, f"{lowest:.1f}", f"{median(v for v, _ in found):.1f}", str(len(found))))
         exact = len(s.values) - len(s.finite)
         note = s.note + (f" {exact} more lost nothing: they were on their grid already." if exact else "")
         columns = ("kind of tensor", "lowest in", "lowest, dB", "median, dB", "tensors")
-        yield Table(f"SQNR of {s.title[0].lower()}{s.title[1:]}", columns, tuple(rows), "measured", 2, note, WORST)
-
-
-def _where(name: str) -> str:
-    layer = layer_of(name)
-    return "" if layer is None else f"layer {layer}"
+        yield Table(f"SQNR of {s.title}", columns, tuple(rows), "measured", 2, note, WORST)
