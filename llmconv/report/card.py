@@ -125,7 +125,7 @@ def _row(tensors: Sequence[Mapping[str, Any]]) -> str:
     first = tensors[0]
     name, span = f"`{_plain(first['name'])}`", ""
     if len(tensors) > 1:
-        name = f"`{_plain(first['name'].replace(str(first['layer']), '<l>', 1))}`"
+        name = f"`{_plain(first['name']).replace(str(first['layer']), '<l>', 1)}`"
         span = f", layers {_ranges([t['layer'] for t in tensors])}"
     encodings = [t["encoding"] for t in tensors if t["encoding"] is not None]
     scales = sorted({e["scale"] for e in encodings})

@@ -75,7 +75,7 @@ def _lines(bundle: Bundle, part: int) -> Iterator[str]:
     span = "no layer" if not layers else f"layer {layers[0]}"
     if len(layers) > 1:
         span = f"layers {layers[0]} to {layers[-1]}"
-    size = next((p for p in bundle.report.get("parts", []) if p["number"] == part), {})
+    size: dict[str, int] = next((p for p in bundle.report.get("parts", []) if p["number"] == part), {})
     before = "embedding table, " if size.get("table_bytes") else ""
     yield f"{before}{span}{', projection to logits' if size.get('head_bytes') else ''}"
     cached = [t for g in graphs for t in g.parts[part].inputs if t.kind == "past_key"]
