@@ -28,9 +28,9 @@ def show(table: Table) -> None:
     _out.print(table)
 
 
-def say(text: str) -> None:
+def say(text: str, style: str | None = None) -> None:
     """A line of text beside tables."""
-    _out.print(escape(text), highlight=False, soft_wrap=not draws())
+    _out.print(escape(text), style=style, highlight=False, soft_wrap=not draws())
 
 
 def note(text: str) -> None:

@@ -34,12 +34,13 @@ def inspect(
 def _show(found: figures.Table) -> None:
     marked = "" if found.basis == "given" else f" ({found.basis})"
     lines = box.SIMPLE_HEAD if display.draws() else None
-    table = Table(title=escape(found.caption + marked), title_justify="left", title_style="bold", box=lines)
+    table = Table(box=lines)
     for i, column in enumerate(found.columns):
         table.add_column(escape(column), justify="left" if i < found.texts else "right", overflow="fold")
     for row in found.rows[: found.first or None]:
         table.add_row(*map(escape, row))
     display.say("")
+    display.say(found.caption + marked, style="bold")
     display.show(table)
     hidden = len(found.rows) - found.first if found.first else 0
     if hidden > 0:

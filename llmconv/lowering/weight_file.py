@@ -151,7 +151,7 @@ def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def _dequantized(ints: torch.Tensor, scale: torch.Tensor, zero_point: int) -> torch.Tensor:
-    return ints.to(torch.float32).sub_(zero_point).mul_(scale.reshape(-1, *[1] * (ints.ndim - 1)))
+    return ints.to(torch.float32).sub_(zero_point) * scale.reshape(-1, *[1] * (ints.ndim - 1))
 
 
 def _square(values: torch.Tensor) -> float:
