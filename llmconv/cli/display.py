@@ -23,9 +23,9 @@ def draws() -> bool:
     return _out.is_terminal and not _out.is_dumb_terminal
 
 
-def show(table: Table) -> None:
-    """Print a table."""
-    _out.print(table)
+def show(table: Table, width: int | None = None) -> None:
+    """Print a table, at most `width` characters wide; by default as wide as the terminal."""
+    (_out if width is None else Console(width=width)).print(table)
 
 
 def say(text: str, style: str | None = None) -> None:

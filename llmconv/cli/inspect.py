@@ -15,6 +15,8 @@ from llmconv.cli import display
 if TYPE_CHECKING:
     from llmconv.report import figures
 
+PIPED = 200  # characters of a line that no terminal breaks
+
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An output folder of 'llmconv apply'.")],
@@ -41,7 +43,7 @@ def _show(found: figures.Table) -> None:
         table.add_row(*map(escape, row))
     display.say("")
     display.say(found.caption + marked, style="bold")
-    display.show(table)
+    display.show(table, None if display.draws() else PIPED)
     hidden = len(found.rows) - found.first if found.first else 0
     if hidden > 0:
         display.say(f"{hidden} more in report.html")

@@ -157,8 +157,8 @@ def compiled(bundle: Bundle) -> Iterator[Table]:
             continue
         over = f"{file['bytes'] / sizes[entry['part']]:.3f}" if sizes.get(entry["part"]) else ""
         seconds = f"{entry['seconds']:.1f} s{' (earlier)' if entry['kept'] else ''}"
-        figures = (amount(file["bytes"]), over, seconds, amount(entry["peak_rss"]))
+        figures = (amount(file["bytes"]), over, seconds, amount(entry["peak_rss"]) if entry["peak_rss"] else "unknown")
         rows.append((entry["file"], "simulator" if entry["simulator"] else "device", *figures))
     columns = ("file", "for", "bytes", "over weight bytes", "compiled in", "peak memory")
-    note = "Seconds and peak memory of the compiler on the machine that converted."
+    note = "Seconds and peak memory of the compiler where it ran on the machine that converted."
     yield Table("Compiled binaries", columns, tuple(rows), "measured", 2, note)

@@ -13,7 +13,8 @@ from llmconv.report.precision import Series
 WIDTH = 340  # of every picture, in units that are pixels on a narrow phone
 BOX, GAP, BAR = 92, 44, 10  # heights: a part, between parts, its weights
 PLOT, LEFT, RIGHT, TOP, BOTTOM = 170, 34, 8, 10, 26  # height and margins of a plot
-LETTERS = 44  # that fit in a line
+CROWD = 400  # dots
+LETTERS = 50  # that fit in a line
 SPREAD = 0.7  # of a layer's width, over which its tensors stand
 
 
@@ -96,7 +97,7 @@ def _flow(bundle: Bundle, part: int, side: str) -> str:
 
 
 def _fit(text: str) -> str:
-    return text if len(text) <= LETTERS + 6 else f"{text[: LETTERS + 5]}…"
+    return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,15 @@ class Plot:
     """SQNR over layers.
 
     Attributes:
-        rows: height and text of each line of the scale; columns likewise.
-        label: text of the worst tensor, and where it stands: x, y, and which end of the text is there.
+        radius: of a dot, smaller where there are many.
+        rows, columns: place and text of each line of the scale, of each layer that is named.
+        worst: the tensor that lost most, and what its SQNR is.
     """
 
     title: str
     note: str
     height: int
+    radius: float
     dots: tuple[Dot, ...]
     rows: tuple[tuple[float, str], ...]
     columns: tuple[tuple[float, str], ...]
@@ -150,7 +153,10 @@ def plot_of(found: Series, layers: int) -> Plot:
     columns = [(across(i), str(i)) for i in range(0, layers, every)]
     rows = [(down(v), str(v)) for v in range(low, high + 1, step)]
     dots.sort(key=lambda dot: dot.worst)  # drawn last
-    return Plot(found.title, found.note, PLOT, tuple(dots), tuple(rows), tuple(columns), f"{worst}, {lowest:.1f} dB")
+    radius = 2.8 if len(dots) < CROWD else 1.9
+    return Plot(
+        found.title, found.note, PLOT, radius, tuple(dots), tuple(rows), tuple(columns), f"{worst}, {lowest:.1f} dB"
+    )
 
 
 def _places(found: Series, layers: int) -> dict[str, float]:

@@ -40,9 +40,10 @@ def test_figures_without_torch(tiny_bundle: Bundle) -> None:
 
 
 def test_piped_output_is_plain(tiny_bundle: Bundle) -> None:
-    text = run(tiny_bundle.folder, TERM="dumb").stdout
+    text = run(tiny_bundle.folder, TERM="dumb", COLUMNS="60").stdout
     assert "\x1b" not in text
     assert not set("─│┃━┏") & set(text)
+    assert "qnn/simulator/prompt_ar32_cl128_1_of_2.bin" in text  # nothing is broken over lines
 
 
 def test_wrong_folder_is_one_line(tmp_path: Path) -> None:
