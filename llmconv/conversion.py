@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -26,20 +25,25 @@ from llmconv.bundle.bundle import (
     list_files,
 )
 from llmconv.bundle.runtime import ROPE
+from llmconv.checkpoint.licence import licence_of
 from llmconv.errors import RecipeError
 from llmconv.files import digest, write_json
+from llmconv.graph.attention import score_bytes
 from llmconv.graph.edit import collector_spared
 from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
+from llmconv.graph.sizes import part_sizes, widths_of
 from llmconv.identity import checkpoint_identity, code_identity
 from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.parts import ONNX_FOLDER
 from llmconv.passes.manager import PassReport
+from llmconv.planning.limits import bytes_a_token
 from llmconv.planning.plan import Device, preflight
 from llmconv.plugins import Registry
 from llmconv.prepare import Checked, check, prepare
 from llmconv.proof.proof import prove
 from llmconv.recipe import targets
 from llmconv.recipe.recipe import OutputSection, Recipe
+from llmconv.report import card, page
 from llmconv.steps import Steps, work_folder
 
 
@@ -98,9 +102,12 @@ def apply(
         steps.drop_unclaimed()
         progress("bundle", "manifest")
         _copy_inputs(checked, model, folder)
-        write_json(folder / MANIFEST, _manifest(checked, model, chipset, result, folder, steps.digests()))
+        manifest = _manifest(checked, model, chipset, result)
+        card.write(folder, manifest, licence_of(recipe.model.checkpoint))
+        write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
         bundle = Bundle(folder)
-        bundle.write_report(_report(reports, result))
+        bundle.write_report(_report(reports, result) | _sizes(model, files))
+        page.write(bundle)
     bundle = Bundle(recipe.folder)
     if verify:
         prove(bundle, registry=registry, progress=progress, passes=reports)
@@ -123,7 +130,7 @@ def _inputs(checked: Checked) -> dict[str, Any]:
 def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
     """What running and proving the bundle needs of the checkpoint and the recipe, weights apart."""
     (folder / SOURCE).mkdir()
-    for file in checked.source.description():
+    for file in (*checked.source.description(), *licence_of(checked.recipe.model.checkpoint).files):
         shutil.copyfile(file, folder / SOURCE / file.name)
     rope = next(graph.rope for graph in model.graphs.values() if graph.rope)
     (folder / ROPE).write_bytes(save({"cos": rope[0].contiguous(), "sin": rope[1].contiguous()}))
@@ -136,8 +143,6 @@ def _manifest(
     model: Model,
     chipset: targets.Chipset,
     result: BuildResult,
-    folder: Path,
-    digests: Mapping[str, str],
 ) -> dict[str, Any]:
     recipe = checked.recipe
     graphs = [_graph_spec(model, graph) for graph in model.graphs.values()]
@@ -158,7 +163,6 @@ def _manifest(
             {"file": b.file, "part": b.part, "graphs": list(b.graphs), "simulator": b.simulator}
             for b in result.binaries
         ],
-        "files": list_files(folder, digests),
     }
 
 
@@ -187,6 +191,18 @@ def _tensor_spec(model: Model, name: str, node: Any, io: Any) -> TensorSpec:
         io.token_axis,
         encoding.to_dict() if encoding else None,
     )
+
+
+def _sizes(model: Model, files: PartFiles) -> dict[str, Any]:
+    """What the graphs and weight files tell, for the report."""
+    widths = widths_of(model)
+    heads = model.config.heads if model.config is not None else 1
+    scores = {name: score_bytes(graph, heads, widths) for name, graph in model.graphs.items()}
+    return {
+        "parts": [{**asdict(part), "bytes_a_token": bytes_a_token(part)} for part in part_sizes(model, widths)],
+        "attention": {name: found for name, found in scores.items() if found},
+        "weights": files.figures(),
+    }
 
 
 def _report(reports: list[PassReport], result: BuildResult) -> dict[str, Any]:

@@ -16,6 +16,11 @@ def digest(file: Path) -> str:
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON beside its place and move it there."""
+    write_text(file, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text beside its place and move it there."""
     beside = file.with_name(f".{file.name}.partial")
-    beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    beside.write_text(text, encoding="utf-8")
     beside.replace(file)

@@ -16,6 +16,8 @@ from llmconv.steps import STEPS
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+PAGE = "report.html"  # the report for people
+CARD = "README.md"  # for whoever receives the bundle
 SOURCE = "source"  # folder of the checkpoint's small files
 EVALUATION = "evaluation.txt"  # held-out text
 FORMAT = 1
@@ -136,12 +138,12 @@ def graph_to_dict(graph: GraphSpec) -> dict[str, Any]:
 
 
 def list_files(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, dict[str, Any]]:
-    """Every file below a folder with its size and sha256, but for the manifest, the report and the steps' records.
+    """Every file below a folder with its size and sha256, but for the manifest, both reports and the steps' records.
 
     Args:
         known: sha256 of files that have been hashed already.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, REPORT))
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, REPORT, PAGE))
     files = [p for p in files if p.parent.name != STEPS]
     named = {str(f.relative_to(folder)): f for f in files}
     return {name: {"bytes": f.stat().st_size, "sha256": known.get(name) or digest(f)} for name, f in named.items()}

@@ -18,9 +18,19 @@ _out, _err = Console(), Console(stderr=True, highlight=False)
 _VERDICT = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: ""}
 
 
-def show(table: Table) -> None:
-    """Print a table."""
-    _out.print(table)
+def draws() -> bool:
+    """Whether stdout is a terminal that lines can be drawn on; anything else takes long lines of plain text."""
+    return _out.is_terminal and not _out.is_dumb_terminal
+
+
+def show(table: Table, width: int | None = None) -> None:
+    """Print a table, at most `width` characters wide; by default as wide as the terminal."""
+    (_out if width is None else Console(width=width)).print(table)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """A line of text beside tables."""
+    _out.print(escape(text), style=style, highlight=False, soft_wrap=not draws())
 
 
 def note(text: str) -> None:

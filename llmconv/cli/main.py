@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import typer
 
-from llmconv.cli import bundles, catalog, recipes, talk
+from llmconv.cli import bundles, catalog, inspect, recipes, talk
 from llmconv.cli import plan as planning
 from llmconv.cli.extensions import ExtensibleGroup
 from llmconv.errors import LlmconvError
@@ -27,6 +27,7 @@ app.command()(bundles.apply)
 app.command()(bundles.verify)
 app.command()(talk.generate)
 app.command()(talk.chat)
+app.command()(inspect.inspect)
 app.command()(catalog.passes)
 app.command()(catalog.targets)
 app.add_typer(recipes.app, name="recipe")

@@ -15,6 +15,7 @@ import torch
 
 from llmconv.checkpoint.read_ahead import ReadAhead
 from llmconv.checkpoint.weights import WeightStore
+from llmconv.decoding.noise import decibels
 from llmconv.graph.encodings import WeightEncoding
 from llmconv.lowering.weight_file import WeightFile
 
@@ -69,13 +70,30 @@ class PartFiles:
         """The file of a part, complete on disk, and as JSON what lies where in it."""
         file = self._files[part]
         file.flush()
-        return [file.path], file.index()
+        return [file.path], {"index": file.index(), "rounding": file.rounding}
 
     def restore(self, part: int, parts: int, written: Any) -> None:
         """Take over the file of a part that an earlier run has written."""
         file = WeightFile(self._path(part, parts), self.weights, {})
-        file.restore(written)
+        file.restore(written["index"])
+        file.rounding |= {name: (signal, noise) for name, (signal, noise) in written["rounding"].items()}
         self._files[part] = self._stack.enter_context(file)
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """Of each weight: its part, its bits, its bytes with scales, and the SQNR of its rounding in dB.
+
+        The SQNR is None for floats, and where rounding changed nothing.
+        """
+        return {
+            name: {
+                "part": part,
+                "bits": placed.bits,
+                "bytes": placed.row_bytes * (placed.shape[0] if placed.shape else 1) + 4 * len(placed.scale),
+                "sqnr": decibels(*file.rounding.get(name, (0.0, 0.0))),
+            }
+            for part, file in self._files.items()
+            for name, placed in file.placed.items()
+        }
 
     def _path(self, part: int, parts: int) -> Path:
         return self.folder / f"part_{part + 1}_of_{parts}.data"

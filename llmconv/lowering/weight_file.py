@@ -66,6 +66,7 @@ class WeightFile:
     def __init__(self, path: Path, weights: WeightStore, encodings: dict[str, WeightEncoding]) -> None:
         self.path, self.weights, self.encodings = path, weights, encodings
         self.placed: dict[str, Placed] = {}
+        self.rounding: dict[str, tuple[float, float]] = {}  # sums of squares: of the weight, of what rounding changed
 
     def __enter__(self) -> WeightFile:
         self._file = self.path.open("ab" if self.placed else "wb")
@@ -125,24 +126,36 @@ class WeightFile:
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.write(b"\0" * (offset - self._file.tell()))
         scales: list[NDArray[np.float32]] = []
-        zero_point = 0
+        zero_point, signal, noise = 0, 0.0, 0.0
         for block in blocks:
             if encoding is None:
                 self._file.write(block.contiguous().numpy().data)
                 continue
             ints, scale, zero_point = encoding.quantize(block)
             scales.append(scale.numpy())
+            lost = _dequantized(ints, scale, zero_point).sub_(block).reshape(-1)
+            signal, noise = signal + _square(block.reshape(-1)), noise + _square(lost)
             self._file.write(_bytes(ints, bits))
         if bits == 16:
             scales = scales[:1]  # per tensor: every block has the same
         every = np.concatenate([np.empty(0, np.float32), *scales])
         self._file.write(every.data)  # behind the integers, for readers other than ONNX
+        if encoding is not None:
+            self.rounding[name] = (signal, noise)
         self.placed[name] = Placed(bits, offset, columns * bits // 8, every, zero_point, shape)
 
 
 def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
     rows = max(1, _BLOCK // max(1, prod(shape[1:])))
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
+
+
+def _dequantized(ints: torch.Tensor, scale: torch.Tensor, zero_point: int) -> torch.Tensor:
+    return ints.to(torch.float32).sub_(zero_point) * scale.reshape(-1, *[1] * (ints.ndim - 1))
+
+
+def _square(values: torch.Tensor) -> float:
+    return float(torch.dot(values, values))
 
 
 def _bytes(ints: torch.Tensor, bits: int) -> memoryview:

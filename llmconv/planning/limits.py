@@ -60,9 +60,14 @@ def graph_bytes(part: PartSize, graph: GraphSize) -> int:
     return GRAPH_COPIES * (_multiplied(part) + graph.io_bytes - past + _buffers(part, graph))
 
 
+def bytes_a_token(part: PartSize) -> int:
+    """What writing a token reads of memory: every weight but embedding tables, and the keys and values, once."""
+    return _multiplied(part) + min(g.cache_bytes for g in part.graphs)
+
+
 def seconds_a_token(part: PartSize, bandwidth: float) -> float:
     """Time to read the weights, and the keys and values, once at full bandwidth."""
-    return (_multiplied(part) + min(g.cache_bytes for g in part.graphs)) / bandwidth
+    return bytes_a_token(part) / bandwidth
 
 
 def _multiplied(part: PartSize) -> int:

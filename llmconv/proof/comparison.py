@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.bundle.runtime import PartsRunner
 from llmconv.decoding.decoder import Array, Arrays, Runner
+from llmconv.proof.precision import TensorNoise
 
 
 def sqnr(reference: Array, other: Array) -> float:
@@ -73,11 +75,14 @@ class PairedRunner:
         self.first, self.second, self.comparison = first, second, comparison
         self.name, self.ar, self.context = first.name, first.ar, first.context
         self.inputs, self.outputs = first.inputs, first.outputs
+        parts = first.graph.parts if isinstance(first, PartsRunner) and isinstance(second, PartsRunner) else ()
+        self.tensors = TensorNoise({t.name: t for part in parts for t in part.outputs})
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """Run both."""
         a, b = self.first.run(inputs), self.second.run(inputs)
         raw_a, raw_b = getattr(self.first, "raw", a), getattr(self.second, "raw", b)
+        self.tensors.compare(raw_a, raw_b)
         for name, tensor in self.outputs.items():
             if tensor.io.kind == "logits":
                 self.comparison.add_logits(np.asarray(a[name][0]), np.asarray(b[name][0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from llmconv.plugins import Registry
 from llmconv.prepare import make_verifier, trace_graphs
 from llmconv.proof.comparison import Comparison, PairedRunner, sqnr
 from llmconv.proof.perplexity import perplexity
+from llmconv.proof.precision import RoundingNoise
 from llmconv.proof.subject import Subject
+from llmconv.report import page
 
 FLOAT_TOLERANCE = 1e-4  # at a logit, float32: rounding of reordered sums
 LOWERING_SQNR = 50.0  # dB, ONNX Runtime against the fake-quantized graph: both round at the same places
@@ -53,18 +56,20 @@ def prove(
     bundle.check_files()
     subject = Subject(bundle, registry or Registry.load(), progress)
     figures: dict[str, float] = dict(bundle.report.get("perplexity", {}))
+    precision: dict[str, Any] = {"runtimes": []}
     checks = list(
         chain(
             _source(subject),
             _passes(subject, passes),
-            _lowering(subject),
-            _runtimes(subject),
+            _lowering(subject, precision),
+            _runtimes(subject, precision),
             subject.backend.prove(bundle),
             _perplexity(subject, figures),
         )
     )
     proof = [c.to_dict() for c in checks]
-    bundle.write_report({**bundle.report, "perplexity": figures, "proof": proof})
+    bundle.write_report({**bundle.report, "perplexity": figures, "precision": precision, "proof": proof})
+    page.write(bundle)
     return checks
 
 
@@ -113,21 +118,31 @@ def _passes(subject: Subject, reports: Sequence[PassReport] | None) -> Iterator[
     yield at_most(2, f"graphs against each other at each of {count} positions, KV cache", error, FLOAT_TOLERANCE)
 
 
-def _lowering(subject: Subject) -> Iterator[Check]:
-    """Step 3: the first runtime against the fake-quantized graph."""
+def _lowering(subject: Subject, precision: dict[str, Any]) -> Iterator[Check]:
+    """Step 3: the first runtime against the fake-quantized graph.
+
+    Args:
+        precision: takes what rounding each activation costs, by name.
+    """
     first, model = subject.backend.runtimes[0], subject.quantized
+    noise = RoundingNoise(model.encodings)
     for name, graph in model.graphs.items():
         subject.progress("prove", f"{name} on {first}")
-        torch_runner = TorchRunner(graph, model.weights, model.encodings)
+        torch_runner = TorchRunner(graph, model.weights, model.encodings, noise.observe)
         tokens = subject.windows[0][: reach(torch_runner, max(LOWERING_TOKENS, graph.ar))]
         expected = subject.decoder(torch_runner).read(tokens)
         with subject.open(first, name) as (runner,):
             found = subject.decoder(runner).read(tokens)
         yield at_least(3, f"{name} on {first} against the graph, logits", sqnr(expected, found), LOWERING_SQNR)
+    precision["activations"] = noise.ratios()
 
 
-def _runtimes(subject: Subject) -> Iterator[Check]:
-    """Step 4: each further runtime against the first, on the same inputs."""
+def _runtimes(subject: Subject, precision: dict[str, Any]) -> Iterator[Check]:
+    """Step 4: each further runtime against the first, on the same inputs.
+
+    Args:
+        precision: takes how far apart they are, tensor by tensor.
+    """
     first, *others = subject.backend.runtimes
     for other in others:
         if lacking := subject.runtime(other).lacks(subject.bundle):
@@ -137,11 +152,14 @@ def _runtimes(subject: Subject) -> Iterator[Check]:
             subject.progress("prove", f"{name} on {other}")
             comparison = Comparison()
             with subject.open(first, name) as (a,), subject.open(other, name) as (b,):
-                decoder = subject.decoder(PairedRunner(a, b, comparison))
+                pair = PairedRunner(a, b, comparison)
+                decoder = subject.decoder(pair)
                 if graph.ar > 1:
                     _read_held_out(decoder, subject.windows)
                 else:
                     _continue_greedily(decoder, subject.windows[0])
+            found = {"graph": name, "first": first, "second": other, "tensors": pair.tensors.ratios()}
+            precision["runtimes"].append(found)
             yield from _compared(f"{name} on {other} against {first}", comparison, graph.ar)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from llmconv import (
     insert,
     write_onnx,
 )
+from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.parts import BundleStore, read_encodings
 from llmconv.lowering.weight_file import WeightFile, pack_int4, unpack_int4
 
@@ -92,6 +94,30 @@ def test_weight_is_written_once(tmp_path: Path) -> None:
         file.place("w4")
         file.place("w8")
     assert (tmp_path / "w.data").read_bytes() == (tmp_path / "once.data").read_bytes()
+
+
+def test_rounding_is_that_of_the_weights_as_they_are_read_back(tmp_path: Path) -> None:
+    with WeightFile(tmp_path / "w.data", weights(), ENCODINGS) as file:
+        for name in SHAPES:
+            file.place(name)
+    assert set(file.rounding) == set(ENCODINGS)
+    for name, encoding in ENCODINGS.items():
+        exact = weights().read(name)
+        noise = float((encoding.fake_quantize(exact) - exact).square().sum())
+        assert file.rounding[name] == pytest.approx((float(exact.square().sum()), noise))
+
+
+def test_rounding_outlives_an_interruption(tmp_path: Path) -> None:
+    with PartFiles(tmp_path, weights()) as files:
+        files.open(0, 1, ENCODINGS).place("w4")
+        written = json.loads(json.dumps(files.written(0)[1]))
+        figures = files.figures()
+    with PartFiles(tmp_path, weights()) as files:
+        files.restore(0, 1, written)
+        assert files.figures() == figures
+    assert figures["w4"]["bits"] == 4
+    assert figures["w4"]["bytes"] == 3 * 3 + 3 * 4
+    assert 5 < figures["w4"]["sqnr"] < 40
 
 
 def test_rows_of_4_bits_must_end_at_a_byte(tmp_path: Path) -> None:

@@ -33,11 +33,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """A compiled graph."""
+    """A compiled graph.
+
+    Attributes:
+        spill_fill: bytes of memory for what does not fit the NPU's own; None in binaries that do not say.
+    """
 
     name: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    spill_fill: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,10 @@ def read_info(path: Path) -> BinaryInfo:
 def from_dict(info: dict[str, Any]) -> BinaryInfo:
     """What `qnn_system.read` returns, typed."""
     graphs = tuple(
-        GraphInfo(g["name"], *(tuple(_tensor(t) for t in g[side]) for side in ("inputs", "outputs")))
-        for g in info["graphs"]
+        GraphInfo(g["name"], _tensors(g["inputs"]), _tensors(g["outputs"]), g["spill_fill"]) for g in info["graphs"]
     )
     return BinaryInfo(graphs, info["build_id"], info["soc_model"])
 
 
-def _tensor(item: dict[str, Any]) -> TensorInfo:
-    return TensorInfo(**{**item, "shape": tuple(item["shape"])})
+def _tensors(items: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(**{**item, "shape": tuple(item["shape"])}) for item in items)

@@ -80,6 +80,12 @@ class _GraphBody(Structure):
     ]
 
 
+class _HtpGraph(Structure):
+    """What the HTP adds to a graph, version 1, as far as it is needed here."""
+
+    _fields_ = [("version", c_uint32), ("spill_fill", c_uint64), ("vtcm", c_uint32)]
+
+
 class _Graph(Structure):
     _fields_ = [("version", c_uint32), ("body", _GraphBody)]
 
@@ -201,7 +207,16 @@ def _graph(graph: _Graph) -> dict[str, Any]:
         "name": _text(body.name),
         "inputs": [_tensor(body.inputs[i]) for i in range(body.input_count)],
         "outputs": [_tensor(body.outputs[i]) for i in range(body.output_count)],
+        "spill_fill": _spill_fill(graph),
     }
+
+
+def _spill_fill(graph: _Graph) -> int | None:
+    body = graph.body
+    if graph.version != 3 or not body.blob or body.blob_size < ctypes.sizeof(_HtpGraph):
+        return None
+    found = ctypes.cast(body.blob, POINTER(_HtpGraph)).contents
+    return int(found.spill_fill) if found.version == 1 else None
 
 
 def _tensor(tensor: _Tensor) -> dict[str, Any]:

@@ -23,10 +23,16 @@ def _prove(bundle: Bundle, entry: dict[str, Any]) -> list[Check]:
     for graph in bundle.graphs.values():
         part = graph.parts[entry["part"]]
         expected |= {f"{part.label} {t.name}": _as_read(t) for t in (*part.inputs, *part.outputs)}
-    found = {f"{g.name} {t.name}": t for g in read_info(file).graphs for t in (*g.inputs, *g.outputs)}
+    graphs = read_info(file).graphs
+    found = {f"{g.name} {t.name}": t for g in graphs for t in (*g.inputs, *g.outputs)}
     wrong = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]
     measured = f"{len(found)} tensors equal" if not wrong else f"{len(wrong)} differ, first {wrong[0]}"
     checks = [Check(5, f"{file.name}: graphs and I/O, read back", measured, "equal the manifest", not wrong)]
+    spilled = {g.name: g.spill_fill for g in graphs if g.spill_fill is not None}
+    if spilled:
+        most = max(spilled, key=lambda name: spilled[name])
+        name = f"{file.name}: spill-fill buffer of {most}, the largest"
+        checks.append(Check(5, name, f"{spilled[most] / 1e6:.2f} MB"))
     weights = bundle.path(f"{ONNX_FOLDER}/{file.stem}.data").stat().st_size
     if weights > SIZE_MATTERS:
         ratio = file.stat().st_size / weights

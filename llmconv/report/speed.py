@@ -1,0 +1,60 @@
+"""What a token takes: measured on a device where it was, and the bound that memory sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llmconv.bundle.bundle import Bundle
+from llmconv.report.figures import Table, amount
+
+COLUMNS = (
+    "Target Model",
+    "Graph",
+    "Device",
+    "Chipset",
+    "Target Runtime",
+    "Inference Time",
+    "Peak Memory Range",
+    "Precision",
+    "Primary Compute Unit",
+    "Job",
+)  # those of published model cards, the graph and the job
+
+
+def speed(bundle: Bundle) -> Iterator[Table]:
+    """Measured latency, if any, and the estimate."""
+    profile = bundle.report.get("profile") or {}
+    rows: list[dict[str, Any]] = profile.get("rows", []) if isinstance(profile, dict) else profile
+    if rows:
+        shown = [c for c in COLUMNS if any(row.get(c) for row in rows)]
+        cells = tuple(tuple(str(row.get(column, "")) for column in shown) for row in rows)
+        source = profile.get("source", "") if isinstance(profile, dict) else ""
+        note = f"{source[:1].upper()}{source[1:]}. " if source else ""
+        note += "One run of each graph of each part; a token takes those of all parts of its graph."
+        yield Table("Latency on a device", tuple(shown), cells, "measured", len(shown), note)
+    yield _estimate(bundle)
+
+
+def _estimate(bundle: Bundle) -> Table:
+    target, parts = bundle.manifest["target"], bundle.report.get("parts", [])
+    bandwidth = target["bandwidth"]
+    read = [(str(part["number"] + 1), part["bytes_a_token"]) for part in parts]
+    read.append(("all", sum(count for _, count in read)))
+    rows = tuple((name, amount(count), _seconds(count, bandwidth)) for name, count in read if parts)
+    note = (
+        "Time = bytes read for a token ÷ bandwidth of the memory. Bytes: every weight but embedding tables, and the "
+        "keys and values that go in and out of the smallest graph, once. "
+    )
+    if bandwidth is None:
+        note += f"No bandwidth is at hand for {target['name']}, so no time is given."
+    else:
+        note += f"Bandwidth: {bandwidth / 1e9:g} GB/s of {target['name']}. No device was asked; it cannot be faster."
+    return Table("The bound that memory sets to writing a token", ("part", "bytes", "time"), rows, "estimate", 1, note)
+
+
+def _seconds(count: int, bandwidth: float | None) -> str:
+    if bandwidth is None:
+        return "unknown"
+    milliseconds = count / bandwidth * 1e3
+    return f"≥ {milliseconds:.3f} ms" if milliseconds < 1 else f"≥ {milliseconds:.1f} ms"

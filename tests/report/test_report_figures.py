@@ -1,0 +1,104 @@
+"""Figures by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmconv import Bundle
+from llmconv.decoding.noise import decibels
+from llmconv.planning.quantities import size
+from llmconv.report.contents import sections
+from llmconv.report.figures import Table, amount
+from llmconv.report.picture import plot_of
+from llmconv.report.precision import Series, series
+
+
+@pytest.fixture
+def tables(tiny_bundle: Bundle) -> dict[str, Table]:
+    return {table.caption: table for section in sections(tiny_bundle) for table in section.tables}
+
+
+def test_attention_of_one_head_and_of_four(tables: dict[str, Table]) -> None:
+    found = tables["The largest intermediate of attention"]
+    assert found.basis == "computed"
+    assert found.rows[0] == ("prompt", "16", amount(4 * 32 * 128 * 2), amount(32 * 128 * 2), "1/4")
+    assert found.rows[1] == ("token", "16", amount(4 * 128 * 2), amount(128 * 2), "1/4")
+
+
+def test_weights_by_bits_are_all_weights(tiny_bundle: Bundle, tables: dict[str, Table]) -> None:
+    rows = tables["Weights by bit width"].rows
+    assert [row[:2] for row in rows] == [("int4", "28"), ("int8", "1"), ("uint16", "10")]
+    weights = tiny_bundle.report["weights"].values()
+    assert sum(w["bytes"] for w in weights) == sum(p["weight_bytes"] for p in tiny_bundle.report["parts"])
+
+
+def test_bound_of_a_token_follows_its_formula(tiny_bundle: Bundle, tables: dict[str, Table]) -> None:
+    found = tables["The bound that memory sets to writing a token"]
+    assert found.basis == "estimate"
+    parts = tiny_bundle.report["parts"]
+    count = sum(p["weight_bytes"] - p["table_bytes"] + min(g["cache_bytes"] for g in p["graphs"]) for p in parts)
+    assert found.rows[-1] == ("all", size(count), f"≥ {count / 67.2e9 * 1e3:.3f} ms")
+
+
+def test_target_without_a_bandwidth_gets_no_time(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = {**tiny_bundle.manifest["target"], "bandwidth": None, "name": "Other"}
+    monkeypatch.setitem(tiny_bundle.manifest, "target", target)
+    (speed,) = next(s for s in sections(tiny_bundle) if s.key == "speed").tables
+    assert {row[2] for row in speed.rows} == {"unknown"}
+    assert "No bandwidth is at hand for Other" in speed.note
+
+
+def test_precision_is_what_the_proof_and_the_conversion_measured(tiny_bundle: Bundle) -> None:
+    found = {s.title: s for s in series(tiny_bundle)}
+    assert set(found) == {"weights", "activations", "qnn against onnxruntime, prompt", "qnn against onnxruntime, token"}
+    weights = found["weights"].finite
+    assert all(10 < db < 30 for name, db in weights.items() if "_proj." in name)  # 4 bits
+    assert weights["lm_head.weight"] > 35  # 8 bits
+    pair = found["qnn against onnxruntime, prompt"]
+    assert pair.layers["hidden_state_1"] == 0  # of 2 parts of 1 and 3 layers
+    assert pair.kinds["past_key_2_out"] == "new keys"
+    (checked,) = (c for c in tiny_bundle.report["proof"] if c["name"] == "prompt on qnn against onnxruntime, logits")
+    assert f"{pair.finite['logits']:.1f} dB" == checked["measured"]
+
+
+def test_heads_are_one_tensor(tiny_bundle: Bundle) -> None:
+    names = tiny_bundle.report["precision"]["activations"]
+    assert "layers.2.self_attn.q_proj" in names
+    assert not [name for name in names if ".h0" in name]
+
+
+def test_plot_keeps_every_dot_inside_and_draws_the_worst_last() -> None:
+    values: dict[str, float | None] = {f"layers.{i}.x": 20.0 + i for i in range(32)}
+    values |= {"embed": 80.0, "moved": None, "norm": 33.0}
+    layers = {f"layers.{i}.x": i for i in range(32)}
+    made = Series("t", values, layers, dict.fromkeys(values, "x"), "")
+    plot = plot_of(made, 32)
+    assert len(plot.dots) == 34
+    assert all(34 < dot.x < 332 and 10 <= dot.y <= 144 for dot in plot.dots)
+    assert [dot.name for dot in plot.dots if dot.worst] == [plot.dots[-1].name] == ["layers.0.x"]
+    assert plot.worst == "layers.0.x, 20.0 dB"
+    assert len(plot.columns) == 8
+    alone = plot_of(replace(made, values={"norm": 30.0}), 1)
+    assert len(alone.dots) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (2048, "2.0 kB"), (123_456, "0.12 MB"), (3.64e9, "3.64 GB")]
+)
+def test_amounts(count: float, text: str) -> None:
+    assert amount(count) == text
+
+
+def test_decibels() -> None:
+    assert decibels(100.0, 1.0) == pytest.approx(20.0)
+    assert decibels(1.0, 0.0) is None
+    assert decibels(0.0, 1.0) is None
+
+
+def test_every_row_is_as_wide_as_its_table(tables: dict[str, Any]) -> None:
+    assert len(tables) > 10
+    for table in tables.values():
+        assert {len(row) for row in table.rows} == {len(table.columns)}
