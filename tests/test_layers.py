@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmconv.graph",),
     ("llmconv.decoding",),
     ("llmconv.quantization", "llmconv.passes", "llmconv.lowering", "llmconv.bundle"),
-    ("llmconv.checks", "llmconv.testing", "llmconv.chat"),
+    ("llmconv.checks", "llmconv.testing", "llmconv.chat", "llmconv.graph_specs"),
     ("llmconv.backend",),
     ("llmconv.prepare",),
     ("llmconv.bundle_graphs",),
