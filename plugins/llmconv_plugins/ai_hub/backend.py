@@ -23,7 +23,7 @@ class AiHubBackend(Backend):
     Attributes:
         device: AI Hub's name of the device to compile for and measure on; by default one with the target's chipset.
         package: what is uploaded: "aimet", float ONNX on the quantization grid with AIMET's encodings; or "qdq", the
-            lowered ONNX files with packed weights, an eighth of the bytes, which nobody has confirmed yet.
+            lowered ONNX files with packed weights, half the bytes to send, which nobody has confirmed yet.
         twins: whether each graph is also linked by itself, for the HTP simulator of this machine: "auto" for models of
             at most 100 MB of weights.
         profile: whether the device measures each graph of each part.

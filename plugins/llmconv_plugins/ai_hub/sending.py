@@ -57,7 +57,7 @@ class Sending:
                 self.patience.say(f"{slot}: packing")
                 write(file)
                 self.patience.say(f"{slot}: {file.stat().st_size / 1e6:.1f} MB to {store.word} {entry.id}")
-                self.patience.persist(slot, lambda: store.send(entry.id, file))
+                self._send(store, entry, file)
             finally:
                 file.unlink(missing_ok=True)
             self.ledger.update(entry, complete=True)
@@ -109,6 +109,18 @@ class Sending:
             except MissingError:
                 self.patience.say(f"{slot}: AI Hub no longer has {store.word} {entry.id}; uploading again")
                 self.ledger.drop(entry)
+
+    def _send(self, store: Store, entry: Entry, file: Path) -> None:
+        """Send a file; where only the answer was lost, it is not sent again."""
+        may_be_there = False
+
+        def attempt() -> None:
+            nonlocal may_be_there
+            if not (may_be_there and store.is_uploaded(entry.id)):
+                may_be_there = True
+                store.send(entry.id, file)
+
+        self.patience.persist(entry.slot, attempt)
 
     def _submitted(self, slot: str, key: str, make: Callable[[str], pb.Job]) -> Entry:
         return self._sent(

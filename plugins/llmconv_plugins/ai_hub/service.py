@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import qai_hub
 import requests
+from botocore.exceptions import BotoCoreError, ClientError
 from google.protobuf.message import DecodeError
 from qai_hub import api_utils
 from qai_hub import public_api_pb2 as pb
@@ -210,6 +211,8 @@ class Service:
         except requests.RequestException as error:
             words = next((words for kind, words in _WORDS if isinstance(error, kind)), "a broken answer")
             raise UnavailableError(f"{words} ({self._host})") from error
+        except (BotoCoreError, ClientError) as error:  # of transfers; a new try gets new credentials
+            raise UnavailableError(f"a transfer broke off, {type(error).__name__} ({self._host})") from error
         except DecodeError as error:
             raise UnavailableError(f"an answer that is cut short or not AI Hub's ({self._host})") from error
         except (rest.APIException, qai_hub.client.Error) as error:
