@@ -10,6 +10,7 @@ from .bundle.bundle import TensorSpec as TensorSpec
 from .bundle.runtime import GraphRuntime as GraphRuntime
 from .bundle.runtime import PartsRunner as PartsRunner
 from .bundle.runtime import Runtime as Runtime
+from .bundle.runtime import dequantize as dequantize
 from .bundle_graphs import quantized_graphs as quantized_graphs
 from .chat.chat import Answer as Answer
 from .chat.chat import Chat as Chat
@@ -28,6 +29,7 @@ from .decoding.decoder import Arrays as Arrays
 from .decoding.decoder import ContextFullError as ContextFullError
 from .decoding.decoder import Decoder as Decoder
 from .decoding.decoder import Runner as Runner
+from .decoding.decoder import reach as reach
 from .decoding.dialog import Dialog as Dialog
 from .decoding.evaluate import TorchRunner as TorchRunner
 from .decoding.evaluate import evaluate as evaluate
@@ -79,6 +81,7 @@ from .graph.sizes import part_sizes as part_sizes
 from .graph.sizes import weight_bytes as weight_bytes
 from .graph.sizes import widths_of as widths_of
 from .graph.trace import trace as trace
+from .graph_specs import graph_spec as graph_spec
 from .hookspecs import hookimpl as hookimpl
 from .identity import code_identity as code_identity
 from .lowering.lower import Lowering as Lowering
@@ -98,6 +101,7 @@ from .passes.manager import PassReport as PassReport
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
 from .plugins import Registry as Registry
+from .prepare import spread_ids as spread_ids
 from .proof.proof import prove as prove
 from .quantization.calibration import CALIBRATION as CALIBRATION
 from .quantization.calibration import MOVEMENT as MOVEMENT

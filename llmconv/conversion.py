@@ -17,9 +17,6 @@ from llmconv.bundle.bundle import (
     MANIFEST,
     SOURCE,
     Bundle,
-    GraphSpec,
-    PartSpec,
-    TensorSpec,
     check_output,
     graph_to_dict,
     list_files,
@@ -30,8 +27,9 @@ from llmconv.errors import RecipeError
 from llmconv.files import digest, write_json
 from llmconv.graph.attention import score_bytes
 from llmconv.graph.edit import collector_spared
-from llmconv.graph.model import Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of, value_of
+from llmconv.graph.model import Model
 from llmconv.graph.sizes import part_sizes, widths_of
+from llmconv.graph_specs import graph_spec
 from llmconv.identity import checkpoint_identity, code_identity
 from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.parts import ONNX_FOLDER
@@ -145,7 +143,7 @@ def _manifest(
     result: BuildResult,
 ) -> dict[str, Any]:
     recipe = checked.recipe
-    graphs = [_graph_spec(model, graph) for graph in model.graphs.values()]
+    graphs = [graph_spec(model, graph) for graph in model.graphs.values()]
     return {
         "format": FORMAT,
         "recipe": recipe.model_copy(update={"output": OutputSection()}).to_dict(),
@@ -164,33 +162,6 @@ def _manifest(
             for b in result.binaries
         ],
     }
-
-
-def _graph_spec(model: Model, graph: Graph) -> GraphSpec:
-    parts = []
-    for i, part in enumerate(graph.parts):
-        io_in, io_out = io_of(part)
-        sides = [
-            tuple(_tensor_spec(model, name, node, io[name]) for name, node in nodes.items())
-            for nodes, io in ((inputs_of(part), io_in), (outputs_of(part), io_out))
-        ]
-        parts.append(PartSpec(graph.label(i), f"{ONNX_FOLDER}/{graph.label(i)}.onnx", *sides))
-    return GraphSpec(graph.name, graph.ar, graph.context, tuple(parts))
-
-
-def _tensor_spec(model: Model, name: str, node: Any, io: Any) -> TensorSpec:
-    encoding = model.encodings and model.encodings.values.get(name_of(node))
-    dtype = encoding.dtype if encoding else "float32" if value_of(node).is_floating_point() else "int32"
-    return TensorSpec(
-        name,
-        shape_of(node),
-        dtype,
-        io.kind,
-        io.layer,
-        io.head_axis,
-        io.token_axis,
-        encoding.to_dict() if encoding else None,
-    )
 
 
 def _sizes(model: Model, files: PartFiles) -> dict[str, Any]:

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmconv.graph",),
     ("llmconv.decoding",),
     ("llmconv.quantization", "llmconv.passes", "llmconv.lowering", "llmconv.bundle"),
-    ("llmconv.checks", "llmconv.testing", "llmconv.chat"),
+    ("llmconv.checks", "llmconv.testing", "llmconv.chat", "llmconv.graph_specs"),
     ("llmconv.backend",),
     ("llmconv.report",),
     ("llmconv.prepare",),

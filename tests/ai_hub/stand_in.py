@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from qai_hub import public_api_pb2 as pb
+from stand_in_datasets import Datasets, Device, run_package
 
 TOKEN = "secret-of-the-test"
 PART = 1 << 18  # bytes of one PUT
@@ -46,11 +47,13 @@ class StandIn:
     Attributes:
         created, uploaded, submitted: how often, by name.
         held: parts of names of jobs that never end; failing: of jobs that fail.
+        device: what runs a graph of a package.
         delay: seconds before each answer.
     """
 
     folder: Path
     link: Linker
+    device: Device = run_package
     delay: float = 0.0
     models: dict[str, pb.Model] = field(default_factory=dict)
     jobs: dict[str, pb.Job] = field(default_factory=dict)
@@ -62,6 +65,11 @@ class StandIn:
     rules: list[Rule] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
     url: str = ""
+
+    def __post_init__(self) -> None:
+        self.datasets = Datasets(self.folder / "datasets")
+        self.outputs: dict[str, str] = {}  # job -> dataset
+        self.sources: dict[str, dict[str, Path]] = {}  # linked model -> package of each graph
 
     def misbehave(self, method: str, path: str, what: int | str, times: int = 1) -> None:
         """Answer so: a status; "html"; "lost": do it, but lose the answer; "drop": lose the request; "cut"; "short"."""
@@ -99,6 +107,10 @@ class StandIn:
         (self.folder / model_id).mkdir(exist_ok=True, parents=True)
         return self.folder / model_id / "file"
 
+    def stored(self, item: str) -> Path:
+        """The file of a model or a dataset."""
+        return self.datasets.file(item) if item in self.datasets.found else self.file(item)
+
     # jobs
 
     def submit(self, job: pb.Job) -> str:
@@ -135,6 +147,12 @@ class StandIn:
                 self.file(inner.target_model.model_id).write_text(f"{inner.model.model_id} {inner.options}")
             elif kind == "link_job":
                 self.file(inner.target_model.model_id).write_bytes(self._linked(inner))
+            elif inner.HasField("dataset"):
+                label = inner.options.rpartition("context_enable_graphs=")[2]
+                with self.lock:
+                    inputs = self.datasets.read(inner.dataset.dataset_id)
+                    made = self.device(self.sources[inner.model.model_id][label], label, inputs)
+                    self.outputs[inner.inference_job_id] = self.datasets.leave(made)
         except Exception as error:
             inner.failure_reason = str(error)
             inner.job_state = pb.JOB_STATE_FAILED
@@ -155,6 +173,7 @@ class StandIn:
             (package,) = target.iterdir()
             packages.append(package)
             labels.append(options.rpartition("context_enable_graphs=")[2])
+        self.sources[inner.target_model.model_id] = dict(zip(labels, packages, strict=True))
         return self.link(packages, labels)
 
 
@@ -182,6 +201,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.answer("PUT")
 
+    def do_PATCH(self) -> None:
+        self.answer("PATCH")
+
     def answer(self, method: str) -> None:
         time.sleep(self.hub.delay)
         url = urlsplit(self.path)
@@ -202,6 +224,9 @@ class Handler(BaseHTTPRequestHandler):
             _, _, model, piece = url.path.split("/")
             self.hub.file(model).with_name(f"piece_{int(piece):04}").write_bytes(body)
             self.reply(200, b"", "text/plain", ETag=hashlib.md5(body).hexdigest())
+        elif url.path.startswith("/form/"):
+            self.hub.datasets.receive(url.path.split("/")[2], body, self.headers["Content-Type"])
+            self.reply(204, b"", "text/plain")
         elif self.headers.get("Authorization") != f"token {TOKEN}":
             self.reply(401, b"who", "text/plain")
         else:
@@ -226,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
         body = (
             b"what the service logged\n"
             if path.startswith("/logs/")
-            else self.hub.file(path.split("/")[2]).read_bytes()
+            else self.hub.stored(path.split("/")[2]).read_bytes()
         )
         if what == "short":  # the connection ends before the announced length
             self.send_response(200)
@@ -239,6 +264,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, method: str, path: list[str], query: dict[str, str], body: bytes) -> Any:
         hub = self.hub
+        if path[0] == "datasets":
+            with hub.lock:
+                return hub.datasets.route(method, path[1:], query, body, hub.url)
         match (method, path):
             case ("GET", ["devices"]):
                 found = [d for d in DEVICES if query.get("name", "") in ("", d[0])]
@@ -276,6 +304,9 @@ class Handler(BaseHTTPRequestHandler):
                     found.available_artifacts.append(pb.JOB_ARTIFACT_TYPE_HUB_LOG)
                 return found
             case ("GET", ["jobs", job, "result"]):
+                if hub.jobs[job].inference_job.HasField("dataset"):
+                    result = pb.InferenceJobResult(inference_job_id=job, output_dataset_id=hub.outputs[job])
+                    return pb.JobResult(inference_job_result=result)
                 return pb.JobResult(inference_job_result=measured(job))
             case ("GET", ["jobs", job, "device_runs", "latest", "artifact_list", _]):
                 file = pb.NamedArtifactDownloadURL(url=f"{hub.url}/logs/{job}", filename=f"{job}.log")

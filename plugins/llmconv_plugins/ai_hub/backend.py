@@ -23,10 +23,11 @@ class AiHubBackend(Backend):
     Attributes:
         device: AI Hub's name of the device to compile for and measure on; by default one with the target's chipset.
         package: what is uploaded: "aimet", float ONNX on the quantization grid with AIMET's encodings; or "qdq", the
-            lowered ONNX files with packed weights, an eighth of the bytes, which nobody has confirmed yet.
+            lowered ONNX files with packed weights, half the bytes to send, which nobody has confirmed yet.
         twins: whether each graph is also linked by itself, for the HTP simulator of this machine: "auto" for models of
             at most 100 MB of weights.
         profile: whether the device measures each graph of each part.
+        inference: whether the device runs each graph of each part on real inputs, beside ONNX Runtime.
         uploads: packages sent at once at most.
         jobs: jobs at the service at once at most.
         patience: seconds to go on while the service does not answer.
@@ -39,6 +40,7 @@ class AiHubBackend(Backend):
     package: Literal["aimet", "qdq"] = "aimet"
     twins: Literal["auto", "always", "never"] = "auto"
     profile: bool = False
+    inference: bool = False
     uploads: int = 2
     jobs: int = 16
     patience: int = 3600

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import queue
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llmconv import BuildJob, BuildResult
 from llmconv_plugins.ai_hub.account import find_device
 from llmconv_plugins.ai_hub.backend import AiHubBackend
 from llmconv_plugins.ai_hub.flow import Flow
+from llmconv_plugins.ai_hub.inference import Inference
 from llmconv_plugins.ai_hub.ledger import Ledger
 from llmconv_plugins.ai_hub.package import packaging
 from llmconv_plugins.ai_hub.patience import Patience, StoppedError
@@ -44,26 +47,40 @@ def build(backend: AiHubBackend, job: BuildJob) -> BuildResult:
     device = patience.persist("devices", lambda: find_device(service, backend.device, job.chipset))
     limits = threading.Semaphore(backend.uploads), threading.Semaphore(backend.jobs)
     sending = Sending(service, Ledger(job.steps), patience, job.folder, *limits)
-    flow = Flow(job, sending, device, packaging(backend.package), backend.profile)
+    flow = Flow(job, sending, device, packaging(backend.package), backend.profile or backend.inference)
+    with tempfile.TemporaryDirectory(prefix=".reference-", dir=job.folder, ignore_cleanup_errors=True) as folder:
+        _send_all(backend, flow, Inference(flow, Path(folder)), result, messages)
+    result.versions |= {"qai-hub": version("qai-hub"), **flow.versions}
+    return result
+
+
+def _send_all(
+    backend: AiHubBackend, flow: Flow, inference: Inference, result: BuildResult, messages: queue.SimpleQueue[str]
+) -> None:
+    """Every upload and job, side by side; what came of them goes into the result."""
+    job, sending = flow.job, flow.sending
     binaries = list(planned_binaries(job, backend.twins))
     flow.claim(binaries)
+    inference.claim(binaries)
     compiled = {label: in_background(flow.compiled, label) for label in flow.wanted(binaries)}
     linked = {b.file: in_background(flow.linked, b, compiled) for b in binaries}
-    measured = [in_background(flow.measured, b, i, linked[b.file]) for b in binaries for i in flow.to_measure(b)]
+    runs = [(b, i, linked[b.file]) for b in binaries for i in flow.to_measure(b)]
+    measured = [in_background(flow.measured, *run) for run in runs if backend.profile]
+    compared = [in_background(inference.compared, *run) for run in runs if backend.inference]
     try:
-        _watch([*compiled.values(), *linked.values(), *measured], messages, job, sending.closed)
+        _watch([*compiled.values(), *linked.values(), *measured, *compared], messages, job, sending.closed)
     except BaseException as error:
-        patience.stop.set()
+        sending.patience.stop.set()
         if isinstance(error, KeyboardInterrupt):
             error.add_note(HOW_TO_GO_ON)
         sending.remove_packages()
         raise
     result.binaries = [linked[b.file].result()[0] for b in binaries]
-    result.versions |= {"qai-hub": version("qai-hub"), **flow.versions}
     result.report["genie"] = write_genie_files(job, [b.file for b in result.binaries if not b.simulator])
     if measured:
-        result.report["profile"] = profile_report(device, job, [future.result() for future in measured])
-    return result
+        result.report["profile"] = profile_report(flow.device, job, [future.result() for future in measured])
+    if compared:
+        result.report["inference"] = [future.result() for future in compared]
 
 
 def _watch(

@@ -18,6 +18,7 @@ from llmconv_plugins.ai_hub.package import Packaging
 from llmconv_plugins.ai_hub.profile import PROFILE_OPTIONS, Measured
 from llmconv_plugins.ai_hub.sending import Sending
 from llmconv_plugins.ai_hub.service import MissingError
+from llmconv_plugins.ai_hub.stores import Models
 from llmconv_plugins.qnn.context_binary import read_info
 from llmconv_plugins.qnn.layout import PlannedBinary
 
@@ -31,14 +32,16 @@ class Flow:
     """What becomes of graphs and binaries; methods run in threads of their own.
 
     Attributes:
+        measuring: whether the device runs what is linked.
         versions: QNN's, as the binaries have it.
+        contents: label -> key of what its package holds.
     """
 
     job: BuildJob
     sending: Sending
     device: HubDevice
     packaging: Packaging
-    profiling: bool
+    measuring: bool
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,18 +49,18 @@ class Flow:
             graph.label(i): (graph, i) for graph in self.job.model.graphs.values() for i in range(len(graph.parts))
         }
         self._kept: dict[str, Any] = {}  # file -> figures
-        self._contents = {label: self.packaging.key(self.job, *place) for label, place in self._graphs.items()}
+        self.contents = {label: self.packaging.key(self.job, *place) for label, place in self._graphs.items()}
 
     def claim(self, binaries: Iterable[PlannedBinary]) -> None:
         """Keep what the ledger knows of these, whether or not this run asks for it."""
         known = [(f"upload {label}", self._upload_key(label)) for label in self._graphs]
         known += [(f"compile {label}", self._compile_key(label)) for label in self._graphs]
         for binary in binaries:
-            known.append((_link_slot(binary), self._link_key(binary)))
+            known.append((_link_slot(binary), self.link_key(binary)))
             if not binary.simulator:
                 known += [(f"profile {label}", self._profile_key(binary, label)) for label in binary.labels]
             if self.job.steps is not None:
-                self._kept[binary.file] = self.job.steps.finished(binary.file, self._link_key(binary))
+                self._kept[binary.file] = self.job.steps.finished(binary.file, self.link_key(binary))
         for slot, key in known:
             self.sending.ledger.entry(slot, key)
 
@@ -74,7 +77,7 @@ class Flow:
 
         def make(name: str) -> pb.Job:
             source = pb.Model(model_id=model or self._uploaded(label))
-            devices = pb.DeviceList(devices=[self._device()], total_query_count=1)
+            devices = pb.DeviceList(devices=[self.device_message()], total_query_count=1)
             options = self.packaging.compile_options(label)
             return pb.Job(compile_job=pb.CompileJob(model=source, name=name, devices=devices, options=options))
 
@@ -82,7 +85,7 @@ class Flow:
 
     def linked(self, binary: PlannedBinary, compiled: Mapping[str, Future[Entry]]) -> Linked:
         """Link a binary and bring it here; what an earlier run brought is kept."""
-        slot, key = _link_slot(binary), self._link_key(binary)
+        slot, key = _link_slot(binary), self.link_key(binary)
         entry = self.sending.ledger.entry(slot, key)
         if self._needs_link(binary):
             sources = [compiled[label].result() for label in binary.labels]
@@ -90,7 +93,7 @@ class Flow:
             def make(name: str) -> pb.Job:
                 models = [pb.Model(model_id=source.target) for source in sources]
                 listed = pb.ModelList(models=models, total_query_count=len(models))
-                return pb.Job(link_job=pb.LinkJob(models=listed, device=self._device(), name=name))
+                return pb.Job(link_job=pb.LinkJob(models=listed, device=self.device_message(), name=name))
 
             entry = self.sending.run(slot, key, make)
         kept = self._kept.get(binary.file)
@@ -103,7 +106,7 @@ class Flow:
 
     def to_measure(self, binary: PlannedBinary) -> Sequence[int]:
         """The graphs of a binary that the device is to run."""
-        return range(len(binary.labels)) if self.profiling and not binary.simulator else ()
+        return range(len(binary.labels)) if self.measuring and not binary.simulator else ()
 
     def measured(self, binary: PlannedBinary, index: int, linked: Future[Linked]) -> Measured:
         """Let the device run one graph of a linked binary."""
@@ -112,7 +115,7 @@ class Flow:
         options = f"{PROFILE_OPTIONS} --qnn_options context_enable_graphs={label}"
 
         def make(name: str) -> pb.Job:
-            source, device = pb.Model(model_id=model), self._device()
+            source, device = pb.Model(model_id=model), self.device_message()
             inner = pb.InferenceJob(model=source, device=device, name=name, options=options, is_profiling_on=True)
             return pb.Job(inference_job=inner)
 
@@ -125,9 +128,9 @@ class Flow:
 
     def _uploaded(self, label: str) -> str:
         return self.sending.upload(
+            Models(self.sending.service, self.packaging.model_type),
             label,
             self._upload_key(label),
-            self.packaging.model_type,
             lambda file: self.packaging.write(self.job, *self._graphs[label], file),
         )
 
@@ -174,24 +177,26 @@ class Flow:
         return info.build_id
 
     def _needs_link(self, binary: PlannedBinary) -> bool:
-        entry = self.sending.ledger.entry(_link_slot(binary), self._link_key(binary))
+        entry = self.sending.ledger.entry(_link_slot(binary), self.link_key(binary))
         linked = entry is not None and entry.complete
         return not linked and (self._kept.get(binary.file) is None or bool(self.to_measure(binary)))
 
     def _upload_key(self, label: str) -> str:
-        return key_of(service=self.sending.service.url, content=self._contents[label], type=self.packaging.model_type)
+        return key_of(service=self.sending.service.url, content=self.contents[label], type=self.packaging.model_type)
 
     def _compile_key(self, label: str) -> str:
         options = self.packaging.compile_options(label)
         return key_of(upload=self._upload_key(label), options=options, device=self.device.name)
 
-    def _link_key(self, binary: PlannedBinary) -> str:
+    def link_key(self, binary: PlannedBinary) -> str:
+        """Of the job that links a binary."""
         return key_of(compiled=[self._compile_key(label) for label in binary.labels])
 
     def _profile_key(self, binary: PlannedBinary, label: str) -> str:
-        return key_of(linked=self._link_key(binary), graph=label, options=PROFILE_OPTIONS)
+        return key_of(linked=self.link_key(binary), graph=label, options=PROFILE_OPTIONS)
 
-    def _device(self) -> pb.Device:
+    def device_message(self) -> pb.Device:
+        """The device, as jobs name it."""
         return pb.Device(name=self.device.name, os=self.device.os, attributes=self.device.attributes)
 
 

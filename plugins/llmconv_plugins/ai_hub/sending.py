@@ -14,6 +14,7 @@ from llmconv import BackendError
 from llmconv_plugins.ai_hub.ledger import Entry, Ledger
 from llmconv_plugins.ai_hub.patience import Patience, StoppedError
 from llmconv_plugins.ai_hub.service import FAILED, JobStatus, MissingError, Service, UnavailableError
+from llmconv_plugins.ai_hub.stores import Store
 
 POLL_SECONDS = 10.0  # between two looks at a job; the client's own pace
 PACKED = ".to_send_"  # what names of packages begin with
@@ -38,25 +39,25 @@ class Sending:
     jobs: threading.Semaphore
     closed: threading.Event = field(default_factory=threading.Event)
 
-    def upload(self, label: str, key: str, model_type: pb.ModelType.ValueType, write: Callable[[Path], object]) -> str:
-        """Id of the model that holds a package; uploads it unless the service has it, whole.
+    def upload(self, store: Store, label: str, key: str, write: Callable[[Path], object]) -> str:
+        """Id of the model or dataset that holds a file; uploads it unless the service has it, whole.
 
         Args:
             key: of the content.
-            write: the package, a zip.
+            write: the file.
         """
         slot = f"upload {label}"
         with self.uploads:
-            entry, whole = self._announced(slot, key, model_type)
+            entry, whole = self._announced(store, slot, key)
             if whole:
                 self.ledger.update(entry, complete=True)
                 return entry.id
-            file = self.folder / f"{PACKED}{label}.zip"
+            file = self.folder / f"{PACKED}{label}{store.suffix}"
             try:
                 self.patience.say(f"{slot}: packing")
                 write(file)
-                self.patience.say(f"{slot}: {file.stat().st_size / 1e6:.1f} MB to model {entry.id}")
-                self.patience.persist(slot, lambda: self.service.upload(entry.id, file))
+                self.patience.say(f"{slot}: {file.stat().st_size / 1e6:.1f} MB to {store.word} {entry.id}")
+                self._send(store, entry, file)
             finally:
                 file.unlink(missing_ok=True)
             self.ledger.update(entry, complete=True)
@@ -94,20 +95,32 @@ class Sending:
                     raise self._failure(entry, status)
                 return self.ledger.update(entry, complete=True, target=status.target, seconds=status.seconds)
 
-    def _announced(self, slot: str, key: str, model_type: pb.ModelType.ValueType) -> tuple[Entry, bool]:
-        """The entry of a model that the service knows of, and whether its file is there, whole."""
+    def _announced(self, store: Store, slot: str, key: str) -> tuple[Entry, bool]:
+        """The entry of something that the service knows of, and whether its file is there, whole."""
         while True:
             entry = self._sent(
                 slot,
                 key,
-                lambda e: self.service.find_model(e.name, e.since),
-                lambda e: self.service.create_model(e.name, model_type),
+                lambda e: store.find(e.name, e.since),
+                lambda e: store.create(e.name),
             )
             try:
-                return entry, self.patience.persist(slot, partial(self.service.is_uploaded, entry.id))
+                return entry, self.patience.persist(slot, partial(store.is_uploaded, entry.id))
             except MissingError:
-                self.patience.say(f"{slot}: AI Hub no longer has model {entry.id}; uploading again")
+                self.patience.say(f"{slot}: AI Hub no longer has {store.word} {entry.id}; uploading again")
                 self.ledger.drop(entry)
+
+    def _send(self, store: Store, entry: Entry, file: Path) -> None:
+        """Send a file; where only the answer was lost, it is not sent again."""
+        may_be_there = False
+
+        def attempt() -> None:
+            nonlocal may_be_there
+            if not (may_be_there and store.is_uploaded(entry.id)):
+                may_be_there = True
+                store.send(entry.id, file)
+
+        self.patience.persist(entry.slot, attempt)
 
     def _submitted(self, slot: str, key: str, make: Callable[[str], pb.Job]) -> Entry:
         return self._sent(

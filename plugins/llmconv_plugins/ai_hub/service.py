@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import qai_hub
 import requests
+from botocore.exceptions import BotoCoreError, ClientError
 from google.protobuf.message import DecodeError
 from qai_hub import api_utils
 from qai_hub import public_api_pb2 as pb
@@ -73,30 +74,30 @@ class Service:
     """
 
     def __init__(self) -> None:
-        self._config = api_utils.load_default_api_config()
-        self._config.verbose = False
-        self._client = qai_hub.Client(config=self._config)
-        self._host = urlsplit(self._config.api_url).netloc
+        self.config = api_utils.load_default_api_config()
+        self.config.verbose = False
+        self._client = qai_hub.Client(config=self.config)
+        self._host = urlsplit(self.config.api_url).netloc
 
     @property
     def url(self) -> str:
         """Where the service is."""
-        return self._config.api_url
+        return self.config.api_url
 
     def devices(self) -> list[HubDevice]:
         """All devices that the account may use."""
-        with self._answered():
-            found = rest.get_device_list(self._config)
+        with self.answered():
+            found = rest.get_device_list(self.config)
         return [HubDevice(d.name, d.os, tuple(d.attributes)) for d in found.devices]
 
     def create_model(self, name: str, model_type: pb.ModelType.ValueType) -> str:
         """Announce a model that will be uploaded as a zip; returns its id."""
-        return self._post("models", pb.Model(name=name, model_type=model_type, is_directory=True))
+        return self.post("models", pb.Model(name=name, model_type=model_type, is_directory=True))
 
     def upload(self, model_id: str, file: Path) -> None:
         """Send a model's file."""
-        with self._answered():
-            rest.upload_model(self._config, str(file), model_id, verbose=False)
+        with self.answered():
+            rest.upload_model(self.config, str(file), model_id, verbose=False)
 
     def is_uploaded(self, model_id: str) -> bool:
         """Whether a model's file is there, whole.
@@ -104,23 +105,23 @@ class Service:
         Raises:
             MissingError: there is no such model.
         """
-        with self._answered():
-            return bool(rest.get_model(self._config, model_id).file_upload_complete)
+        with self.answered():
+            return bool(rest.get_model(self.config, model_id).file_upload_complete)
 
     def find_model(self, name: str, since: float) -> str | None:
         """Id of the model of that name announced after a time (seconds since 1970), or None."""
-        for model in self._newest(self._models, since):
+        for model in self.newest(self._models, since):
             if model.name == name:
                 return str(model.model_id)
         return None
 
     def submit(self, job: pb.Job) -> str:
         """Submit a job; returns its id."""
-        return self._post("jobs", job, seed_target_model="true")
+        return self.post("jobs", job, seed_target_model="true")
 
     def find_job(self, name: str, since: float) -> str | None:
         """Id of the job of that name, failed ones apart, submitted after a time (seconds since 1970), or None."""
-        for summary in self._newest(self._jobs, since):
+        for summary in self.newest(self._jobs, since):
             if summary.name == name and summary.job_state != pb.JOB_STATE_FAILED:
                 return str(summary.job_id)
         return None
@@ -131,8 +132,8 @@ class Service:
         Raises:
             MissingError: there is no such job.
         """
-        with self._answered():
-            job = rest.get_job(self._config, job_id)
+        with self.answered():
+            job = rest.get_job(self.config, job_id)
             kind = job.WhichOneof("job")
             if kind is None:
                 raise UnavailableError("an answer that says nothing")
@@ -144,12 +145,12 @@ class Service:
 
     def download(self, model_id: str, folder: Path) -> Path:
         """Download a model's file into a folder."""
-        with self._answered():
-            return Path(rest.download_model(self._config, model_id, str(folder), verbose=False))
+        with self.answered():
+            return Path(rest.download_model(self.config, model_id, str(folder), verbose=False))
 
     def profile(self, job_id: str) -> dict[str, Any]:
         """What a finished inference job measured."""
-        with self._answered():
+        with self.answered():
             job = self._client.get_job(job_id)
             if not isinstance(job, qai_hub.client.InferenceJob):
                 raise BackendError(f"AI Hub: job {job_id} is no inference job")
@@ -157,22 +158,23 @@ class Service:
 
     def logs(self, job_id: str, folder: Path) -> list[Path]:
         """Download the logs of a job that has ended."""
-        with self._answered():
+        with self.answered():
             return [Path(file) for file in self._client.get_job(job_id).download_job_logs(str(folder))]
 
     def link(self, job_id: str) -> str:
         """The page of a job."""
-        return f"{self._config.web_url.rstrip('/')}/jobs/{job_id}/"
+        return f"{self.config.web_url.rstrip('/')}/jobs/{job_id}/"
 
-    def _post(self, kind: str, message: Any, **params: str) -> str:
-        project = self._config.default_project
+    def post(self, kind: str, message: Any, **params: str) -> str:
+        """Create something, once; returns its id."""
+        project = self.config.default_project
         path = ("projects", project, kind) if project else (kind,)
-        with self._answered():
-            session = create_session(client_mode=self._config.client_mode)
+        with self.answered():
+            session = create_session(client_mode=self.config.client_mode)
             response = session.post(
-                api_utils.api_url(self._config, *path),
+                api_utils.api_url(self.config, *path),
                 data=message.SerializeToString(),
-                headers=api_utils.auth_header(self._config),
+                headers=api_utils.auth_header(self.config),
                 params=params,
             )
             answer = api_utils.response_as_protobuf(response, pb.CreateUpdateResponse)
@@ -181,21 +183,19 @@ class Service:
         return str(answer.id)
 
     def _models(self, offset: int) -> list[Any]:
-        with self._answered():
-            found = rest.get_model_list(
-                self._config, offset=offset, limit=PAGE, project_id=self._config.default_project
-            )
+        with self.answered():
+            found = rest.get_model_list(self.config, offset=offset, limit=PAGE, project_id=self.config.default_project)
         return list(found.models)
 
     def _jobs(self, offset: int) -> list[Any]:
-        with self._answered():
+        with self.answered():
             found = rest.get_job_summary_list(
-                self._config, offset=offset, limit=PAGE, project_id=self._config.default_project
+                self.config, offset=offset, limit=PAGE, project_id=self.config.default_project
             )
         return [getattr(s, s.WhichOneof("job")) for s in found.job_summaries if s.WhichOneof("job")]
 
-    def _newest(self, page: Callable[[int], list[Any]], since: float) -> Iterator[Any]:
-        """Entries of a list, newest first, back to a time."""
+    def newest(self, page: Callable[[int], list[Any]], since: float) -> Iterator[Any]:
+        """Entries of a list, newest first, back to a time (seconds since 1970)."""
         offset = 0
         while found := page(offset):
             yield from found
@@ -204,13 +204,15 @@ class Service:
             offset += len(found)
 
     @contextmanager
-    def _answered(self) -> Iterator[None]:
+    def answered(self) -> Iterator[None]:
         """Tell a refusal from no answer; no message quotes an address, which may hold a signature."""
         try:
             yield
         except requests.RequestException as error:
             words = next((words for kind, words in _WORDS if isinstance(error, kind)), "a broken answer")
             raise UnavailableError(f"{words} ({self._host})") from error
+        except (BotoCoreError, ClientError) as error:  # of transfers; a new try gets new credentials
+            raise UnavailableError(f"a transfer broke off, {type(error).__name__} ({self._host})") from error
         except DecodeError as error:
             raise UnavailableError(f"an answer that is cut short or not AI Hub's ({self._host})") from error
         except (rest.APIException, qai_hub.client.Error) as error:

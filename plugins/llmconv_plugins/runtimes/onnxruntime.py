@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from llmconv import Arrays, BackendError, Bundle, GraphRuntime, GraphSpec, PartsRunner, Runner
@@ -27,20 +28,28 @@ def _open(bundle: Bundle, graphs: list[GraphSpec]) -> Iterator[list[Runner]]:
 
 
 def _runner(bundle: Bundle, graph: GraphSpec) -> Runner:
+    sessions = [open_session(bundle.path(part.onnx)) for part in graph.parts]
+    return PartsRunner(graph, lambda i, inputs: run_session(sessions[i], inputs))
+
+
+def open_session(file: Path) -> Any:
+    """ONNX Runtime's session over one ONNX file, op by op as the file says.
+
+    Raises:
+        BackendError: it refuses the file.
+    """
     import onnxruntime as ort  # noqa: PLC0415  0.3 s that listing runtimes should not pay
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    sessions: list[Any] = []
-    for part in graph.parts:
-        try:
-            sessions.append(ort.InferenceSession(str(bundle.path(part.onnx)), options, ["CPUExecutionProvider"]))
-        except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
-            raise BackendError(f"{part.onnx}: ONNX Runtime refuses it: {str(error).splitlines()[0]}") from error
+    try:
+        return ort.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
+        raise BackendError(f"{file.name}: ONNX Runtime refuses it: {str(error).splitlines()[0]}") from error
 
-    def run_part(i: int, inputs: Arrays) -> Arrays:
-        names = [o.name for o in sessions[i].get_outputs()]
-        return dict(zip(names, sessions[i].run(names, inputs), strict=True))
 
-    return PartsRunner(graph, run_part)
+def run_session(session: Any, inputs: Arrays) -> Arrays:
+    """A session's outputs by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))

@@ -1,0 +1,70 @@
+"""How far what a device computes is from what ONNX Runtime computes on the same inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv import Arrays, PartSpec, TensorSpec, dequantize
+
+KV, KV_BITS = "keys and values", 8
+_KINDS = {"new_key": KV, "new_value": KV}
+
+
+@dataclass
+class Difference:
+    """Sums over the outputs of one kind.
+
+    Attributes:
+        off: 8-bit elements that are more than one step apart, of `count`.
+    """
+
+    signal: float = 0.0
+    noise: float = 0.0
+    off: int = 0
+    count: int = 0
+
+    @property
+    def sqnr(self) -> str:
+        """10 log10(sum of squares / sum of squared differences)."""
+        if self.noise == 0:
+            return "equal"
+        return f"{10 * np.log10(max(self.signal, np.finfo(float).tiny) / self.noise):.1f} dB"
+
+    def add(self, expected: NDArray[Any], found: NDArray[Any], spec: TensorSpec) -> None:
+        """Compare one output, both of them as floats."""
+        apart = expected.astype(np.float64) - found
+        self.signal += float(np.square(expected.astype(np.float64)).sum())
+        self.noise += float(np.square(apart).sum())
+        if spec.encoding is not None and spec.encoding["bits"] == KV_BITS:
+            self.off += int((np.abs(apart) > 1.5 * spec.encoding["scale"]).sum())  # one step, in floats
+            self.count += apart.size
+
+
+def compare(part: PartSpec, expected: Arrays, found: Arrays) -> dict[str, Any]:
+    """What a report says of one part's outputs.
+
+    Args:
+        found: the device's, integers as the binary has them, or floats where the service has dequantized them.
+
+    Returns:
+        SQNR by kind of output; the share of 8-bit keys and values more than one step off; and the outputs that are
+        not there or of another size.
+    """
+    kinds: dict[str, Difference] = {}
+    missing = []
+    for spec in part.outputs:
+        theirs = found.get(spec.name)
+        if theirs is None or theirs.size != np.prod(spec.shape):
+            missing.append(spec.name)
+            continue
+        whole = theirs if np.issubdtype(theirs.dtype, np.floating) else dequantize(theirs, spec)
+        mine = dequantize(expected[spec.name], spec)
+        kinds.setdefault(_KINDS.get(spec.kind, spec.kind), Difference()).add(mine, whole.reshape(mine.shape), spec)
+    row: dict[str, Any] = {"SQNR": {kind: difference.sqnr for kind, difference in kinds.items()}}
+    counted = kinds.get(KV, Difference())
+    row["KV off"] = f"{counted.off / counted.count:.3%}" if counted.count else "no 8-bit keys or values"
+    return row | ({"Not compared": missing, "Device's outputs": sorted(found)} if missing else {})
