@@ -49,5 +49,5 @@ def test_import_loads_no_torch(module: str) -> None:
 
 def test_errors_are_one_tree() -> None:
     found = [getattr(llmconv, name) for name in stub_names() if name.endswith("Error")]
-    assert len(found) == 12
+    assert len(found) == 11
     assert all(issubclass(error, llmconv.LlmconvError) for error in found)

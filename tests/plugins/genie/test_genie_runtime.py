@@ -56,11 +56,13 @@ def test_ids_are_those_of_the_qnn_runtime(genie: GenieDialog, simulator: Dialog,
 
 def test_second_turn_reads_the_first_and_the_end_of_text_behind_it(genie: GenieDialog, simulator: Dialog) -> None:
     first = list(genie.query(SHORT, 5))
-    second = list(genie.query([5, 6], 6))
+    second = list(genie.query([5, 6], 4))  # the fifth would be a tie
     assert first == expected(simulator, SHORT, 5)
-    assert second == list(simulator.query([EOS, 5, 6], 6))  # by the same graphs: each rounds keys and values its own way
+    assert second == list(
+        simulator.query([EOS, 5, 6], 4)
+    )  # by the same graphs: each rounds keys and values its own way
     assert first == expected(simulator, SHORT, 5)
-    assert second != list(simulator.query([5, 6], 6))
+    assert second != list(simulator.query([5, 6], 4))
     assert genie.length == len(SHORT) + 5 + 1 + 2 + len(second) + 1
 
 
