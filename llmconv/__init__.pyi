@@ -2,6 +2,7 @@ from .backend import Backend as Backend
 from .backend import Binary as Binary
 from .backend import BuildJob as BuildJob
 from .backend import BuildResult as BuildResult
+from .backend import Progress as Progress
 from .backend import Stage as Stage
 from .bundle.bundle import Bundle as Bundle
 from .bundle.bundle import GraphSpec as GraphSpec
@@ -10,6 +11,7 @@ from .bundle.bundle import TensorSpec as TensorSpec
 from .bundle.runtime import GraphRuntime as GraphRuntime
 from .bundle.runtime import PartsRunner as PartsRunner
 from .bundle.runtime import Runtime as Runtime
+from .bundle.runtime import source_of as source_of
 from .checkpoint.pickled import PickleStore as PickleStore
 from .checkpoint.source import ModelConfig as ModelConfig
 from .checkpoint.source import Source as Source
@@ -21,6 +23,7 @@ from .checks import Check as Check
 from .conversion import apply as apply
 from .decoding.decoder import MASKED as MASKED
 from .decoding.decoder import Arrays as Arrays
+from .decoding.decoder import ContextFullError as ContextFullError
 from .decoding.decoder import Decoder as Decoder
 from .decoding.decoder import Runner as Runner
 from .decoding.dialog import Dialog as Dialog
@@ -36,7 +39,10 @@ from .errors import PassError as PassError
 from .errors import PluginError as PluginError
 from .errors import RecipeError as RecipeError
 from .errors import ResourceError as ResourceError
+from .exporter import Exporter as Exporter
+from .exporter import remake as remake
 from .files import digest as digest
+from .files import write_json as write_json
 from .graph.edit import ancestors_of as ancestors_of
 from .graph.edit import copy_node as copy_node
 from .graph.edit import drop_dead as drop_dead

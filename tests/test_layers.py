@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmconv.checks", "llmconv.testing"),
     ("llmconv.backend",),
     ("llmconv.prepare",),
+    ("llmconv.exporter",),
     ("llmconv.proof", "llmconv.planning"),
     ("llmconv.conversion",),
     ("llmconv.cli",),

@@ -6,18 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from llmconv.backend import Backend
-from llmconv.bundle.bundle import EVALUATION, SOURCE, Bundle
+from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.runtime import GraphRuntime, rope_table
 from llmconv.decoding.decoder import Decoder, Runner
 from llmconv.errors import CheckpointError
+from llmconv.exporter import described, remake
 from llmconv.graph.model import Model
-from llmconv.lowering.parts import BundleStore, read_encodings
-from llmconv.passes.manager import PassManager
 from llmconv.plugins import Registry
-from llmconv.prepare import Checked, check, read_windows, spread_ids, trace_graphs
+from llmconv.prepare import Checked, check, read_windows, spread_ids
 from llmconv.recipe.recipe import Recipe
 
 WINDOWS = 32  # of held-out text
@@ -49,14 +47,7 @@ class Subject:
     @cached_property
     def described(self) -> Checked:
         """The recipe over the bundle's own copy of the checkpoint's small files; weights are not to be had from it."""
-        text: Path | None = self.bundle.folder / EVALUATION
-        text = text if text is not None and text.is_file() else None
-        update = {
-            "model": self.recipe.model.model_copy(update={"checkpoint": self.bundle.folder / SOURCE}),
-            "verify": self.recipe.verify.model_copy(update={"text": text}),
-            "calibration": None,
-        }
-        return check(self.recipe.model_copy(update=update), self.registry, calibrated=True)
+        return described(self.bundle, self.registry)
 
     @cached_property
     def checkpoint(self) -> Checked | None:
@@ -88,10 +79,7 @@ class Subject:
     @cached_property
     def quantized(self) -> Model:
         """The recipe's graphs after all passes, over the bundle's encodings and its weights on their grids."""
-        model = trace_graphs(self.described, BundleStore(self.bundle.folder))
-        model.encodings = read_encodings(self.bundle.folder)
-        PassManager(self.described.passes).run(model)
-        return model
+        return remake(self.bundle, self.registry, {})
 
     def decoder(self, runner: Runner) -> Decoder:
         """A decoder over one graph alone."""
