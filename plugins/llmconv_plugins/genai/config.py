@@ -38,7 +38,8 @@ def config_of(
         npu: session options of the stages that are parts.
 
     GenAI pads a prompt to whole windows and counts the padding to the length of the text: hence one window more in
-    `context_length`. It pads with an id that no text has, one beyond the vocabulary. `cache_slack` makes its buffer
+    `context_length`, up to which a caller who counts for himself may set `max_length`; as it stands there, a text
+    ends before the cache does. It pads with an id that no text has, one beyond the vocabulary. `cache_slack` makes its buffer
     as long as the context: on the CPU it is else a window's length. A prompt graph that reads the whole context at
     once has no window: its stages pad.
     """
@@ -89,7 +90,7 @@ def config_of(
             "context_length": length,
             "decoder": decoder,
         },
-        "search": {"do_sample": False, "max_length": length, "past_present_share_buffer": True},
+        "search": {"do_sample": False, "max_length": context, "past_present_share_buffer": True},
     }
 
 

@@ -29,10 +29,13 @@ from llmconv import (
     source_of,
     write_json,
 )
+from llmconv_plugins.genai.compiled import SESSION, compile_stages, has_twins
 from llmconv_plugins.genai.config import CONFIG, Stage, config_of
 from llmconv_plugins.genai.stages import after, before
 
 FOLDER = "genai"
+COMPILED = "qnn"  # folder in it
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # GenAI's own is made where a caller asks for one
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,19 @@ def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progr
             on_npu = not name.endswith(("_before", "_after"))
             stages.append(Stage(name, *ports, on_npu, graph is prompt, graph is token))
     write_json(folder / CONFIG, config_of(config, stages, prompt.ar, prompt.context))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (bundle.folder / name).is_file():
-            shutil.copyfile(bundle.folder / name, folder / name)
+    folders = [folder]
+    if has_twins(bundle):
+        folders.append(folder / COMPILED)
+        folders[1].mkdir()
+        write_json(folders[1] / CONFIG, config_of(config, stages, prompt.ar, prompt.context, SESSION))
+        for stage in stages:
+            if not stage.on_npu:
+                shutil.copyfile(folder / f"{stage.name}.onnx", folders[1] / f"{stage.name}.onnx")
+        compile_stages(bundle, [s.name for s in stages if s.on_npu], folder, folders[1], progress)
+    for name in TOKENIZER:
+        for place in folders:
+            if (bundle.folder / name).is_file():
+                shutil.copyfile(bundle.folder / name, place / name)
 
 
 def _link(file: Path, folder: Path) -> None:

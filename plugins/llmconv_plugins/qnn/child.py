@@ -38,10 +38,12 @@ class Child:
     Args:
         log: file that takes what the child and its native libraries write to stderr.
         cwd: its working folder.
+        qnn: whether it needs the QNN compiler or the simulator.
     """
 
-    def __init__(self, module: str, arguments: list[str], *, log: Path, cwd: Path) -> None:
-        check_installed()
+    def __init__(self, module: str, arguments: list[str], *, log: Path, cwd: Path, qnn: bool = True) -> None:
+        if qnn:
+            check_installed()
         path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(

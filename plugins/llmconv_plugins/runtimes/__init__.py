@@ -1,6 +1,7 @@
 """The built-in runtimes."""
 
 from llmconv import Runtime, hookimpl
+from llmconv_plugins.runtimes.genai import GenAIRuntime
 from llmconv_plugins.runtimes.onnxruntime import OnnxRuntime
 from llmconv_plugins.runtimes.qnn import QnnSimulator
 
@@ -8,4 +9,4 @@ from llmconv_plugins.runtimes.qnn import QnnSimulator
 @hookimpl
 def register_runtimes() -> list[type[Runtime]]:
     """The built-in runtimes."""
-    return [OnnxRuntime, QnnSimulator]
+    return [OnnxRuntime, QnnSimulator, GenAIRuntime]
