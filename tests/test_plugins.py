@@ -91,7 +91,8 @@ NOTHING = hook_module(register_passes=lambda: [Nothing])
 def test_built_ins_come_through_the_group() -> None:
     found = {e.name: e.value for e in entry_points(group="llmconv") if e.value.startswith("llmconv_plugins.")}
     assert found == {
-        kind: f"llmconv_plugins.{kind}" for kind in ("passes", "sources", "lowerings", "backends", "runtimes")
+        kind: f"llmconv_plugins.{kind}"
+        for kind in ("passes", "sources", "lowerings", "backends", "runtimes", "exporters")
     }
     registry = Registry.load()
     assert not registry.broken

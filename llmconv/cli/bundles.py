@@ -57,7 +57,7 @@ def verify(bundle: Folder) -> None:
 def generate(
     bundle: Folder,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    runtime: Annotated[str, typer.Option(help="onnxruntime, or qnn: the HTP simulator.")] = "onnxruntime",
+    runtime: Annotated[str, typer.Option(help="onnxruntime, genai, or qnn: the HTP simulator.")] = "onnxruntime",
     tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 60,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among so many of the likeliest; 0: among all.")] = 0,
@@ -89,6 +89,22 @@ def generate(
             print(piece, end="", flush=True)
         print()
         display.note(f"stopped: {dialog.reason}; {time.monotonic() - started:.1f} s")
+
+
+def export(
+    bundle: Folder,
+    form: Annotated[str, typer.Option("--format", help="genai: ONNX Runtime GenAI's decoder-pipeline.")],
+) -> None:
+    """Give a finished bundle another runtime's form, from the same weights and encodings."""
+    from llmconv.bundle.bundle import Bundle
+
+    opened = Bundle(bundle)  # before torch is imported
+    with display.progress("importing torch") as step:
+        from llmconv.plugins import Registry
+
+        registry = Registry.load()
+        folder = registry.create("exporter", form, {}).export(opened, registry, step)
+    display.note(f"{folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from llmconv_plugins.qnn.queue import Task, compile_all
 
 SESSION: dict[str, Any] = {
     "log_id": "onnxruntime-genai",
-    "disable_cpu_ep_fallback": "1",
+    "session.disable_cpu_ep_fallback": "1",
     "provider_options": [{"qnn": {"backend_type": "htp", "offload_graph_io_quantization": "0"}}],
 }
 

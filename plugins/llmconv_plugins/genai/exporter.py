@@ -23,8 +23,7 @@ from llmconv import (
     Placed,
     Progress,
     Registry,
-    inputs_of,
-    outputs_of,
+    name_of,
     remake,
     source_of,
     write_json,
@@ -101,6 +100,7 @@ def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progr
     graphs = sorted(model.graphs.values(), key=lambda g: g.ar)
     token, prompt = graphs[0], graphs[-1]
     store = BundleStore(bundle.folder)
+    _check_weights(bundle, model, store)
     count = len(token.parts)
     for i in range(count):
         _link(bundle.path(f"{ONNX_FOLDER}/part_{i + 1}_of_{count}.data"), folder)
@@ -131,6 +131,13 @@ def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progr
         for place in folders:
             if (bundle.folder / name).is_file():
                 shutil.copyfile(bundle.folder / name, place / name)
+
+
+def _check_weights(bundle: Bundle, model: Model, store: BundleStore) -> None:
+    used = (n for g in model.graphs.values() for p in g.parts for n in p.graph.find_nodes(op="get_attr"))
+    for node in used:
+        if name_of(node) not in store.index:  # a bias: its integers lie in the bundle's ONNX files, as products' sums
+            raise BundleError(f"{bundle.folder}: '{name_of(node)}' is a bias, which GenAI's form does not carry yet")
 
 
 def _link(file: Path, folder: Path) -> None:

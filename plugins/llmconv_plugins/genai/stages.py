@@ -34,8 +34,7 @@ class _Builder:
         """One node; arrays become initializers."""
         number = len(self.graph.nodes)
         given = [
-            gs.Constant(f"c{number}_{i}", np.array(x)) if isinstance(x, np.ndarray) else x
-            for i, x in enumerate(inputs)
+            gs.Constant(f"c{number}_{i}", np.array(x)) if isinstance(x, np.ndarray) else x for i, x in enumerate(inputs)
         ]
         out = gs.Variable(f"v{number}")
         self.graph.nodes.append(gs.Node(op, f"n{number}_{op}", inputs=given, outputs=[out], attrs=attributes))
@@ -72,9 +71,7 @@ def before(graph: Graph, model: Model, vocabulary: int) -> onnx.ModelProto:
     padded = b.emit("Concat", b.inputs[TOKENS], np.zeros((1, graph.ar), np.int32), axis=1)
     ids = b.emit("Slice", padded, _ints(0), _ints(graph.ar), _ints(1))
     known = b.emit("Less", ids, np.array(vocabulary, np.int32))
-    b.give(
-        kinds["input_ids"], b.emit("Where", known, ids, np.zeros((1, graph.ar), np.int32)), "int32", [1, graph.ar]
-    )
+    b.give(kinds["input_ids"], b.emit("Where", known, ids, np.zeros((1, graph.ar), np.int32)), "int32", [1, graph.ar])
     start = b.start()
     last = np.array([graph.context - 1], np.int64)
     positions = b.emit("Min", b.emit("Add", start, np.arange(graph.ar, dtype=np.int64)), last)

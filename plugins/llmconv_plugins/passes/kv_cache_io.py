@@ -200,9 +200,7 @@ def _new(
     return {key: (k, key_io), value: (v, value_io)}  # type: ignore[dict-item]
 
 
-def _past(
-    part: fx.GraphModule, graph: Graph, node: fx.Node, layer: int, names: Contract
-) -> tuple[fx.Node, fx.Node]:
+def _past(part: fx.GraphModule, graph: Graph, node: fx.Node, layer: int, names: Contract) -> tuple[fx.Node, fx.Node]:
     """Inputs for the keys and values of earlier tokens, as (1, G, D, past) and (1, G, past, D)."""
     base, past = name_of(node).rpartition(".")[0], graph.context - graph.ar
     _, groups, _, head_dim = shape_of(node.args[1])  # type: ignore[arg-type]
