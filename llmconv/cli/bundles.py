@@ -1,4 +1,4 @@
-"""Commands that make, prove and run bundles."""
+"""Commands that make, prove, run and export bundles."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def compile_stages(bundle: Bundle, labels: Sequence[str], source: Path, folder: 
     )
     for label, report in zip(labels, reports, strict=True):
         (graph,) = report.graphs
-        ports = [[_port(t) for t in side] for side in (graph.inputs, graph.outputs)]
-        onnx.save(ep_context(label, *ports, f"{label}.bin"), folder / f"{label}.onnx")
+        ins, outs = ([_port(t) for t in side] for side in (graph.inputs, graph.outputs))
+        onnx.save(ep_context(label, ins, outs, f"{label}.bin"), folder / f"{label}.onnx")
 
 
 def _port(tensor: TensorInfo) -> tuple[str, str, tuple[int, ...]]:

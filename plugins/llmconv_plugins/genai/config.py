@@ -38,10 +38,11 @@ def config_of(
         npu: session options of the stages that are parts.
 
     GenAI pads a prompt to whole windows and counts the padding to the length of the text: hence one window more in
-    `context_length` (and one for the last token, which is written and never read), up to which a caller who counts for himself may set `max_length`; as it stands there, a text
-    ends before the cache does. It pads with an id that no text has, one beyond the vocabulary. `cache_slack` makes its buffer
-    as long as the context: on the CPU it is else a window's length. A prompt graph that reads the whole context at
-    once has no window: its stages pad.
+    `context_length` (one token where there is no window: the last is written and never read), up to which a caller
+    who counts for himself may set `max_length`; as it stands there, a text ends before the cache does. GenAI pads with
+    an id that no text has, one beyond the vocabulary. `cache_slack` makes its buffer as long as the context: on the
+    CPU it is else a window's length. A prompt graph that reads the whole context at once has no window: its stages
+    pad.
     """
     length = context + (window if window < context else 1)
     decoder: dict[str, Any] = {

@@ -19,7 +19,8 @@ CHILD = "llmconv_plugins.genai.child"
 class GenAIDialog(Dialog):
     """Each query reads the whole conversation again, from a new generator.
 
-    GenAI can append to a text, but miscounts positions where it reads in windows: padding counts.
+    A generator that is given more tokens later goes on differently from one that reads all of them: where it reads in
+    windows, it does not count positions as the cache does.
 
     Args:
         folder: of `genai_config.json`.

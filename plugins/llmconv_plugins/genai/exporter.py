@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +16,6 @@ from llmconv import (
     BundleError,
     BundleStore,
     Exporter,
-    Graph,
     Lowering,
     Model,
     Placed,
@@ -114,9 +112,9 @@ def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progr
         files[f"{graph.name}_after"] = after(graph, model)
         for name, file in files.items():
             onnx.save(file, folder / f"{name}.onnx")
-            ports = [[v.name for v in side] for side in (file.graph.input, file.graph.output)]
+            ins, outs = ([v.name for v in side] for side in (file.graph.input, file.graph.output))
             on_npu = not name.endswith(("_before", "_after"))
-            stages.append(Stage(name, *ports, on_npu, graph is prompt, graph is token))
+            stages.append(Stage(name, ins, outs, on_npu, graph is prompt, graph is token))
     write_json(folder / CONFIG, config_of(config, stages, prompt.ar, prompt.context))
     folders = [folder]
     if has_twins(bundle):

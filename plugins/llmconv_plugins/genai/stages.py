@@ -82,23 +82,27 @@ def before(graph: Graph, model: Model, vocabulary: int) -> onnx.ModelProto:
         b.give(kinds[kind], value, str(rows.dtype), list(shape))
     mask = nodes[kinds["attention_mask"]]
     fills = _integers(torch.tensor([0.0, MASKED]), model, mask)
-    past = graph.context - graph.ar
-    columns = np.where(np.arange(graph.context) < past, np.arange(graph.context), graph.context)
-    new = np.arange(graph.context)[None] - past
-    causal = (new >= 0) & (new <= np.arange(graph.ar)[:, None])  # (ar, context)
-    seen = b.emit("Or", b.emit("Less", columns.astype(np.int64), start), causal[None, None])
+    value = b.emit("Where", _seen(b, graph, start), *np.split(fills.astype(np.float32), 2))
     stored = onnx.helper.np_dtype_to_tensor_dtype(fills.dtype)
-    picked = b.emit("Where", seen, *np.split(fills.astype(np.float32), 2))
-    b.give(kinds["attention_mask"], b.emit("Cast", picked, to=stored), str(fills.dtype), list(shape_of(mask)))
+    b.give(kinds["attention_mask"], b.emit("Cast", value, to=stored), str(fills.dtype), list(shape_of(mask)))
     return b.model()
 
 
+def _seen(b: _Builder, graph: Graph, start: gs.Variable) -> gs.Variable:
+    """Which positions each token sees, bool (1, 1, ar, context): the past up to `start`, then the new ones causally."""
+    columns, past = np.arange(graph.context), graph.context - graph.ar
+    new = columns[None] - past
+    causal = (new >= 0) & (new <= np.arange(graph.ar)[:, None])  # (ar, context)
+    filled = b.emit("Less", np.where(columns < past, columns, graph.context).astype(np.int64), start)
+    return b.emit("Or", filled, causal[None, None])
+
+
 def after(graph: Graph, model: Model) -> onnx.ModelProto:
-    """New keys and values into the buffers, at their positions and in place, and logits as floats."""
+    """New keys and values into the buffers, at their positions, and logits as floats."""
     nodes, kinds = _ports(graph, "out")
     logits = nodes[kinds["logits"]]
     cache = {n: io for part in graph.parts for n, io in io_of(part)[1].items() if io.layer is not None}
-    given = {TOKENS: ("int32", [1, "read"]), PAST: ("int32", [1, 1])}
+    given: dict[str, tuple[str, list[Any]]] = {TOKENS: ("int32", [1, "read"]), PAST: ("int32", [1, 1])}
     for name, io in cache.items():
         _, groups, _, head_dim = shape_of(nodes[name])
         dtype = _dtype(model, nodes[name])

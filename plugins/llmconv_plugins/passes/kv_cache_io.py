@@ -191,7 +191,7 @@ def _new(
 ) -> dict[str, tuple[fx.Node, IO]]:
     """New keys, from (1, G, D, T), and values as outputs."""
     key, value = names.new_key.format(layer), names.new_value.format(layer)
-    key_io, value_io = (IO(kind, layer, *_axes(kind, names)) for kind in ("new_key", "new_value"))  # type: ignore[arg-type]
+    key_io, value_io = (IO(kind, layer, *_axes(kind, names)) for kind in ("new_key", "new_value"))
     k, v = node.args[1:3]
     if names.transposed:
         with part.graph.inserting_before(node):

@@ -58,8 +58,8 @@ def _wrap(binary: Path, number: int) -> Path:
     beside = Path(f"graph_{number}.bin")
     give(binary, beside)
     graph = graphs[0]
-    ports = [[(t["name"], t["dtype"], t["shape"]) for t in graph[side]] for side in ("inputs", "outputs")]
-    model = ep_context(graph["name"], *ports, beside.name)
+    ins, outs = ([(t["name"], t["dtype"], t["shape"]) for t in graph[side]] for side in ("inputs", "outputs"))
+    model = ep_context(graph["name"], ins, outs, beside.name)
     file = beside.with_suffix(".onnx")
     onnx.save(model, file)
     return file

@@ -141,7 +141,7 @@ def test_folder_that_genai_refuses(genai_bundle: Bundle, tmp_path: Path) -> None
     config["model"]["decoder"]["pipeline"].pop()
     config["model"]["decoder"]["head_size"] = "sixty-four"
     file.write_text(json.dumps(config))
-    with pytest.raises(BackendError, match="loading .*genai: ONNX Runtime GenAI: ") as caught:
+    with pytest.raises(BackendError, match=r"loading .*genai: ONNX Runtime GenAI: ") as caught:
         GenAIDialog(file.parent, GREEDY, (), context=CONTEXT, length=160)
     assert "\n" not in str(caught.value)
 
