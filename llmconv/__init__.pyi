@@ -23,7 +23,6 @@ from .checks import Check as Check
 from .conversion import apply as apply
 from .decoding.decoder import MASKED as MASKED
 from .decoding.decoder import Arrays as Arrays
-from .decoding.decoder import ContextFullError as ContextFullError
 from .decoding.decoder import Decoder as Decoder
 from .decoding.decoder import Runner as Runner
 from .decoding.dialog import Dialog as Dialog

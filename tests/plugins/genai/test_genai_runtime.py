@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from llmconv import BackendError, Bundle, ContextFullError, Decoder, Dialog, Registry, Sampling, source_of
+from llmconv import BackendError, Bundle, Decoder, Dialog, Registry, Sampling, source_of
 from llmconv.bundle.runtime import rope_table
 from llmconv.cli import main
+from llmconv.decoding.decoder import ContextFullError
 from llmconv_plugins.genai.dialog import GenAIDialog
 from llmconv_plugins.runtimes import OnnxRuntime, QnnSimulator
 from llmconv_plugins.runtimes.genai import GenAIRuntime
