@@ -2,6 +2,7 @@ from .backend import Backend as Backend
 from .backend import Binary as Binary
 from .backend import BuildJob as BuildJob
 from .backend import BuildResult as BuildResult
+from .backend import Progress as Progress
 from .backend import Stage as Stage
 from .bundle.bundle import Bundle as Bundle
 from .bundle.bundle import GraphSpec as GraphSpec
@@ -11,7 +12,8 @@ from .bundle.runtime import GraphRuntime as GraphRuntime
 from .bundle.runtime import PartsRunner as PartsRunner
 from .bundle.runtime import Runtime as Runtime
 from .bundle.runtime import dequantize as dequantize
-from .bundle_graphs import quantized_graphs as quantized_graphs
+from .bundle.runtime import source_of as source_of
+from .bundle_graphs import remake as remake
 from .chat.chat import Answer as Answer
 from .chat.chat import Chat as Chat
 from .chat.session import open_chat as open_chat
@@ -44,7 +46,9 @@ from .errors import PassError as PassError
 from .errors import PluginError as PluginError
 from .errors import RecipeError as RecipeError
 from .errors import ResourceError as ResourceError
+from .exporter import Exporter as Exporter
 from .files import digest as digest
+from .files import write_json as write_json
 from .graph.edit import ancestors_of as ancestors_of
 from .graph.edit import copy_node as copy_node
 from .graph.edit import drop_dead as drop_dead

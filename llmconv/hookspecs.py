@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llmconv.backend import Backend
     from llmconv.bundle.runtime import Runtime
     from llmconv.checkpoint.source import Source
+    from llmconv.exporter import Exporter
     from llmconv.lowering.lower import LoweringTable
     from llmconv.passes.base import Pass
 
@@ -41,3 +42,8 @@ def register_backends() -> Iterable[type[Backend]]:  # type: ignore[empty-body]
 @hookspec
 def register_runtimes() -> Iterable[type[Runtime]]:  # type: ignore[empty-body]
     """Runtimes that can run a bundle."""
+
+
+@hookspec
+def register_exporters() -> Iterable[type[Exporter]]:  # type: ignore[empty-body]
+    """Exporters that can give a bundle another form."""

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from llmconv.lowering.lower import LoweringTable
 
 GROUP = "llmconv"
-Kind = Literal["pass", "source", "backend", "runtime"]
+Kind = Literal["pass", "source", "backend", "runtime", "exporter"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS = {
     "pass": "register_passes",
     "source": "register_sources",
     "backend": "register_backends",
     "runtime": "register_runtimes",
+    "exporter": "register_exporters",
 }
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,11 @@ class Registry:
     def runtimes(self) -> Mapping[str, Registered]:
         """Runtimes by name."""
         return self._collect("runtime")
+
+    @cached_property
+    def exporters(self) -> Mapping[str, Registered]:
+        """Exporters by name."""
+        return self._collect("exporter")
 
     def of_kind(self, kind: Kind) -> Mapping[str, Registered]:
         """Plugins of one kind by name."""

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("llmconv.report",),
     ("llmconv.prepare",),
     ("llmconv.bundle_graphs",),
+    ("llmconv.exporter",),
     ("llmconv.proof", "llmconv.planning"),
     ("llmconv.conversion",),
     ("llmconv.cli",),

@@ -17,7 +17,7 @@ PROMPTS = (
     "ran out of memory, and the interpreter may not always be able to recover",  # more than one run
 )
 TOKENS = 24
-OTHERS = ("onnxruntime", "qnn", "genie")
+OTHERS = ("onnxruntime", "qnn", "genie", "genai")
 
 
 @cache

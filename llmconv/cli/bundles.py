@@ -1,4 +1,4 @@
-"""Commands that make and prove bundles."""
+"""Commands that make, prove and export bundles."""
 
 from __future__ import annotations
 
@@ -64,6 +64,22 @@ def _check_backend(recipe: Recipe) -> None:
     registry, name = Registry.load_only(recipe.backend.name), recipe.backend.name
     if name in registry.backends:
         registry.create("backend", name, recipe.backend.options).check(targets.find(recipe.target.name))
+
+
+def export(
+    bundle: options.Bundle,
+    form: Annotated[str, typer.Option("--format", help="genai: ONNX Runtime GenAI's decoder-pipeline.")],
+) -> None:
+    """Give a finished bundle another runtime's form, from the same weights and encodings."""
+    from llmconv.bundle.bundle import Bundle
+
+    opened = Bundle(bundle)  # before torch is imported
+    with display.progress("importing torch") as step:
+        from llmconv.plugins import Registry
+
+        registry = Registry.load()
+        folder = registry.create("exporter", form, {}).export(opened, registry, step)
+    display.note(f"{folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from functools import cached_property
 from llmconv.backend import Backend
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.runtime import GraphRuntime, rope_table
-from llmconv.bundle_graphs import described, quantized_graphs, recipe_of
+from llmconv.bundle_graphs import described, recipe_of, remake
 from llmconv.decoding.decoder import Decoder, Runner
 from llmconv.errors import CheckpointError
 from llmconv.graph.model import Model
@@ -79,7 +79,7 @@ class Subject:
     @cached_property
     def quantized(self) -> Model:
         """The recipe's graphs after all passes, over the bundle's encodings and its weights on their grids."""
-        return quantized_graphs(self.bundle, self.registry)
+        return remake(self.bundle, self.registry)
 
     def decoder(self, runner: Runner) -> Decoder:
         """A decoder over one graph alone."""

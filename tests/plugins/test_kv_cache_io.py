@@ -24,7 +24,7 @@ from tiny_models import (
 
 from llmconv import IO, PassError, PassManager, RecipeError, Registry, inputs_of, io_of, outputs_of, shape_of
 from llmconv_plugins import passes
-from llmconv_plugins.passes import Decompose, KVCacheIO
+from llmconv_plugins.passes import Decompose, KVCacheIO, SplitHeads
 from llmconv_plugins.sources.llama_module import Llama
 
 WHOLE = (("whole", CONTEXT, CONTEXT), ("prompt", AR, CONTEXT), ("token", 1, CONTEXT))
@@ -166,10 +166,33 @@ def test_after_decompose_is_refused_before_anything_runs() -> None:
     [
         ({"logit": "last"}, "no option 'logit'; did you mean 'logits'"),
         ({"logits": "first"}, "option 'logits': input should be 'all' or 'last', not 'first'"),
-        ({"contract": "jeannie"}, "option 'contract': input should be 'genie', not 'jeannie'"),
+        ({"contract": "jeannie"}, "option 'contract': input should be 'genie' or 'genai', not 'jeannie'"),
     ],
 )
 def test_bad_options(options: dict[str, str], message: str) -> None:
     with pytest.raises(RecipeError, match=message) as caught:
         Registry.of(passes).create("pass", "kv_cache_io", options)
     assert "\n" not in str(caught.value)
+
+
+def test_inputs_and_outputs_of_genai_are_one_buffer_a_layer() -> None:
+    trial = tried(KVCacheIO(contract="genai"))
+    assert max(trial.report.errors.values()) < FP32_ROUNDING
+    for name, ar in (("prompt", AR), ("token", 1)):
+        (part,) = trial.model.graphs[name].parts
+        ins, outs = shapes(inputs_of(part)), shapes(outputs_of(part))
+        assert ins["attention_mask"] == (1, 1, ar, CONTEXT)
+        for layer in range(LAYERS):
+            for what in ("key", "value"):
+                assert ins[f"past_key_values.{layer}.{what}"] == (1, KV_HEADS, CONTEXT, HEAD_DIM)
+                assert outs[f"new.{layer}.{what}"] == (1, KV_HEADS, ar, HEAD_DIM)
+                io = io_of(part)[0][f"past_key_values.{layer}.{what}"]
+                assert io == IO(f"past_{what}", layer=layer, head_axis=1, token_axis=2)
+                assert io_of(part)[1][f"new.{layer}.{what}"] == IO(f"new_{what}", layer, head_axis=1, token_axis=2)
+
+
+def test_genai_split_by_heads_computes_the_same() -> None:
+    trial = tried(KVCacheIO(contract="genai"), SplitHeads(), Decompose(), kv_heads=KV_HEADS)
+    assert max(trial.report.errors.values()) < FP32_ROUNDING
+    (part,) = trial.model.graphs["token"].parts
+    assert shapes(outputs_of(part))["new.1.key"] == (1, KV_HEADS, 1, HEAD_DIM)

@@ -33,15 +33,22 @@ SDPA = aten.scaled_dot_product_attention.default
 
 @dataclass(frozen=True)
 class Contract:
-    """How a runtime names and lays out the cache. Keys are cached transposed, heads on dimension 0."""
+    """How a runtime names and lays out the cache.
+
+    Attributes:
+        transposed: keys come and go as (G, 1, D, past) and (G, 1, D, ar), values as (G, 1, past, D) and (G, 1, ar, D);
+            else both as (1, G, context, D) and (1, G, ar, D): the buffer of the whole context, of which the graph
+            sees the first context - ar positions.
+    """
 
     mask: str
     cos: str
     sin: str
-    past_key: str  # (G, 1, D, past)
-    past_value: str  # (G, 1, past, D)
-    new_key: str  # (G, 1, D, ar)
-    new_value: str  # (G, 1, ar, D)
+    past_key: str
+    past_value: str
+    new_key: str
+    new_value: str
+    transposed: bool
 
 
 CONTRACTS = {
@@ -53,6 +60,17 @@ CONTRACTS = {
         past_value="past_value_{}_in",
         new_key="past_key_{}_out",
         new_value="past_value_{}_out",
+        transposed=True,
+    ),
+    "genai": Contract(
+        mask="attention_mask",
+        cos="position_ids_cos",
+        sin="position_ids_sin",
+        past_key="past_key_values.{}.key",
+        past_value="past_key_values.{}.value",
+        new_key="new.{}.key",
+        new_value="new.{}.value",
+        transposed=False,
     ),
 }
 
@@ -65,17 +83,17 @@ class KVCacheIO(GraphPass):
     Result: sdpa(q, past ++ k, past ++ v (1, G, context, D), mask (1, 1, T, context), additive); cos and sin
             (1, 1, T, D / 2) are inputs. A graph with ar = context has no past inputs.
     Not applied: a graph without causal sdpa is an error.
-    Source: Genie's tensor contract.
+    Source: Genie's tensor contract, and the shared cache of ONNX Runtime GenAI.
 
     Attributes:
         logits: "all" rows, which Genie needs, or the "last" one for hosts that never pad on the right.
-        contract: names and layout of the inputs and outputs.
+        contract: names and layout of the inputs and outputs; "genai" is what `llmconv export --format genai` uses.
     """
 
     name: ClassVar[str] = "kv_cache_io"
 
     logits: Literal["all", "last"] = "all"
-    contract: Literal["genie"] = "genie"
+    contract: Literal["genie", "genai"] = "genie"
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Rewrite the whole graph; it must not be split yet."""
@@ -151,25 +169,12 @@ def _cache(
     assert isinstance(k, fx.Node)
     assert isinstance(v, fx.Node)
     base, past = name_of(node).rpartition(".")[0], graph.context - graph.ar
-    _, groups, _, head_dim = shape_of(k)
-    key_io = {"layer": layer, "head_axis": 0, "token_axis": 3}
-    value_io = {"layer": layer, "head_axis": 0, "token_axis": 2}
     with part.graph.inserting_before(node):
-        keys = insert(part.graph, aten.transpose.int, (k, 2, 3), f"{base}.key")  # (1, G, D, T)
-        values: fx.Node = v
-        new_key = insert(part.graph, aten.transpose.int, (keys, 0, 1), names.new_key.format(layer))  # (G, 1, D, T)
-        new_value = insert(part.graph, aten.transpose.int, (v, 0, 1), names.new_value.format(layer))  # (G, 1, T, D)
+        keys, values = insert(part.graph, aten.transpose.int, (k, 2, 3), f"{base}.key"), v  # (1, G, D, T), (1, G, T, D)
+    results = _new(part, node, layer, keys, names)
     if past:
-        like = value_of(k)
-        key_in = insert_input(
-            part.graph, names.past_key.format(layer), like, (groups, 1, head_dim, past), IO("past_key", **key_io)
-        )
-        value_in = insert_input(
-            part.graph, names.past_value.format(layer), like, (groups, 1, past, head_dim), IO("past_value", **value_io)
-        )
+        old_keys, old_values = _past(part, graph, node, layer, names)
         with part.graph.inserting_before(node):
-            old_keys = insert(part.graph, aten.transpose.int, (key_in, 0, 1), f"{base}.past_key")
-            old_values = insert(part.graph, aten.transpose.int, (value_in, 0, 1), f"{base}.past_value")
             keys = insert(part.graph, aten.cat.default, ([old_keys, keys], 3), f"{base}.keys")
             values = insert(part.graph, aten.cat.default, ([old_values, v], 2), f"{base}.values")
     with part.graph.inserting_before(node):
@@ -178,10 +183,52 @@ def _cache(
         attention = insert(part.graph, node.target, (q, seen, values, mask), name_of(node), kwargs)  # type: ignore[arg-type]
     node.replace_all_uses_with(attention)
     part.graph.erase_node(node)
-    return {
-        names.new_key.format(layer): (new_key, IO("new_key", **key_io)),
-        names.new_value.format(layer): (new_value, IO("new_value", **value_io)),
-    }
+    return results
+
+
+def _new(
+    part: fx.GraphModule, node: fx.Node, layer: int, keys: fx.Node, names: Contract
+) -> dict[str, tuple[fx.Node, IO]]:
+    """New keys, from (1, G, D, T), and values as outputs."""
+    key, value = names.new_key.format(layer), names.new_value.format(layer)
+    key_io, value_io = (IO(kind, layer, *_axes(kind, names)) for kind in ("new_key", "new_value"))
+    k, v = node.args[1:3]
+    if names.transposed:
+        with part.graph.inserting_before(node):
+            k = insert(part.graph, aten.transpose.int, (keys, 0, 1), key)  # (G, 1, D, T)
+            v = insert(part.graph, aten.transpose.int, (v, 0, 1), value)  # (G, 1, T, D)
+    return {key: (k, key_io), value: (v, value_io)}  # type: ignore[dict-item]
+
+
+def _past(part: fx.GraphModule, graph: Graph, node: fx.Node, layer: int, names: Contract) -> tuple[fx.Node, fx.Node]:
+    """Inputs for the keys and values of earlier tokens, as (1, G, D, past) and (1, G, past, D)."""
+    base, past = name_of(node).rpartition(".")[0], graph.context - graph.ar
+    _, groups, _, head_dim = shape_of(node.args[1])  # type: ignore[arg-type]
+    like = value_of(node.args[1])  # type: ignore[arg-type]
+    if names.transposed:
+        shapes = (groups, 1, head_dim, past), (groups, 1, past, head_dim)
+    else:
+        shapes = ((1, groups, graph.context, head_dim),) * 2
+    key, value = (
+        insert_input(part.graph, name.format(layer), like, shape, IO(kind, layer, *_axes(kind, names)))  # type: ignore[arg-type]
+        for name, shape, kind in zip(
+            (names.past_key, names.past_value), shapes, ("past_key", "past_value"), strict=True
+        )
+    )
+    with part.graph.inserting_before(node):
+        if names.transposed:
+            old_keys = insert(part.graph, aten.transpose.int, (key, 0, 1), f"{base}.past_key")
+            return old_keys, insert(part.graph, aten.transpose.int, (value, 0, 1), f"{base}.past_value")
+        seen = insert(part.graph, aten.slice.Tensor, (key, 2, 0, past), f"{base}.past_key.seen")
+        old_keys = insert(part.graph, aten.transpose.int, (seen, 2, 3), f"{base}.past_key")
+        return old_keys, insert(part.graph, aten.slice.Tensor, (value, 2, 0, past), f"{base}.past_value")
+
+
+def _axes(kind: str, names: Contract) -> tuple[int, int]:
+    """The axes of heads and of tokens."""
+    if not names.transposed:
+        return 1, 2
+    return 0, 3 if kind.endswith("key") else 2
 
 
 def _last_row(part: fx.GraphModule, logits: fx.Node) -> fx.Node:

@@ -85,7 +85,7 @@ def _join_outputs(part: fx.GraphModule, heads: _Heads) -> None:
             continue
         pieces = [heads.of(node, axis, h) for h in range(shape_of(node)[axis])]
         with part.graph.inserting_before(part.graph.output_node()):
-            outputs[name] = insert(part.graph, aten.cat.default, (pieces, axis), name_of(node))
+            outputs[name] = insert(part.graph, aten.cat.default, (pieces, axis), name)
     set_outputs(part, outputs, io)
 
 

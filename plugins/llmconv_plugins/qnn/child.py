@@ -39,12 +39,21 @@ class Child:
         log: file that takes what the child and its native libraries write to stderr.
         cwd: its working folder.
         libraries: folder where native libraries find each other (Linux).
+        qnn: whether it needs the QNN compiler or the simulator.
     """
 
     def __init__(
-        self, module: str, arguments: list[str], *, log: Path, cwd: Path, libraries: Path | None = None
+        self,
+        module: str,
+        arguments: list[str],
+        *,
+        log: Path,
+        cwd: Path,
+        libraries: Path | None = None,
+        qnn: bool = True,
     ) -> None:
-        check_installed()
+        if qnn:
+            check_installed()
         path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
         variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         if libraries is not None:

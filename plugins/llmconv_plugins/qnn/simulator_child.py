@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
-from onnx import helper
 
 from llmconv_plugins.qnn.child import give
+from llmconv_plugins.qnn.ep_context import ep_context
 from llmconv_plugins.qnn.inside_child import leave, leave_signals_to_parent, register, system_library
 from llmconv_plugins.qnn.message import receive, send
 from llmconv_plugins.qnn.qnn_system import read
@@ -58,31 +58,11 @@ def _wrap(binary: Path, number: int) -> Path:
     beside = Path(f"graph_{number}.bin")
     give(binary, beside)
     graph = graphs[0]
-    node = helper.make_node(
-        "EPContext",
-        [tensor["name"] for tensor in graph["inputs"]],
-        [tensor["name"] for tensor in graph["outputs"]],
-        name=graph["name"],
-        domain="com.microsoft",
-        embed_mode=0,
-        ep_cache_context=beside.name,
-        main_context=1,
-        partition_name=graph["name"],
-        source="QNNExecutionProvider",
-    )
-    inputs, outputs = ([_value(tensor) for tensor in graph[side]] for side in ("inputs", "outputs"))
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(
-        helper.make_graph([node], "wrapper", inputs, outputs), opset_imports=opsets, ir_version=10
-    )
+    ins, outs = ([(t["name"], t["dtype"], t["shape"]) for t in graph[side]] for side in ("inputs", "outputs"))
+    model = ep_context(graph["name"], ins, outs, beside.name)
     file = beside.with_suffix(".onnx")
     onnx.save(model, file)
     return file
-
-
-def _value(tensor: dict[str, Any]) -> onnx.ValueInfoProto:
-    kind = onnx.TensorProto.DataType.Value(tensor["dtype"].upper())
-    return helper.make_tensor_value_info(tensor["name"], kind, tensor["shape"])
 
 
 if __name__ == "__main__":

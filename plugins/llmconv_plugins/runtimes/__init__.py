@@ -1,6 +1,7 @@
 """The built-in runtimes."""
 
 from llmconv import Runtime, hookimpl
+from llmconv_plugins.runtimes.genai import GenAIRuntime
 from llmconv_plugins.runtimes.genie import GenieRuntime
 from llmconv_plugins.runtimes.onnxruntime import OnnxRuntime
 from llmconv_plugins.runtimes.qnn import QnnSimulator
@@ -10,4 +11,4 @@ from llmconv_plugins.runtimes.torch import TorchRuntime
 @hookimpl
 def register_runtimes() -> list[type[Runtime]]:
     """The built-in runtimes."""
-    return [OnnxRuntime, QnnSimulator, TorchRuntime, GenieRuntime]
+    return [OnnxRuntime, QnnSimulator, TorchRuntime, GenieRuntime, GenAIRuntime]

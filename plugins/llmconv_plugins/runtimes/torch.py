@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmconv import Bundle, GraphRuntime, Runner, TorchRunner, quantized_graphs
+from llmconv import Bundle, GraphRuntime, Runner, TorchRunner, remake
 
 
 @dataclass(frozen=True)
@@ -23,5 +23,5 @@ class TorchRuntime(GraphRuntime):
 
 @contextmanager
 def _open(bundle: Bundle, graphs: list[str]) -> Iterator[list[Runner]]:
-    model = quantized_graphs(bundle)
+    model = remake(bundle)
     yield [TorchRunner(model.graphs[name], model.weights, model.encodings) for name in graphs]

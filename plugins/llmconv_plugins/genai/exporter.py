@@ -1,0 +1,146 @@
+"""Writes a bundle's `genai/`: a second I/O contract over the same weights and encodings, with stages of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+
+from llmconv import (
+    ONNX_FOLDER,
+    Bundle,
+    BundleError,
+    BundleStore,
+    Exporter,
+    Lowering,
+    Model,
+    Placed,
+    Progress,
+    Registry,
+    name_of,
+    remake,
+    source_of,
+    write_json,
+)
+from llmconv_plugins.genai.compiled import SESSION, compile_stages, has_twins
+from llmconv_plugins.genai.config import CONFIG, Stage, config_of
+from llmconv_plugins.genai.stages import after, before
+
+FOLDER = "genai"
+COMPILED = "qnn"  # folder in it
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # GenAI's own is made where a caller asks for one
+
+
+@dataclass(frozen=True)
+class GenAI(Exporter):
+    """ONNX Runtime GenAI's `decoder-pipeline`: `genai/` for the CPU, `genai/qnn/` for the HTP simulator.
+
+    The graphs are the bundle's own, lowered once more with `kv_cache_io.contract = "genai"`.
+    """
+
+    name: ClassVar[str] = "genai"
+
+    def export(self, bundle: Bundle, registry: Registry, progress: Progress) -> Path:
+        """Lower, write the stages around, and compile where the bundle has twins."""
+        check(bundle)
+        progress("pass", "kv_cache_io.contract = genai")
+        model = remake(bundle, registry, {"kv_cache_io": {"contract": "genai"}})
+        work = bundle.folder / f".{FOLDER}.partial"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            _write(bundle, registry, model, work, progress)
+            folder = bundle.folder / FOLDER
+            shutil.rmtree(folder, ignore_errors=True)
+            work.rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return folder
+
+
+def check(bundle: Bundle) -> None:
+    """Whether the bundle's graphs can be GenAI's.
+
+    Raises:
+        BundleError: they cannot.
+    """
+    graphs = sorted(bundle.graphs.values(), key=lambda g: g.ar)
+    token, prompt = graphs[0], graphs[-1]
+    if token.ar != 1:
+        raise BundleError(f"{bundle.folder}: GenAI needs a graph with ar = 1; the smallest is {token.ar}")
+    if token.context != prompt.context or prompt.context % prompt.ar:
+        raise BundleError(
+            f"{bundle.folder}: GenAI needs graphs of one context that ar divides; '{token.name}' has {token.context}, "
+            f"'{prompt.name}' {prompt.context} with ar {prompt.ar}"
+        )
+    logits = [t for t in prompt.parts[-1].outputs if t.kind == "logits"]
+    if logits[0].shape[1] != prompt.ar:
+        raise BundleError(f'{bundle.folder}: GenAI needs logits of all rows; convert with kv_cache_io.logits = "all"')
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The weights of a part where the bundle has them."""
+
+    path: Path
+    weights: BundleStore
+
+    def place(self, name: str) -> Placed:
+        return self.weights.place(name)
+
+
+def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progress: Progress) -> None:
+    config = source_of(bundle, registry).config()
+    graphs = sorted(model.graphs.values(), key=lambda g: g.ar)
+    token, prompt = graphs[0], graphs[-1]
+    store = BundleStore(bundle.folder)
+    _check_weights(bundle, model, store)
+    count = len(token.parts)
+    for i in range(count):
+        _link(bundle.path(f"{ONNX_FOLDER}/part_{i + 1}_of_{count}.data"), folder)
+    stages: list[Stage] = []
+    for graph in (prompt, token) if prompt is not token else (token,):
+        files = {f"{graph.name}_before": before(graph, model, config.vocabulary)}
+        for i, part in enumerate(graph.parts):
+            progress("lower", graph.label(i))
+            places = _Places(folder / f"part_{i + 1}_of_{count}.data", store)
+            files[graph.label(i)] = Lowering(part, model.encodings, places, registry.lowerings).run()
+        files[f"{graph.name}_after"] = after(graph, model)
+        for name, file in files.items():
+            onnx.save(file, folder / f"{name}.onnx")
+            ins, outs = ([v.name for v in side] for side in (file.graph.input, file.graph.output))
+            on_npu = not name.endswith(("_before", "_after"))
+            stages.append(Stage(name, ins, outs, on_npu, graph is prompt, graph is token))
+    write_json(folder / CONFIG, config_of(config, stages, prompt.ar, prompt.context))
+    folders = [folder]
+    if has_twins(bundle):
+        folders.append(folder / COMPILED)
+        folders[1].mkdir()
+        write_json(folders[1] / CONFIG, config_of(config, stages, prompt.ar, prompt.context, SESSION))
+        for stage in stages:
+            if not stage.on_npu:
+                shutil.copyfile(folder / f"{stage.name}.onnx", folders[1] / f"{stage.name}.onnx")
+        compile_stages(bundle, [s.name for s in stages if s.on_npu], folder, folders[1], progress)
+    for name in TOKENIZER:
+        for place in folders:
+            if (bundle.folder / name).is_file():
+                shutil.copyfile(bundle.folder / name, place / name)
+
+
+def _check_weights(bundle: Bundle, model: Model, store: BundleStore) -> None:
+    used = (n for g in model.graphs.values() for p in g.parts for n in p.graph.find_nodes(op="get_attr"))
+    for node in used:
+        if name_of(node) not in store.index:  # a bias: its integers lie in the bundle's ONNX files, as products' sums
+            raise BundleError(f"{bundle.folder}: '{name_of(node)}' is a bias, which GenAI's form does not carry yet")
+
+
+def _link(file: Path, folder: Path) -> None:
+    """A weight file under another name, its bytes once: ONNX Runtime reads none outside the folder of the ONNX file."""
+    try:
+        os.link(file, folder / file.name)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, folder / file.name)
