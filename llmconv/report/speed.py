@@ -23,17 +23,30 @@ COLUMNS = (
 
 
 def speed(bundle: Bundle) -> Iterator[Table]:
-    """Measured latency, if any, and the estimate."""
-    profile = bundle.report.get("profile") or {}
-    rows: list[dict[str, Any]] = profile.get("rows", []) if isinstance(profile, dict) else profile
-    if rows:
-        shown = [c for c in COLUMNS if any(row.get(c) for row in rows)]
-        cells = tuple(tuple(str(row.get(column, "")) for column in shown) for row in rows)
-        source = profile.get("source", "") if isinstance(profile, dict) else ""
-        note = f"{source[:1].upper()}{source[1:]}. " if source else ""
-        note += "One run of each graph of each part; a token takes those of all parts of its graph."
-        yield Table("Latency on a device", tuple(shown), cells, "measured", len(shown), note)
+    """Measured latency and outputs, where a device was asked, and the estimate."""
+    if profile := bundle.report.get("profile"):
+        yield _latency(profile)
+    if rows := bundle.report.get("inference"):
+        cells = tuple((row["Graph"], row["Device"], _kinds(row["SQNR"]), row["KV off"], row["Job"]) for row in rows)
+        columns = ("Graph", "Device", "SQNR", "Keys and values over 1 step off", "Job")
+        note = "One run of each graph of each part on the device, beside ONNX Runtime on the same inputs."
+        yield Table("Outputs on a device", columns, cells, "measured", len(columns), note)
     yield _estimate(bundle)
+
+
+def _latency(profile: dict[str, Any]) -> Table:
+    rows: list[dict[str, Any]] = profile["rows"]
+    shown = tuple(column for column in COLUMNS if any(row.get(column) for row in rows))
+    cells = tuple(tuple(str(row.get(column, "")) for column in shown) for row in rows)
+    note = f"{profile['source'].capitalize()}. One run of each graph of each part."
+    for what, key in (("to the first token", "time_to_first_token_ms"), ("a token", "time_per_token_ms")):
+        if profile.get(key) is not None:
+            note += f" Time {what}, the sum over the parts: {profile[key]:.3f} ms."
+    return Table("Latency on a device", shown, cells, "measured", len(shown), note)
+
+
+def _kinds(found: dict[str, str]) -> str:
+    return ", ".join(f"{kind} {value}" for kind, value in found.items())
 
 
 def _estimate(bundle: Bundle) -> Table:

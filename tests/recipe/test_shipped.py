@@ -36,13 +36,19 @@ def test_copy_brings_a_text_of_another_recipe_and_nothing_else_of_it(tmp_path: P
     assert recipe.model.checkpoint.parent == tmp_path
 
 
-@pytest.mark.parametrize(("name", "prompt"), [("llama2_7b_chat", (1024, 1024)), ("llama2_7b_chat_ar128", (128, 4096))])
-def test_recipes_of_llama_2(name: str, prompt: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "prompt", "split"),
+    [
+        ("llama2_7b_chat", (1024, 1024), {"layers": [8, 8, 8, 8]}),
+        ("llama2_7b_chat_ar128", (128, 4096), {"parts": 4}),
+    ],
+)
+def test_recipes_of_llama_2(name: str, prompt: tuple[int, int], split: dict[str, object]) -> None:
     recipe = Recipe.load(shipped.folder() / f"{name}.toml")
     graphs = {graph: (g.ar, g.context) for graph, g in recipe.graphs.items()}
     assert graphs == {"prompt": prompt, "token": (1, prompt[1])}
     assert [p.name for p in recipe.passes][-2:] == ["split_model", "w4a16"]
-    assert recipe.passes[-2].options == {"parts": 4}
+    assert recipe.passes[-2].options == split
 
 
 def test_copy_overwrites_nothing(tmp_path: Path) -> None:

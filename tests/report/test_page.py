@@ -109,12 +109,26 @@ def row(**others: str) -> dict[str, str]:
 
 def test_measured_latency_is_shown_with_its_link(tiny_bundle: Bundle, tmp_path: Path) -> None:
     rows = [row(Graph="token_ar1"), row(Job="javascript:alert(1)")]
-    for profile in (rows, {"source": "measured by a service", "rows": rows}):
-        text = variant(tiny_bundle, tmp_path, {}, {"profile": profile}).read_text()
-        assert re.search(r'Latency on a device <span class="basis"><span class="measured">', text)
-        assert '<a href="https://example.com/jobs/1" rel="noreferrer">' in text
-        assert 'href="javascript' not in text
-        assert "Primary Compute Unit" not in text  # nobody gave one
+    profile = {
+        "source": "measured by a service",
+        "rows": rows,
+        "time_per_token_ms": 8.4,
+        "time_to_first_token_ms": None,
+    }
+    text = variant(tiny_bundle, tmp_path, {}, {"profile": profile}).read_text()
+    assert re.search(r'Latency on a device <span class="basis"><span class="measured">', text)
+    assert '<a href="https://example.com/jobs/1" rel="noreferrer">' in text
+    assert 'href="javascript' not in text
+    assert "Primary Compute Unit" not in text  # nobody gave one
+    assert "Time a token, the sum over the parts: 8.400 ms." in text
+    assert "first token" not in text
+
+
+def test_outputs_of_a_device_are_shown_beside_their_reference(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    found = {"SQNR": {"logits": "51.0 dB", "keys and values": "equal"}, "KV off": "0.120%"}
+    text = variant(tiny_bundle, tmp_path, {}, {"inference": [row(Graph="token_ar1") | found]}).read_text()
+    assert re.search(r'Outputs on a device <span class="basis"><span class="measured">', text)
+    assert "logits 51.0 dB, keys and values equal" in text
 
 
 def test_a_failed_check_stands_out(tiny_bundle: Bundle, tmp_path: Path) -> None:
