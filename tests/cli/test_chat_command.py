@@ -21,8 +21,9 @@ from llmconv import Bundle
 
 LLMCONV = [sys.executable, "-m", "llmconv", "chat"]
 GREEDY = ("--temperature", "0")
-OWN_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+OWN_TERMINAL = (  # where Ctrl-C means something, also when the tests run in the background of a shell
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
 PATIENCE = 60  # seconds that a test waits for a word before it fails
 LONG = "If the argument is"  # on which the tiny model writes to the end of the context
@@ -64,9 +65,9 @@ class Terminal:
         return before
 
     def end(self) -> int:
-        with contextlib.suppress(OSError):
-            while data := os.read(self.descriptor, 4096):
-                self.seen += data.decode(errors="replace")
+        with contextlib.suppress(OSError):  # how Linux says that the child has closed the terminal
+            while select.select([self.descriptor], [], [], PATIENCE)[0]:
+                self.seen += os.read(self.descriptor, 4096).decode(errors="replace")
         return self.child.wait(PATIENCE)
 
 
@@ -117,6 +118,7 @@ def test_a_talk_in_a_dumb_terminal(tiny_bundle: Bundle) -> None:
 def test_ctrl_c_at_the_prompt_ends_the_chat(tiny_bundle: Bundle) -> None:
     with terminal(tiny_bundle.folder) as chat:
         chat.wait(r"> ")
+        time.sleep(1)  # Python itself loses a Ctrl-C between printing the prompt and reading
         chat.type("\x03")
         assert chat.end() == 0
         assert "Traceback" not in chat.seen
