@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 
 from llmconv import Bundle
 from llmconv.cli import main
+from llmconv.cli.bundles import _exit_by
 
 
 @dataclass(frozen=True)
@@ -164,3 +166,10 @@ def test_interrupt_leaves_finished_steps_alone(tiny_recipe: Path, tmp_path: Path
 
 def last_line(outcome: Outcome) -> str:
     return (outcome.err.splitlines() or [""])[-1]
+
+
+def test_a_proof_that_fails_is_exit_code_1() -> None:
+    _exit_by([{"passed": True}, {"passed": None}])
+    with pytest.raises(typer.Exit) as left:
+        _exit_by([{"passed": True}, {"passed": False}])
+    assert left.value.exit_code == 1
