@@ -5,16 +5,12 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmconv import BackendError, Chipset
-
-if TYPE_CHECKING:  # it imports the client, which takes half a second
-    from llmconv_plugins.ai_hub.service import Service
 
 INI_VARIABLE = "QAIHUB_CLIENT_INI"  # as the client has it
 INI = "~/.qai_hub/client.ini"
@@ -64,16 +60,17 @@ def check_configuration() -> None:
             raise BackendError(f"AI Hub: {file} has no {key} in its section [api]; {REMEDY}")
 
 
-def find_device(service: Service, name: str | None, chipset: Chipset) -> HubDevice:
+def find_device(devices: Iterable[HubDevice], name: str | None, chipset: Chipset) -> HubDevice:
     """The device that compiles and measures.
 
     Args:
+        devices: those that AI Hub offers.
         name: as AI Hub has it; by default the first device of the chipset that AI Hub has.
 
     Raises:
         BackendError: AI Hub has no such device, or its NPU is of another generation than the recipe's target.
     """
-    offered = {device.name: device for device in service.devices()}
+    offered = {device.name: device for device in devices}
     wanted = [name] if name is not None else list(chipset.devices)
     found = next((offered[candidate] for candidate in wanted if candidate in offered), None)
     if found is None:

@@ -56,7 +56,7 @@ class AiHubBackend(Backend):
         from llmconv_plugins.ai_hub.service import MissingError, Service, UnavailableError  # noqa: PLC0415  imports the client
 
         try:
-            find_device(Service(), self.device, chipset)
+            find_device(Service().devices(), self.device, chipset)
         except (UnavailableError, MissingError) as error:
             raise BackendError(f"AI Hub: {error}; try again later, or compile here with --backend qnn") from error
 

@@ -44,7 +44,7 @@ def build(backend: AiHubBackend, job: BuildJob) -> BuildResult:
     messages: queue.SimpleQueue[str] = queue.SimpleQueue()
     patience = Patience(backend.patience, messages.put, threading.Event())
     service = Service()
-    device = patience.persist("devices", lambda: find_device(service, backend.device, job.chipset))
+    device = patience.persist("devices", lambda: find_device(service.devices(), backend.device, job.chipset))
     limits = threading.Semaphore(backend.uploads), threading.Semaphore(backend.jobs)
     sending = Sending(service, Ledger(job.steps), patience, job.folder, *limits)
     flow = Flow(job, sending, device, packaging(backend.package), backend.profile or backend.inference)
