@@ -18,6 +18,7 @@ from llmconv.errors import LoweringError
 from llmconv.graph.encodings import WeightEncoding
 
 _ALIGNMENT = 64  # bytes; where a weight starts
+COMPARED = 32  # of so many blocks, one is compared with what rounding made of it, which takes as long as rounding
 _BLOCK = 1 << 18  # elements of the rows that are quantized at once: small enough for a core's cache
 
 
@@ -66,7 +67,8 @@ class WeightFile:
     def __init__(self, path: Path, weights: WeightStore, encodings: dict[str, WeightEncoding]) -> None:
         self.path, self.weights, self.encodings = path, weights, encodings
         self.placed: dict[str, Placed] = {}
-        self.rounding: dict[str, tuple[float, float]] = {}  # sums of squares: of the weight, of what rounding changed
+        # Sums of squares over the blocks that are compared: of the weight, of what rounding changed.
+        self.rounding: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> WeightFile:
         self._file = self.path.open("ab" if self.placed else "wb")
@@ -127,14 +129,15 @@ class WeightFile:
         self._file.write(b"\0" * (offset - self._file.tell()))
         scales: list[NDArray[np.float32]] = []
         zero_point, signal, noise = 0, 0.0, 0.0
-        for block in blocks:
+        for i, block in enumerate(blocks):
             if encoding is None:
                 self._file.write(block.contiguous().numpy().data)
                 continue
             ints, scale, zero_point = encoding.quantize(block)
             scales.append(scale.numpy())
-            lost = _dequantized(ints, scale, zero_point).sub_(block).reshape(-1)
-            signal, noise = signal + _square(block.reshape(-1)), noise + _square(lost)
+            if i % COMPARED == 0:
+                lost = _dequantized(ints, scale, zero_point).sub_(block).reshape(-1)
+                signal, noise = signal + _square(block.reshape(-1)), noise + _square(lost)
             self._file.write(_bytes(ints, bits))
         if bits == 16:
             scales = scales[:1]  # per tensor: every block has the same
