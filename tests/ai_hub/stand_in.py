@@ -64,6 +64,7 @@ class StandIn:
     failing: set[str] = field(default_factory=set)
     rules: list[Rule] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    unpacking: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -167,9 +168,10 @@ class StandIn:
         for dlc in ids:
             source, _, options = self.file(dlc).read_text().partition(" ")
             target = self.folder / source / "package"
-            if not target.is_dir():
-                with zipfile.ZipFile(self.file(source)) as archive:
-                    archive.extractall(target)
+            with self.unpacking:
+                if not target.is_dir():
+                    with zipfile.ZipFile(self.file(source)) as archive:
+                        archive.extractall(target)
             (package,) = target.iterdir()
             packages.append(package)
             labels.append(options.rpartition("context_enable_graphs=")[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hub_job import LABELS, build, fake_link, prepare
 from stand_in import StandIn, running, write_configuration
 
 from llmconv.cli import main
+from llmconv_plugins.ai_hub.build import THREADS
 
 
 @pytest.fixture
@@ -23,6 +25,9 @@ def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stan
         (tmp_path / ".out.work").mkdir()
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path / ".out.work" / "bundle", interrupt_when(set(LABELS)))
+        for thread in threading.enumerate():  # which end with the process, where one ends
+            if thread.name == THREADS:
+                thread.join()
         yield hub
 
 

@@ -27,6 +27,7 @@ from llmconv_plugins.genie.bundle import write_genie_files
 from llmconv_plugins.qnn.layout import planned_binaries
 
 T = TypeVar("T")
+THREADS = "AI Hub"
 LOOK_SECONDS = 0.5  # between two looks at which threads have ended
 HOW_TO_GO_ON = (
     "jobs at AI Hub go on; the same command again picks them up, 'llmconv hub jobs OUTPUT' shows them, "
@@ -120,5 +121,5 @@ def in_background(function: Callable[..., T], *arguments: Any) -> Future[T]:
         except BaseException as error:  # told by the future
             future.set_exception(error)
 
-    threading.Thread(target=call, daemon=True).start()
+    threading.Thread(target=call, name=THREADS, daemon=True).start()
     return future
