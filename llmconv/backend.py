@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -75,6 +75,7 @@ class Binary:
         graphs: the names inside it.
         simulator: whether this machine's simulator can run it (an unshared twin), instead of the device.
         kept: whether an earlier run made it, and measured the figures.
+        stages: seconds of the compiler's own stages, by graph, where it tells.
     """
 
     file: str
@@ -84,6 +85,7 @@ class Binary:
     seconds: float
     peak_rss: int
     kept: bool = False
+    stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass

@@ -162,3 +162,14 @@ def compiled(bundle: Bundle) -> Iterator[Table]:
     columns = ("file", "for", "bytes", "over weight bytes", "compiled in", "peak memory")
     note = "Seconds and peak memory of the compiler where it ran on the machine that converted."
     yield Table("Compiled binaries", columns, tuple(rows), "measured", 2, note)
+    yield from _stages(bundle)
+
+
+def _stages(bundle: Bundle) -> Iterator[Table]:
+    """The compiler's own stages, where it tells; a column each."""
+    told = [(b["file"], *item) for b in bundle.report.get("binaries", []) for item in b.get("stages", {}).items()]
+    stages = tuple(dict.fromkeys(stage for _, _, seconds in told for stage in seconds))
+    if told:
+        rows = tuple((file, graph, *(f"{seconds.get(s, 0):.2f} s" for s in stages)) for file, graph, seconds in told)
+        note = "As QNN's own profile of the compilation says."
+        yield Table("Stages of the compiler", ("file", "graph", *stages), rows, "measured", 2, note)

@@ -149,7 +149,7 @@ class QnnBackend(Backend):
 
 
 def _figures(report: CompileReport) -> dict[str, Any]:
-    return {"seconds": report.seconds, "peak_rss": report.peak_rss_bytes}
+    return {"seconds": report.seconds, "peak_rss": report.peak_rss_bytes, "stages": report.stages}
 
 
 def _remedy(message: str, graphs: list[Graph]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmconv import peak_memory
 from llmconv_plugins.qnn.inside_child import end_with_parent, leave, leave_signals_to_parent, register
+from llmconv_plugins.qnn.stage_times import PROFILE
 
 JOB, STAGE, RESULT, TRACE = "job.json", "stage.txt", "result.json", "qnn_op_trace.json"
 FAILED = 3  # exit code: RESULT says why
@@ -73,6 +74,8 @@ def _compile(index: int, job: dict[str, Any], device: Any, backend: str) -> Any:
         "json_qnn_graph_dir": dump_folder(index),
         "enable_framework_op_trace": "1",
         "framework_op_trace_dir": dump_folder(index),
+        "profiling_level": "detailed",  # of the compilation; the binary is the same without
+        "profiling_file_path": PROFILE,
     }
     options.add_provider_for_devices([device], provider)
     return ort.InferenceSession(graph_file(index), options)

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmconv import BackendError
@@ -19,6 +19,7 @@ from llmconv_plugins.qnn.compiled_graph import check_no_floats
 from llmconv_plugins.qnn.context_binary import BinaryInfo, GraphInfo, TensorInfo, read_info
 from llmconv_plugins.qnn.onnx_file import OnnxFile, Ports, inspect
 from llmconv_plugins.qnn.rename import rename_graphs
+from llmconv_plugins.qnn.stage_times import PROFILE, Stages, read_stages
 
 CHILD = "llmconv_plugins.qnn.compile_child"
 LOG = "log.txt"
@@ -47,6 +48,7 @@ class CompileReport:
         peak_rss_bytes: of the child process.
         graphs: read back from the finished binary, in the order of the jobs.
         qnn_version: as the binary has it, such as v2.51.0.260929181845.
+        stages: seconds of the compiler's own stages, by graph; empty where it did not tell.
     """
 
     seconds: float
@@ -54,6 +56,7 @@ class CompileReport:
     binary_bytes: int
     graphs: tuple[GraphInfo, ...]
     qnn_version: str
+    stages: dict[str, Stages] = field(default_factory=dict)
 
 
 def compile_part(
@@ -94,7 +97,8 @@ def compile_part(
         size = (work / binary_file()).stat().st_size
         (work / binary_file()).replace(binary)
         logger.info("compiled %s: %.1f s, %d bytes", binary.name, seconds, size)
-        return CompileReport(seconds, peak, size, info.graphs, info.build_id)
+        stages = read_stages(work / PROFILE, [job.name for job in jobs])
+        return CompileReport(seconds, peak, size, info.graphs, info.build_id, stages)
     finally:
         if dump_dir is not None:
             _keep(jobs, work, dump_dir)
