@@ -78,6 +78,8 @@ from .graph.model import outputs_of as outputs_of
 from .graph.model import shape_of as shape_of
 from .graph.model import value_of as value_of
 from .graph.movement import simplify_movement as simplify_movement
+from .graph.noise import sqnr as sqnr
+from .graph.noise import squares as squares
 from .graph.ops import REQUANTIZE as REQUANTIZE
 from .graph.sizes import PartSize as PartSize
 from .graph.sizes import balance as balance

@@ -15,8 +15,8 @@ import torch
 
 from llmconv.checkpoint.read_ahead import ReadAhead
 from llmconv.checkpoint.weights import WeightStore
-from llmconv.decoding.noise import decibels
 from llmconv.graph.encodings import WeightEncoding
+from llmconv.graph.noise import decibels
 from llmconv.lowering.weight_file import WeightFile
 
 _WAITING = 2  # weights that wait to be quantized

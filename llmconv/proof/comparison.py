@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from llmconv.bundle.runtime import PartsRunner
 from llmconv.decoding.decoder import Array, Arrays, Runner
+from llmconv.graph import noise
 from llmconv.proof.precision import TensorNoise
 
 
 def sqnr(reference: Array, other: Array) -> float:
     """Signal over quantization noise, dB: 10 log10(sum of squares / sum of squared differences)."""
-    noise = float(np.square(reference.astype(np.float64) - other).sum())
-    signal = float(np.square(reference.astype(np.float64)).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
+    return noise.sqnr(*noise.squares(reference, other))
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Comparison:
     @property
     def sqnr(self) -> float:
         """Of the logits, dB."""
-        return float("inf") if self.noise == 0 else 10 * float(np.log10(self.signal / self.noise))
+        return noise.sqnr(self.signal, self.noise)
 
     @property
     def kv_off_share(self) -> float:
@@ -50,8 +49,8 @@ class Comparison:
 
     def add_logits(self, a: Array, b: Array) -> None:
         """Compare rows of logits, (rows, vocabulary)."""
-        self.signal += float(np.square(a.astype(np.float64)).sum())
-        self.noise += float(np.square(a.astype(np.float64) - b).sum())
+        signal, lost = noise.squares(a, b)
+        self.signal, self.noise = self.signal + signal, self.noise + lost
         step = np.diff(np.unique(a)).min(initial=np.inf)
         for row_a, row_b in zip(a, b, strict=True):
             mine, theirs = int(row_a.argmax()), int(row_b.argmax())

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from llmconv.bundle.bundle import TensorSpec
-from llmconv.decoding.noise import decibels
 from llmconv.graph.encodings import Encodings
 from llmconv.graph.model import name_of
+from llmconv.graph.noise import decibels, squares
 
 _HEAD = re.compile(r"\.h\d+")
 
@@ -59,6 +59,5 @@ class TensorNoise(Noise):
     def compare(self, first: Mapping[str, NDArray[np.generic]], second: Mapping[str, NDArray[np.generic]]) -> None:
         """Add the outputs of one run; scales cancel."""
         for name, spec in self.specs.items():
-            a, b = first[name].astype(np.float64), second[name].astype(np.float64)
             zero = spec.encoding["zero_point"] if spec.encoding is not None else 0
-            self.add(name, float(np.square(a - zero).sum()), float(np.square(a - b).sum()))
+            self.add(name, *squares(first[name].astype(np.float64) - zero, second[name].astype(np.float64) - zero))

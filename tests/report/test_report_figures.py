@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmconv import Bundle
-from llmconv.decoding.noise import decibels
+from llmconv.graph.noise import decibels
 from llmconv.planning.quantities import size
 from llmconv.report.contents import sections
 from llmconv.report.figures import Table, amount

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv import Arrays, PartSpec, TensorSpec, dequantize
+from llmconv import Arrays, PartSpec, TensorSpec, dequantize, sqnr, squares
 
 KV, KV_BITS = "keys and values", 8
 _KINDS = {"new_key": KV, "new_value": KV}
@@ -29,19 +29,16 @@ class Difference:
 
     @property
     def sqnr(self) -> str:
-        """10 log10(sum of squares / sum of squared differences)."""
-        if self.noise == 0:
-            return "equal"
-        return f"{10 * np.log10(max(self.signal, np.finfo(float).tiny) / self.noise):.1f} dB"
+        """In decibels, for the report."""
+        return "equal" if self.noise == 0 else f"{sqnr(self.signal, self.noise):.1f} dB"
 
     def add(self, expected: NDArray[Any], found: NDArray[Any], spec: TensorSpec) -> None:
         """Compare one output, both of them as floats."""
-        apart = expected.astype(np.float64) - found
-        self.signal += float(np.square(expected.astype(np.float64)).sum())
-        self.noise += float(np.square(apart).sum())
+        signal, noise = squares(expected, found)
+        self.signal, self.noise = self.signal + signal, self.noise + noise
         if spec.encoding is not None and spec.encoding["bits"] == KV_BITS:
-            self.off += int((np.abs(apart) > 1.5 * spec.encoding["scale"]).sum())  # one step, in floats
-            self.count += apart.size
+            self.off += int((np.abs(expected - found) > 1.5 * spec.encoding["scale"]).sum())  # one step, in floats
+            self.count += expected.size
 
 
 def compare(part: PartSpec, expected: Arrays, found: Arrays) -> dict[str, Any]:

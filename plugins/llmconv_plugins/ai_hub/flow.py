@@ -17,12 +17,9 @@ from llmconv_plugins.ai_hub.ledger import Entry
 from llmconv_plugins.ai_hub.package import Packaging
 from llmconv_plugins.ai_hub.profile import PROFILE_OPTIONS, Measured
 from llmconv_plugins.ai_hub.sending import Sending
-from llmconv_plugins.ai_hub.service import MissingError
 from llmconv_plugins.ai_hub.stores import Models
-from llmconv_plugins.qnn.context_binary import read_info
+from llmconv_plugins.qnn.context_binary import BinaryInfo, read_info
 from llmconv_plugins.qnn.layout import PlannedBinary
-
-DOWNLOADS = 3  # tries to get a binary that is whole
 
 Linked = tuple[Binary, Entry | None]  # with the link job, where it is known
 
@@ -153,23 +150,15 @@ class Flow:
             The version of QNN that linked it.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        what, service = f"download {target.name}", self.sending.service
+        what = f"download {target.name}"
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
-            for left in reversed(range(DOWNLOADS)):
+
+            def fetch() -> tuple[Path, BinaryInfo]:
                 self.sending.patience.say(what)
-                try:
-                    file = self.sending.patience.persist(what, lambda: service.download(linked.target, Path(folder)))
-                    info = read_info(file)
-                    break
-                except MissingError as error:
-                    self.sending.ledger.drop(linked)
-                    raise BackendError(
-                        f"AI Hub no longer has {target.name}; the same command again links it anew"
-                    ) from error
-                except BackendError as error:
-                    if not left:
-                        raise BackendError(f"AI Hub: {what}: not whole, {DOWNLOADS} times over: {error}") from error
-                    self.sending.patience.say(f"{what}: not whole; once more")
+                file = self.sending.service.download(linked.target, Path(folder))
+                return file, read_info(file)
+
+            file, info = self.sending.fetched(what, linked, fetch)
             found = sorted(graph.name for graph in info.graphs)
             if found != sorted(binary.labels):
                 raise BackendError(f"AI Hub: {target.name} holds the graphs {found} instead of {list(binary.labels)}")

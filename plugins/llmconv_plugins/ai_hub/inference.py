@@ -12,13 +12,12 @@ from typing import Any
 
 from qai_hub import public_api_pb2 as pb
 
-from llmconv import Arrays, BackendError, Graph, key_of
+from llmconv import Arrays, Graph, key_of
 from llmconv_plugins.ai_hub.comparison import compare
-from llmconv_plugins.ai_hub.flow import DOWNLOADS, Flow, Linked
+from llmconv_plugins.ai_hub.flow import Flow, Linked
 from llmconv_plugins.ai_hub.ledger import Entry
 from llmconv_plugins.ai_hub.patience import StoppedError
 from llmconv_plugins.ai_hub.reference import RUNS, Reference, run_reference, window
-from llmconv_plugins.ai_hub.service import MissingError
 from llmconv_plugins.ai_hub.stores import Datasets, read_h5, write_h5
 from llmconv_plugins.qnn.layout import PlannedBinary
 
@@ -95,22 +94,12 @@ class Inference:
     def _fetched(self, slot: str, done: Entry) -> Arrays:
         """What the device computed, whole."""
         with tempfile.TemporaryDirectory(prefix=".download-", dir=self.job.folder) as folder:
-            for left in reversed(range(DOWNLOADS)):
-                try:
-                    file = self.sending.patience.persist(
-                        slot, lambda: self.datasets.fetch_outputs(done.id, Path(folder))
-                    )
-                    return read_h5(file) if file is not None else {}
-                except MissingError as error:
-                    self.sending.ledger.drop(done)
-                    raise BackendError(
-                        f"AI Hub no longer has the outputs of {slot}; the same command again runs it anew"
-                    ) from error
-                except BackendError as error:
-                    if not left:
-                        raise BackendError(f"AI Hub: outputs of {slot}: {error}, {DOWNLOADS} times over") from error
-                    self.sending.patience.say(f"{slot}: outputs not whole; once more")
-        raise AssertionError("unreachable")
+
+            def fetch() -> Arrays:
+                file = self.datasets.fetch_outputs(done.id, Path(folder))
+                return read_h5(file) if file is not None else {}
+
+            return self.sending.fetched(f"outputs of {slot}", done, fetch)
 
     def _dataset_key(self, graph: Graph, part: int) -> str:
         """Of what a part is given: it depends on the ids and on every part up to this one."""

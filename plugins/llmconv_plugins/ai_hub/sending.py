@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from qai_hub import public_api_pb2 as pb
 
@@ -16,6 +17,8 @@ from llmconv_plugins.ai_hub.patience import Patience, StoppedError
 from llmconv_plugins.ai_hub.service import FAILED, JobStatus, MissingError, Service, UnavailableError
 from llmconv_plugins.ai_hub.stores import Store
 
+T = TypeVar("T")
+DOWNLOADS = 3  # tries to get a file that is whole
 POLL_SECONDS = 10.0  # between two looks at a job; the client's own pace
 PACKED = ".to_send_"  # what names of packages begin with
 LOGS = "ai_hub_logs"  # folder of the logs of jobs that failed
@@ -94,6 +97,28 @@ class Sending:
                 if status.state == FAILED:
                     raise self._failure(entry, status)
                 return self.ledger.update(entry, complete=True, target=status.target, seconds=status.seconds)
+
+    def fetched(self, what: str, done: Entry, fetch: Callable[[], T]) -> T:
+        """What a finished job made, whole; brought again where it is not.
+
+        Args:
+            fetch: brings it and reads it; a `BackendError` says that it is not whole.
+
+        Raises:
+            BackendError: it is not whole, time and again; or gone: the job is then forgotten.
+        """
+        for left in reversed(range(DOWNLOADS)):
+            try:
+                return self.patience.persist(what, fetch)
+            except MissingError as error:
+                self.ledger.drop(done)
+                message = f"AI Hub no longer has what {done.slot} made; the same command again makes it anew"
+                raise BackendError(message) from error
+            except BackendError as error:
+                if not left:
+                    raise BackendError(f"AI Hub: {what}: not whole, {DOWNLOADS} times over: {error}") from error
+                self.patience.say(f"{what}: not whole; once more")
+        raise AssertionError("unreachable")
 
     def _announced(self, store: Store, slot: str, key: str) -> tuple[Entry, bool]:
         """The entry of something that the service knows of, and whether its file is there, whole."""

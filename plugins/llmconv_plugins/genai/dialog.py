@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from llmconv import BackendError, Dialog, Sampling
 from llmconv_plugins.qnn.child import Child, one_line
-from llmconv_plugins.qnn.message import receive, send
 
-CHILD = "llmconv_plugins.genai.child"
+CHILD, WHO = "llmconv_plugins.genai.child", "ONNX Runtime GenAI"
 
 
 class GenAIDialog(Dialog):
@@ -49,7 +48,8 @@ class GenAIDialog(Dialog):
             arguments = [str(folder.resolve()), provider]
             qnn = provider == "qnn"
             self._child = stack.enter_context(Child(CHILD, arguments, log=work / "log.txt", cwd=work, qnn=qnn))
-            self._answer(f"loading {folder}")
+            what = f"loading {folder}"
+            _checked(what, self._child.hear(what, WHO)[0])
             self._stack = stack.pop_all()
 
     @property
@@ -102,23 +102,13 @@ class GenAIDialog(Dialog):
         self.reason = f"{limit} tokens"
 
     def _ask(self, what: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            send(self._child.stdin, request, {})
-        except (OSError, ValueError) as error:  # ValueError: the pipe is closed
-            raise BackendError(f"{what}: ONNX Runtime GenAI {self._child.ending()}") from error
-        return self._answer(what)
+        return _checked(what, self._child.ask(what, WHO, request, {})[0])
 
-    def _answer(self, what: str) -> dict[str, Any]:
-        try:
-            answer, _ = receive(self._child.stdout)
-        except (EOFError, OSError, ValueError) as error:
-            raise BackendError(f"{what}: ONNX Runtime GenAI {self._child.ending()}") from error
-        except BaseException:
-            self._child.process.kill()  # the answer to this request must not be taken for the next one's
-            raise
-        if "error" in answer:
-            raise BackendError(f"{what}: ONNX Runtime GenAI: {one_line(answer['error'])}")
-        return answer
+
+def _checked(what: str, answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        raise BackendError(f"{what}: {WHO}: {one_line(answer['error'])}")
+    return answer
 
 
 def _search(sampling: Sampling) -> dict[str, Any]:

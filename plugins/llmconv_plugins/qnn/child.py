@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from llmconv import BackendError
+from llmconv_plugins.qnn.message import Arrays, receive, send
 
 PACKAGES = Path(__file__).parents[2]  # the folder that holds llmconv_plugins
 LINE_LIMIT = 300
@@ -93,6 +95,31 @@ class Child:
             except subprocess.TimeoutExpired:
                 if stop is not None and stop.is_set():
                     raise BackendError("stopped, because something beside it failed") from None
+
+    def ask(self, what: str, who: str, header: Mapping[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Send a message and wait for the answer; what is wrong with the request is for the caller to find in it.
+
+        Args:
+            what, who: for errors: what is asked, and whom.
+
+        Raises:
+            BackendError: the child has ended.
+        """
+        try:
+            send(self.stdin, header, arrays)
+        except (OSError, ValueError) as error:  # ValueError: the pipe is closed
+            raise BackendError(f"{what}: {who} {self.ending()}") from error
+        return self.hear(what, who)
+
+    def hear(self, what: str, who: str) -> tuple[dict[str, Any], Arrays]:
+        """Wait for a message; as of `ask`."""
+        try:
+            return receive(self.stdout)
+        except (EOFError, OSError, ValueError) as error:
+            raise BackendError(f"{what}: {who} {self.ending()}") from error
+        except BaseException:
+            self.process.kill()  # the answer to this request must not be taken for the next one's
+            raise
 
     def ending(self) -> str:
         """How an unsuccessful child ended, for an error message: the signal or exit code, and what the log says."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llmconv import BackendError
 from llmconv_plugins.qnn.child import Child, one_line
-from llmconv_plugins.qnn.message import Arrays, receive, send
+from llmconv_plugins.qnn.message import Arrays
 
 
 class Simulator:
@@ -68,14 +68,7 @@ class Simulator:
         self.close()
 
     def _ask(self, what: str, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-        try:
-            send(self._child.stdin, header, arrays)
-            answer, outputs = receive(self._child.stdout)
-        except (EOFError, OSError, ValueError) as error:  # ValueError: the pipe is closed
-            raise BackendError(f"{what}: the HTP simulator {self._child.ending()}") from error
-        except BaseException:
-            self._child.process.kill()  # the answer to this request must not be taken for the next one's
-            raise
+        answer, outputs = self._child.ask(what, "the HTP simulator", header, dict(arrays))
         if "error" in answer:
             raise BackendError(f"{what}: {one_line(answer['error'])}")
         return outputs
