@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -56,13 +57,16 @@ class Steps:
         self._claimed.add(name)
         return record["value"]
 
-    def finish(self, name: str, key: str, files: Sequence[Path], value: Any) -> None:
+    def finish(
+        self, name: str, key: str, files: Sequence[Path], value: Any, known: Mapping[Path, str] = MappingProxyType({})
+    ) -> None:
         """Record a step whose files, all below the folder, are complete.
 
         Args:
             value: JSON, not None.
+            known: sha256 of files that were hashed while they were written.
         """
-        found = {str(f.relative_to(self.folder)): digest(f) for f in files}
+        found = {str(f.relative_to(self.folder)): known.get(f) or digest(f) for f in files}
         record = {"name": name, "key": key, "files": found, "value": value}
         (self.folder / STEPS).mkdir(parents=True, exist_ok=True)
         write_json(self._record(name), record)

@@ -86,8 +86,8 @@ class WeightSink(Protocol):
         """A store whose weights are quantized and written to a part's file as they are read."""
         ...
 
-    def written(self, part: int) -> tuple[list[Path], Any]:
-        """The files of a part that has been read, complete on disk, and as JSON what lies where in them."""
+    def written(self, part: int) -> tuple[dict[Path, str], Any]:
+        """The files of a part that has been read, complete on disk, with sha256; as JSON what lies where in them."""
         ...
 
     def restore(self, part: int, parts: int, written: Any) -> None:

@@ -66,11 +66,10 @@ class PartFiles:
             yield store
             store.finish()
 
-    def written(self, part: int) -> tuple[list[Path], Any]:
-        """The file of a part, complete on disk, and as JSON what lies where in it."""
+    def written(self, part: int) -> tuple[dict[Path, str], Any]:
+        """The file of a part, complete on disk, with its sha256; and as JSON what lies where in it."""
         file = self._files[part]
-        file.flush()
-        return [file.path], {"index": file.index(), "rounding": file.rounding}
+        return {file.path: file.flush()}, {"index": file.index(), "rounding": file.rounding}
 
     def restore(self, part: int, parts: int, written: Any) -> None:
         """Take over the file of a part that an earlier run has written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from math import prod
@@ -69,6 +70,7 @@ class WeightFile:
         self.placed: dict[str, Placed] = {}
         # Sums of squares over the blocks that are compared: of the weight, of what rounding changed.
         self.rounding: dict[str, tuple[float, float]] = {}
+        self._hash = hashlib.sha256()
 
     def __enter__(self) -> WeightFile:
         self._file = self.path.open("ab" if self.placed else "wb")
@@ -79,9 +81,10 @@ class WeightFile:
     ) -> None:
         self._file.close()
 
-    def flush(self) -> None:
-        """Have all that was written in the file."""
+    def flush(self) -> str:
+        """Have all that was written in the file; gives the sha256 of a file that was begun here."""
         self._file.flush()
+        return self._hash.hexdigest()
 
     def index(self) -> dict[str, dict[str, Any]]:
         """What lies where, as JSON; scales stay in the file, behind the integers."""
@@ -126,26 +129,30 @@ class WeightFile:
         if bits == 4 and columns % 2:  # readers take rows by whole bytes
             raise LoweringError(f"weight '{name}' of shape {list(shape)} has odd rows; give it 8 bits")
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
-        self._file.write(b"\0" * (offset - self._file.tell()))
+        self._append(b"\0" * (offset - self._file.tell()))
         scales: list[NDArray[np.float32]] = []
         zero_point, signal, noise = 0, 0.0, 0.0
         for i, block in enumerate(blocks):
             if encoding is None:
-                self._file.write(block.contiguous().numpy().data)
+                self._append(block.contiguous().numpy().data)
                 continue
             ints, scale, zero_point = encoding.quantize(block)
             scales.append(scale.numpy())
             if i % COMPARED == 0:
                 lost = _dequantized(ints, scale, zero_point).sub_(block).reshape(-1)
                 signal, noise = signal + _square(block.reshape(-1)), noise + _square(lost)
-            self._file.write(_bytes(ints, bits))
+            self._append(_bytes(ints, bits))
         if bits == 16:
             scales = scales[:1]  # per tensor: every block has the same
         every = np.concatenate([np.empty(0, np.float32), *scales])
-        self._file.write(every.data)  # behind the integers, for readers other than ONNX
+        self._append(every.data)  # behind the integers, for readers other than ONNX
         if encoding is not None:
             self.rounding[name] = (signal, noise)
         self.placed[name] = Placed(bits, offset, columns * bits // 8, every, zero_point, shape)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
 
 
 def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:

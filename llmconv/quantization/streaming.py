@@ -87,7 +87,8 @@ class _Kept:
             save_file(border, file)
             steps.finish(self._border_step(part), self.key, [file], True)
         files, weights = sink.written(part)
-        steps.finish(self._step(part), self.key, files, {"ranges": ranges, "weights": weights, "hashes": hashes})
+        value = {"ranges": ranges, "weights": weights, "hashes": hashes}
+        steps.finish(self._step(part), self.key, list(files), value, known=files)
 
     def forget_borders(self) -> None:
         """All parts are finished, and nothing will go on from between them."""

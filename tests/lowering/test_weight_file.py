@@ -28,6 +28,7 @@ from llmconv import (
     insert,
     write_onnx,
 )
+from llmconv.files import digest
 from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.parts import BundleStore, read_encodings
 from llmconv.lowering.weight_file import WeightFile, pack_int4, unpack_int4
@@ -110,7 +111,9 @@ def test_rounding_is_that_of_the_weights_as_they_are_read_back(tmp_path: Path) -
 def test_rounding_outlives_an_interruption(tmp_path: Path) -> None:
     with PartFiles(tmp_path, weights()) as files:
         files.open(0, 1, ENCODINGS).place("w4")
-        written = json.loads(json.dumps(files.written(0)[1]))
+        hashed, placed = files.written(0)
+        assert hashed == {file: digest(file) for file in tmp_path.iterdir()}
+        written = json.loads(json.dumps(placed))
         figures = files.figures()
     with PartFiles(tmp_path, weights()) as files:
         files.restore(0, 1, written)
