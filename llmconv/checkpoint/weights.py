@@ -15,6 +15,7 @@ import torch
 
 from llmconv.errors import CheckpointError
 
+_PIECE = 1 << 19  # values that are read, hashed and converted at once: small enough for a core's cache
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -85,14 +86,22 @@ class SafetensorsStore:
         start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
+        weight = torch.from_numpy(np.empty(shape, dtype=np.float32))  # in huge pages, which torch does not ask for
+        piece = torch.empty(min(_PIECE, weight.numel()), dtype=entry.dtype)
+        whole = hashlib.sha256() if rows is None and name not in self.hashes else None
         with entry.file.open("rb") as file:
             file.seek(entry.begin + start * row_bytes)
-            data = np.empty((stop - start) * row_bytes, dtype=np.uint8)  # not zeroed first, as a bytearray is
-            if file.readinto(data.data) != data.size:
-                raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
-        if rows is None and name not in self.hashes:
-            self.hashes[name] = hashlib.sha256(data.data).hexdigest()
-        return torch.from_numpy(data).view(entry.dtype).reshape(shape).to(torch.float32)
+            for values in torch.split(weight.view(-1), _PIECE):
+                stored = piece[: len(values)]
+                data = stored.view(torch.uint8).numpy().data
+                if file.readinto(data) != len(data):
+                    raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
+                if whole is not None:
+                    whole.update(data)
+                values.copy_(stored)
+        if whole is not None:
+            self.hashes[name] = whole.hexdigest()
+        return weight
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:

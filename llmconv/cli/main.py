@@ -49,7 +49,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; a `LlmconvError` is one line on stderr and exit code 2."""
-    atexit.register(gc.freeze)  # else Python takes a model's graphs apart, node by node, before it leaves: over a second
+    atexit.register(gc.freeze)  # else a second and more goes to taking graphs apart, node by node
     try:
         app()
     except LlmconvError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Program:
         Returns:
             The outputs by I/O name, for each of the inputs.
         """
-        with torch.no_grad():
+        with torch.no_grad(), _weights_as_they_lie():
             values = {node: [self._settle(node, x[name]) for x in inputs] for name, node in self._inputs.items()}
             for node, dead in self._steps:
                 values[node] = self._compute(node, values, len(inputs))
@@ -72,6 +73,20 @@ class Program:
             self.observer(node, value)
         encoding = self.encodings.values.get(name_of(node)) if self.encodings is not None else None
         return value if encoding is None else encoding.fake_quantize(value)
+
+
+@contextmanager
+def _weights_as_they_lie() -> Iterator[None]:
+    """Keep oneDNN from convolutions: it would copy each weight into a layout of its own, for a single use.
+
+    (`torch.backends.mkldnn.flags` warns about Intel GPUs when it is left.)
+    """
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def _call(node: fx.Node, values: Mapping[fx.Node, list[Any]], i: int) -> Any:
