@@ -49,9 +49,10 @@ def show(made: Plan) -> None:
         if limit.verdict != "ok":
             print(limit.message(made.chipset.name))
     memory = "unknown" if made.memory is None else size(made.memory)
+    together = "one part after another" if made.at_once == 1 else f"{made.at_once} parts at once"
     display.note(
         f"at hand: memory and swap {memory}, disk {size(made.disk)}; "
-        f"≈ {duration(made.seconds)} in all with {made.at_once} part(s) at once, proof not counted"
+        f"≈ {duration(made.seconds)} in all, {together}, proof not counted"
     )
 
 

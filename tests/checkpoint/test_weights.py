@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from llmconv import CheckpointError, DictStore, SafetensorsStore
+from llmconv.checkpoint import weights
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -54,6 +56,17 @@ def test_every_float_type_is_read_as_float32(tmp_path: Path, dtype: torch.dtype)
     found = store.read("weight")
     assert found.dtype == torch.float32
     assert torch.equal(found, weight.to(torch.float32))
+
+
+@pytest.mark.parametrize("piece", [1, 4, 15, 16])
+@pytest.mark.parametrize("rows", [None, slice(1, 4)], ids=str)
+def test_pieces_make_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, rows: slice | None) -> None:
+    monkeypatch.setattr(weights, "_PIECE", piece)
+    weight = numbers(5, 3).to(torch.bfloat16)
+    store = SafetensorsStore([save(tmp_path / "w.safetensors", weight=weight)])
+    assert torch.equal(store.read("weight", rows), weight[rows or slice(None)].to(torch.float32))
+    whole = hashlib.sha256(weight.view(torch.uint8).numpy().data).hexdigest()
+    assert store.hashes == ({} if rows else {"weight": whole})
 
 
 @pytest.mark.parametrize("rows", [slice(0, 2), slice(1, 4), slice(3, None), slice(-2, None), slice(2, 99)], ids=str)
