@@ -141,8 +141,8 @@ def convert(geometry: Geometry, checkpoint: Path, work: Path, args: argparse.Nam
         backend=backend,
     )
     recipe.write_text(text)
-    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--no-verify", "--fresh"]
-    return measure([*command, "--jobs", str(args.jobs), "--output", str(output)])
+    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--no-verify", "--fresh", "--output", str(output)]
+    return measure(command if backend == "onnx" else [*command, "--jobs", str(args.jobs)])
 
 
 def show_compilation(bundle: Path) -> None:

@@ -108,6 +108,7 @@ from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
 from .plugins import Registry as Registry
 from .prepare import spread_ids as spread_ids
+from .processes import in_processes as in_processes
 from .proof.proof import prove as prove
 from .quantization.calibration import CALIBRATION as CALIBRATION
 from .quantization.calibration import MOVEMENT as MOVEMENT

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "llmconv.hookspecs",
         "llmconv.planning.quantities",
     ),
-    ("llmconv.plugins", "llmconv.steps"),
+    ("llmconv.plugins", "llmconv.processes", "llmconv.steps"),
     ("llmconv.recipe", "llmconv.checkpoint"),
     ("llmconv.graph",),
     ("llmconv.decoding",),

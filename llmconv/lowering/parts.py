@@ -15,10 +15,11 @@ import torch
 from llmconv.errors import BundleError
 from llmconv.files import write_json
 from llmconv.graph.encodings import Encoding, Encodings
-from llmconv.graph.model import Model
+from llmconv.graph.model import Model, name_of
 from llmconv.lowering.lower import Lowering, LoweringTable
 from llmconv.lowering.part_files import PartFiles
 from llmconv.lowering.weight_file import Placed, unpack_int4
+from llmconv.processes import in_processes
 
 ONNX_FOLDER = "onnx"
 ENCODINGS = "encodings.json"
@@ -32,11 +33,13 @@ def write_onnx(
     lowerings: LoweringTable,
     progress: Callable[[str, str], None] = lambda _stage, _item: None,
     files: PartFiles | None = None,
+    jobs: int | None = None,
 ) -> None:
     """Lower every part of every graph into a bundle's `onnx/`, and what its weight files hold into `encodings.json`.
 
     Args:
         files: the weight files in `onnx/`, where some weights have been written already.
+        jobs: how many processes lower at once at most; None for as many as there are cores.
 
     Raises:
         LoweringError: a graph holds what has no lowering.
@@ -47,14 +50,20 @@ def write_onnx(
     encodings = model.encodings or Encodings()
     index: dict[str, Any] = {}
     with files or PartFiles(folder, model.weights) as part_files:
-        for i in range(count):
-            weights = part_files.open(i, count, encodings.weights)
-            for graph in graphs:
-                progress("lower", graph.label(i))
-                lowered = Lowering(graph.parts[i], model.encodings, weights, lowerings).run()
-                onnx.save(lowered, folder / f"{graph.label(i)}.onnx")
+        opened = [part_files.open(i, count, encodings.weights) for i in range(count)]
+        for i, weights in enumerate(opened):
+            for node in (n for graph in graphs for n in graph.parts[i].graph.find_nodes(op="get_attr")):
+                weights.place(name_of(node))  # here: the processes below only refer to them
             file = f"{ONNX_FOLDER}/{weights.path.name}"
             index |= {name: {"file": file, **item} for name, item in weights.index().items()}
+
+        def lower(place: tuple[int, str]) -> None:
+            i, graph = place[0], model.graphs[place[1]]
+            lowered = Lowering(graph.parts[i], model.encodings, opened[i], lowerings).run()
+            onnx.save(lowered, folder / f"{graph.label(i)}.onnx")
+
+        places = [(i, name) for i in range(count) for name in model.graphs]
+        in_processes(lower, places, jobs, lambda place: progress("lower", model.graphs[place[1]].label(place[0])))
     values = {name: encoding.to_dict() for name, encoding in encodings.values.items()}
     write_json(bundle / ENCODINGS, {"values": values, "weights": index})
 

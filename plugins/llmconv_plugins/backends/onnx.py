@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import onnx
 
-from llmconv import ONNX_FOLDER, Backend, BackendError, BuildJob, BuildResult, Chipset, write_onnx
+from llmconv import ONNX_FOLDER, Backend, BackendError, BuildJob, BuildResult, Chipset, in_processes, write_onnx
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,15 @@ class OnnxBackend(Backend):
 
     def build(self, job: BuildJob) -> BuildResult:
         """Lower, then check."""
-        write_onnx(job.model, job.folder, job.lowerings, job.progress, job.files)
-        for file in sorted((job.folder / ONNX_FOLDER).glob("*.onnx")):
-            job.progress("check", file.stem)
-            try:
-                onnx.checker.check_model(str(file), full_check=True)
-            except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise BackendError(f"{file.stem}: the ONNX checker refuses it: {reason}") from error
+        write_onnx(job.model, job.folder, job.lowerings, job.progress, job.files, job.jobs)
+        files = sorted((job.folder / ONNX_FOLDER).glob("*.onnx"))
+        in_processes(_check, files, job.jobs, lambda file: job.progress("check", file.stem))
         return BuildResult(versions={"onnx": onnx.__version__})
+
+
+def _check(file: Path) -> None:
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackendError(f"{file.stem}: the ONNX checker refuses it: {reason}") from error
