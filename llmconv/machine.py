@@ -38,6 +38,7 @@ class Memory:
 
 def give_back_memory() -> None:
     """Return memory that is free inside this process to the system, before child processes need it; glibc can."""
+    gc.unfreeze()  # the graph that calibration ran on may be among what was frozen
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
