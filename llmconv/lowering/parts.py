@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,13 @@ def write_onnx(
             file = f"{ONNX_FOLDER}/{weights.path.name}"
             index |= {name: {"file": file, **item} for name, item in weights.index().items()}
 
-        def lower(place: tuple[int, str]) -> None:
-            i, graph = place[0], model.graphs[place[1]]
-            lowered = Lowering(graph.parts[i], model.encodings, opened[i], lowerings).run()
-            onnx.save(lowered, folder / f"{graph.label(i)}.onnx")
+        parts = {graph.label(i): (graph.parts[i], weights) for i, weights in enumerate(opened) for graph in graphs}
 
-        places = [(i, name) for i in range(count) for name in model.graphs]
-        in_processes(lower, places, jobs, lambda place: progress("lower", model.graphs[place[1]].label(place[0])))
+        def lower(label: str) -> None:
+            lowered = Lowering(parts[label][0], model.encodings, parts[label][1], lowerings).run()
+            onnx.save(lowered, folder / f"{label}.onnx")
+
+        in_processes(lower, list(parts), jobs, partial(progress, "lower"))
     values = {name: encoding.to_dict() for name, encoding in encodings.values.items()}
     write_json(bundle / ENCODINGS, {"values": values, "weights": index})
 
