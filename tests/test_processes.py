@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -67,6 +68,16 @@ def test_an_error_of_the_work_is_this_processs_error(jobs: int) -> None:
 
     with pytest.raises(BackendError, match="b: too large"):
         in_processes(work, ITEMS, jobs)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_of_the_disk_keeps_its_cause_and_its_file(jobs: int) -> None:
+    def work(item: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", item)
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        in_processes(work, ITEMS, jobs)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "a")
 
 
 @forking
