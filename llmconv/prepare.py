@@ -23,6 +23,7 @@ from llmconv.recipe.recipe import Recipe
 from llmconv.steps import Steps
 
 BREAK = "\n\f\n"  # between documents in a text file
+WINDOWS = 32  # of held-out text
 PRIME = 7919  # multiples of it, modulo a vocabulary, rarely repeat
 VERIFIED_TOKENS = 40  # read by every graph after every pass
 
@@ -78,9 +79,13 @@ def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit:
     """A text's documents as windows of `tokens` ids, each starting with BOS.
 
     Raises:
-        RecipeError: the text is too short for one window.
+        RecipeError: the text is not UTF-8, or too short for one window.
     """
-    stream = [t for document in text.read_text(encoding="utf-8").split(BREAK) for t in tokenizer.encode(document)]
+    try:
+        documents = text.read_text(encoding="utf-8").split(BREAK)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{text}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    stream = [t for document in documents for t in tokenizer.encode(document)]
     body = tokens - 1
     windows = [[bos, *stream[i : i + body]] for i in range(0, len(stream) - body + 1, body)]
     if not windows:
@@ -89,6 +94,14 @@ def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit:
         return windows
     step = len(windows) / limit  # spread over the whole text
     return [windows[int(i * step)] for i in range(limit)]
+
+
+def held_out(checked: Checked) -> list[list[int]]:
+    """Windows of the recipe's held-out text, of the shortest context; none without a text. Raises as `read_windows`."""
+    context, text = min(g.context for g in checked.recipe.graphs.values()), checked.recipe.verify.text
+    if text is None:
+        return []
+    return read_windows(text, checked.source.tokenizer(), checked.config.bos, context, WINDOWS)
 
 
 def spread_ids(vocabulary: int, numbers: range) -> list[int]:
@@ -151,6 +164,8 @@ def prepare(
             passes to come will give to values and weights.
     """
     announce("trace")
+    if verify:
+        held_out(checked)  # what is wrong with the text is found before the work, not after it
     model = trace_graphs(checked, weights, sink, steps)
     manager = PassManager(checked.passes, make_verifier(checked, model) if verify else None, announce)
     reports = manager.run(model, stop=manager.structural)

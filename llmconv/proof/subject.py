@@ -15,10 +15,8 @@ from llmconv.decoding.decoder import Decoder, Runner
 from llmconv.errors import CheckpointError
 from llmconv.graph.model import Model
 from llmconv.plugins import Registry
-from llmconv.prepare import Checked, check, read_windows, spread_ids
+from llmconv.prepare import Checked, check, held_out, spread_ids
 from llmconv.recipe.recipe import Recipe
-
-WINDOWS = 32  # of held-out text
 
 
 @dataclass
@@ -69,12 +67,11 @@ class Subject:
     @cached_property
     def windows(self) -> list[list[int]]:
         """Held-out windows of the shortest context, each with BOS; ids spread over the vocabulary without a text."""
-        context = min(g.context for g in self.bundle.graphs.values())
-        config, text = self.described.config, self.described.recipe.verify.text
-        if text is None:
-            ids = spread_ids(config.vocabulary, range(8 * (context - 1)))
-            return [[config.bos, *ids[i : i + context - 1]] for i in range(0, len(ids), context - 1)]
-        return read_windows(text, self.described.source.tokenizer(), config.bos, context, WINDOWS)
+        if windows := held_out(self.described):
+            return windows
+        context, config = min(g.context for g in self.bundle.graphs.values()), self.described.config
+        ids = spread_ids(config.vocabulary, range(8 * (context - 1)))
+        return [[config.bos, *ids[i : i + context - 1]] for i in range(0, len(ids), context - 1)]
 
     @cached_property
     def quantized(self) -> Model:

@@ -118,8 +118,8 @@ class Recipe(_Section):
 
     @property
     def folder(self) -> Path:
-        """Where the bundle goes."""
-        return self.output.folder or Path.cwd() / "build" / self.name
+        """Where the bundle goes, links followed: it takes the place of a folder, never of a link to one."""
+        return (self.output.folder or Path.cwd() / "build" / self.name).resolve()
 
     @classmethod
     def load(cls, file: Path | str, overrides: Sequence[str] = (), *, backend: str | None = None) -> Recipe:

@@ -229,6 +229,18 @@ def test_missing_calibration_text(recipe: Path, refused: Refused) -> None:
     assert "calibration.txt: no such file" in refused()
 
 
+@pytest.mark.parametrize("text", ["calibration", "heldout"])
+def test_text_that_is_not_utf_8(recipe: Path, refused: Refused, text: str) -> None:
+    file = recipe.parent / "tiny_llama" / f"{text}.txt"
+    file.write_bytes(file.read_bytes() + "é".encode("latin-1"))
+    assert f"{file}: not UTF-8 at byte {file.stat().st_size - 1}; save it as UTF-8" in refused()
+
+
+def test_held_out_text_without_one_window_is_found_before_the_work(recipe: Path, refused: Refused) -> None:
+    (recipe.parent / "tiny_llama" / "heldout.txt").write_text("Return the")
+    assert "fewer than one window of 128; give a longer text" in refused()
+
+
 def test_assignment_without_a_value(refused: Refused) -> None:
     assert "--set graphs.prompt.ar: write it as section.key=value" in refused("--set", "graphs.prompt.ar")
 

@@ -87,6 +87,14 @@ def test_paths_in_overrides_are_relative_to_the_current_folder(
     assert Recipe.load(file, ["model.checkpoint=mine"]).model.checkpoint == elsewhere / "mine"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_the_output_folder_is_followed(write: Write, tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large")
+    assert Recipe.load(write(MINIMAL), [f"output.folder={tmp_path / 'out'}"]).folder == tmp_path / "large"
+
+
 def test_bundle_goes_to_build_in_the_current_folder(
     write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
