@@ -17,9 +17,10 @@ import numpy as np
 from geometry import Geometry, add_arguments, chosen
 from make_checkpoint import write_checkpoint
 
-from llmconv import Bundle, Decoder, Recipe, Registry, Runner, apply
-from llmconv.bundle.runtime import rope_table
-from llmconv.proof.comparison import Comparison, PairedRunner, sqnr
+from llmconv import Bundle, Recipe, Registry, apply
+from llmconv.decoding import Decoder, Runner
+from llmconv.evaluation.agreement import Comparison, PairedRunner, sqnr
+from llmconv.runtimes.runtime import rope_table
 
 CALIBRATION = Path(__file__).parents[1] / "recipes/tiny_llama/calibration.txt"
 PASSES = ("kv_cache_io", "split_heads", "decompose", "linear_to_conv", "split_model", "w4a16")

@@ -21,9 +21,13 @@ import onnx
 import torch
 from geometry import Geometry, add_arguments, chosen
 
-from llmconv import CALIBRATION, Encodings, Graph, Model, Pass, PassManager, Range, WeightStore, trace
+from llmconv.bundle.part_file import Placed, WeightFile
+from llmconv.encodings import Encodings
+from llmconv.graph import Graph, Model, trace
 from llmconv.lowering.lower import Lowering
-from llmconv.lowering.weight_file import Placed, WeightFile
+from llmconv.passes import Pass, PassManager
+from llmconv.quantization import CALIBRATION, Range
+from llmconv.weights import WeightStore
 from llmconv_plugins.lowerings import register_lowerings
 from llmconv_plugins.passes import w4a16
 from llmconv_plugins.passes.decompose import Decompose

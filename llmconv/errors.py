@@ -9,6 +9,7 @@ LlmconvError
 ├── BackendError      a compiler refused a part, or is not installed
 ├── ResourceError     this machine lacks memory or disk for it, or a part exceeds what the target holds
 ├── ChatError         a chat template is wrong, or refuses what was said
+├── ContextFullError  a text is longer than the context
 └── BundleError       a bundle is missing, damaged, or in the way
 """
 
@@ -51,3 +52,7 @@ class BundleError(LlmconvError):
 
 class ChatError(LlmconvError):
     """A chat template is wrong, or refuses what was said."""
+
+
+class ContextFullError(LlmconvError):
+    """The context's end is reached."""

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+__all__ = ["digest", "write_json"]
+
 
 def digest(file: Path) -> str:
     """The sha256 of a file, read in pieces."""

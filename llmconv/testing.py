@@ -10,11 +10,14 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from llmconv.checkpoint.weights import DictStore
 from llmconv.graph.model import Graph, Model, op_name, outputs_of, shape_of
 from llmconv.graph.trace import trace
 from llmconv.passes.base import Pass
-from llmconv.passes.manager import PassManager, PassReport, Verifier
+from llmconv.passes.manager import PassManager, PassReport
+from llmconv.passes.verifier import Verifier
+from llmconv.weights.store import DictStore
+
+__all__ = ["PassTrial", "random_weights", "try_pass"]
 
 GRAPHS = MappingProxyType({"prompt": (4, 8), "token": (1, 8)})  # name -> (ar, context)
 

@@ -16,8 +16,11 @@ import torch
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
-from llmconv import Bundle, BundleStore, Recipe, Registry, apply, prove, write_onnx
-from llmconv.prepare import check, prepare
+from llmconv import Bundle, Recipe, Registry, apply, prove
+from llmconv.bundle import BundleStore
+from llmconv.lowering import write_onnx
+from llmconv.prepare.resolve import check
+from llmconv.prepare.run import prepare
 from llmconv_plugins.qnn.context_binary import read_info
 
 

@@ -6,7 +6,8 @@ import inspect
 import re
 from pathlib import Path
 
-from llmconv import Registry, hookspecs
+from llmconv import Registry
+from llmconv.plugins import hooks as hookspecs
 from llmconv.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]

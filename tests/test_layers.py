@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import llmconv
+import llmconv.files
+import llmconv.target
+import llmconv.testing
 
 CORE = Path(llmconv.__file__).parent
 PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
 
-# From the ground up: a module imports from rows below its own, and within its row from its own package alone.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    (
-        "llmconv",
-        "llmconv.errors",
-        "llmconv.naming",
-        "llmconv.files",
-        "llmconv.identity",
-        "llmconv.machine",
-        "llmconv.hookspecs",
-        "llmconv.planning.quantities",
-    ),
-    ("llmconv.plugins", "llmconv.processes", "llmconv.steps"),
-    ("llmconv.recipe", "llmconv.checkpoint"),
-    ("llmconv.graph",),
-    ("llmconv.decoding",),
-    ("llmconv.quantization", "llmconv.passes", "llmconv.lowering", "llmconv.bundle"),
-    ("llmconv.checks", "llmconv.testing", "llmconv.chat", "llmconv.graph_specs"),
-    ("llmconv.backend",),
-    ("llmconv.report",),
-    ("llmconv.prepare",),
-    ("llmconv.bundle_graphs",),
-    ("llmconv.exporter",),
-    ("llmconv.proof", "llmconv.planning"),
-    ("llmconv.conversion",),
-    ("llmconv.cli",),
-    ("llmconv.__main__",),
-)
+# From the ground up: a room imports from rows below its own, and within its row from itself alone.
+ROWS = """
+errors files naming quantities
+encodings plugins target tokenizer weights work
+sources recipe
+graph
+decoding
+passes quantization bundle
+lowering testing runtimes
+backends chat
+report prepare
+evaluation planning
+proof
+apply_recipe
+cli
+__main__
+"""
+ROW_OF = {room: index for index, row in enumerate(ROWS.strip().splitlines()) for room in row.split()}
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(f for f in root.rglob("*.py") if "__pycache__" not in f.parts)
+    return sorted(f for f in root.rglob("*.py*") if f.suffix in (".py", ".pyi") and "__pycache__" not in f.parts)
 
 
 def module_of(file: Path) -> str:
@@ -68,19 +62,14 @@ def imports(file: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         else:
-            assert node.level == 0, f"{file}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            assert node.level == (file.suffix == ".pyi"), f"{file}: stubs import relatively, from their room"
+            base = f"{module_of(file)}." if node.level else ""
+            yield from (f"{base}{node.module}.{alias.name}" for alias in node.names)
 
 
-def row(name: str) -> tuple[int, str]:
-    """The row of a module or of a name in it, and the entry that covers it."""
-    found = [(len(e), i, e) for i, layer in enumerate(LAYERS) for e in layer if name == e or name.startswith(f"{e}.")]
-    _, index, entry = max(found)
-    return index, entry
-
-
-def package(name: str) -> str:
-    return ".".join(name.split(".")[:2])
+def room(name: str) -> str:
+    """The room of a module or of a name in it; a name of `llmconv` itself has none."""
+    return [*name.split("."), ""][1]
 
 
 CORE_FILES, PLUGIN_FILES = files(CORE), files(PLUGINS)
@@ -97,30 +86,31 @@ def test_files_are_found() -> None:
 
 @pytest.mark.parametrize("file", CORE_FILES, ids=ids(CORE_FILES))
 def test_core_imports_no_plugin_and_points_down(file: Path) -> None:
-    own, here = row(module_of(file)), module_of(file)
+    own = room(module_of(file))
     for name in imports(file):
         assert not name.startswith("llmconv_plugins")
-        if name.split(".")[0] != "llmconv":
-            continue
-        index, entry = row(name)
-        assert index < own[0] or (index == own[0] and package(name) == package(here)), (
-            f"{here} ({own[1]}) imports {name} ({entry})"
-        )
+        if name.startswith("llmconv.") and room(name) != own:
+            assert own == "" or ROW_OF[room(name)] < ROW_OF[own], f"{module_of(file)} imports {name}"
 
 
-def test_layers_name_what_there_is() -> None:
-    known = {*ids(CORE_FILES), *(package(m) for m in ids(CORE_FILES))}
-    assert {entry for layer in LAYERS for entry in layer} <= known
+def test_every_room_has_a_row_and_every_row_is_there() -> None:
+    assert set(ROW_OF) == {room(name) for name in ids(CORE_FILES)} - {""}
 
 
-def test_layers_would_show_a_violation() -> None:
-    assert row("llmconv.graph.edit")[0] < row("llmconv.decoding.evaluate.evaluate")[0]
-    assert row("llmconv.errors.PassError")[0] < row("llmconv.cli.main")[0]
+def test_rows_would_show_a_violation() -> None:
+    assert ROW_OF[room("llmconv.graph.edit")] < ROW_OF[room("llmconv.decoding.decoder.Decoder")]
+    assert ROW_OF[room("llmconv.errors.PassError")] < ROW_OF[room("llmconv.cli.main")]
+
+
+PUBLIC = [
+    importlib.import_module(".".join(stub.relative_to(CORE.parent).parent.parts))
+    for stub in sorted(CORE.rglob("__init__.pyi"))
+] + [llmconv.files, llmconv.target, llmconv.testing]
 
 
 @pytest.mark.parametrize("file", PLUGIN_FILES, ids=ids(PLUGIN_FILES))
 def test_plugins_import_what_llmconv_exports(file: Path) -> None:
-    exported = {f"llmconv.{name}" for name in llmconv.__all__}
+    exported = {f"{module.__name__}.{name}" for module in PUBLIC for name in module.__all__}
     found = {name for name in imports(file) if name.split(".")[0] == "llmconv"}
     assert found <= exported
 

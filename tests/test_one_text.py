@@ -7,8 +7,9 @@ from functools import cache
 
 import pytest
 
-from llmconv import Bundle, Decoder, Registry, Sampling
-from llmconv.bundle.runtime import rope_table, source_of
+from llmconv import Bundle, Registry, Sampling
+from llmconv.decoding import Decoder
+from llmconv.runtimes.runtime import rope_table, source_of
 
 PROMPTS = (
     "Return the",

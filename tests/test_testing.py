@@ -9,7 +9,10 @@ import pytest
 import torch
 from tiny_graphs import tiny_causal
 
-from llmconv import PassError, RewritePass, aten, random_weights, try_pass
+from llmconv import PassError
+from llmconv.graph import aten
+from llmconv.passes import RewritePass
+from llmconv.testing import random_weights, try_pass
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llmconv import IO, IO_META, NAME, output_node, set_outputs
+from llmconv.graph import IO, IO_META, NAME, output_node, set_outputs
 
 VOCABULARY, WIDTH, HEADS = 16, 8, 2
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from llmconv import RewritePass, aten, hookimpl
+from llmconv import hookimpl
+from llmconv.graph import aten
+from llmconv.passes import RewritePass
 
 SDPA = aten.scaled_dot_product_attention.default
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from llmconv.bundle.specs import GraphSpec, graph_from_dict
 from llmconv.errors import BundleError
 from llmconv.files import digest, write_json
-from llmconv.steps import STEPS
+from llmconv.work.steps import STEPS
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -20,47 +20,8 @@ PAGE = "report.html"  # the report for people
 CARD = "README.md"  # for whoever receives the bundle
 SOURCE = "source"  # folder of the checkpoint's small files
 EVALUATION = "evaluation.txt"  # held-out text
+ROPE = "rope.safetensors"  # cos and sin, which the host fills
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of one part of a graph, as files and binaries have it.
-
-    Attributes:
-        kind, layer, head_axis, token_axis: as in `llmconv.IO`.
-        dtype: of the integers that go in and out; float32 where the bundle is not quantized.
-        encoding: bits, scale and zero_point, or None for ids and floats.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    kind: str
-    layer: int | None
-    head_axis: int | None
-    token_axis: int | None
-    encoding: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class PartSpec:
-    """One part of a graph: its name inside binaries, its ONNX file, its inputs and outputs."""
-
-    label: str
-    onnx: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One graph of the bundle."""
-
-    name: str
-    ar: int
-    context: int
-    parts: tuple[PartSpec, ...]
 
 
 class Bundle:
@@ -86,7 +47,7 @@ class Bundle:
     @cached_property
     def graphs(self) -> dict[str, GraphSpec]:
         """The graphs by name."""
-        return {g["name"]: _graph(g) for g in self.manifest["graphs"]}
+        return {g["name"]: graph_from_dict(g) for g in self.manifest["graphs"]}
 
     def path(self, file: str) -> Path:
         """A file of the bundle, by its name in the manifest.
@@ -118,23 +79,6 @@ class Bundle:
         for name, entry in self.manifest["files"].items():
             if digest(self.path(name)) != entry["sha256"]:
                 raise BundleError(f"{self.folder / name}: differs from the manifest; convert again")
-
-
-def _graph(item: dict[str, Any]) -> GraphSpec:
-    parts = tuple(
-        PartSpec(p["label"], p["onnx"], *(tuple(_tensor(t) for t in p[side]) for side in ("inputs", "outputs")))
-        for p in item["parts"]
-    )
-    return GraphSpec(item["name"], item["ar"], item["context"], parts)
-
-
-def _tensor(item: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(**{**item, "shape": tuple(item["shape"])})
-
-
-def graph_to_dict(graph: GraphSpec) -> dict[str, Any]:
-    """For the manifest."""
-    return asdict(graph)
 
 
 def list_files(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import Message
-from llmconv.decoding.decoder import ContextFullError
 from llmconv.decoding.dialog import Dialog
 from llmconv.decoding.generate import stream_text
+from llmconv.errors import ContextFullError
 
 TAIL = 16  # ids before an answer that decide how its first token is written
 

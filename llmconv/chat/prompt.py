@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from llmconv.chat.template import ChatTemplate, Message
-from llmconv.checkpoint.tokenizer import Tokenizer
 from llmconv.errors import ChatError
+from llmconv.tokenizer.tokenizer import Tokenizer
 
 _FIRST_STAND_IN = 0x100000  # private use: no one's letter
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.bundle.bundle import SOURCE, Bundle
-from llmconv.bundle.runtime import Runtime, source_of
 from llmconv.chat.chat import Chat
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import ChatTemplate
-from llmconv.checkpoint.source import ModelConfig
-from llmconv.checkpoint.tokenizer import Tokenizer
 from llmconv.decoding.dialog import Dialog
 from llmconv.decoding.generate import Sampling
 from llmconv.errors import ChatError
-from llmconv.plugins import Registry
+from llmconv.plugins.registry import Registry
+from llmconv.runtimes.runtime import Runtime, source_of
+from llmconv.sources.source import ModelConfig
+from llmconv.tokenizer.tokenizer import Tokenizer
 
 TEMPLATE_FILE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"  # Hugging Face's names
 

@@ -58,8 +58,8 @@ def verify(bundle: options.Bundle) -> None:
 
 def _check_backend(recipe: Recipe) -> None:
     """What the backend lacks, before torch is imported; where its plugin has an entry point of its own."""
-    from llmconv.plugins import Registry
-    from llmconv.recipe import targets
+    from llmconv import target as targets
+    from llmconv.plugins.registry import Registry
 
     registry, name = Registry.load_only(recipe.backend.name), recipe.backend.name
     if name in registry.backends:
@@ -75,7 +75,7 @@ def export(
 
     opened = Bundle(bundle)  # before torch is imported
     with display.progress("importing torch") as step:
-        from llmconv.plugins import Registry
+        from llmconv.plugins.registry import Registry
 
         registry = Registry.load()
         folder = registry.create("exporter", form, {}).export(opened, registry, step)
@@ -88,7 +88,7 @@ def _kept(output: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        from llmconv.steps import work_of
+        from llmconv.work.steps import work_of
 
         for line in getattr(error, "__notes__", ()):
             display.note(line)

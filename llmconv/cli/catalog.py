@@ -9,7 +9,7 @@ from llmconv.cli import display
 
 def passes() -> None:
     """List passes, sources, backends and runtimes, and the distribution that each came from."""
-    from llmconv.plugins import KINDS, Registry
+    from llmconv.plugins.registry import KINDS, Registry
 
     registry = Registry.load()
     table = Table("kind", "name", "from", "what it does")
@@ -23,7 +23,7 @@ def passes() -> None:
 
 def targets() -> None:
     """List the chipsets, and devices that carry them; a recipe may name either."""
-    from llmconv.recipe.targets import all_chipsets
+    from llmconv.target import all_chipsets
 
     table = Table("chipset", "model", "HTP", "devices")
     for chipset in all_chipsets():

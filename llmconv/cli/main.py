@@ -11,7 +11,7 @@ from importlib.metadata import version
 import typer
 
 from llmconv.cli import bundles, catalog, inspect, recipes, talk
-from llmconv.cli import plan as planning
+from llmconv.cli import plan_command as planning
 from llmconv.cli.extensions import ExtensibleGroup
 from llmconv.errors import LlmconvError
 

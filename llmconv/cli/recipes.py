@@ -42,8 +42,8 @@ def check(
 
     loaded = Recipe.load(recipe, assignments or [])  # before torch is imported
 
-    from llmconv.plugins import Registry
-    from llmconv.prepare import check as check_recipe
+    from llmconv.plugins.registry import Registry
+    from llmconv.prepare.resolve import check as check_recipe
 
     registry = Registry.load()
     loaded.check(registry)
@@ -57,7 +57,7 @@ def check(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, with the options of every pass and backend that is installed."""
-    from llmconv.plugins import Registry
+    from llmconv.plugins.registry import Registry
     from llmconv.recipe.recipe import json_schema
 
     print(json.dumps(json_schema(Registry.load()), indent=2))

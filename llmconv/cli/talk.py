@@ -73,7 +73,7 @@ def chat(
 @contextmanager
 def _opened(folder: Path, runtime: str, temperature: float, top_k: int, top_p: float, seed: int) -> Iterator[Session]:
     from llmconv.bundle.bundle import Bundle
-    from llmconv.plugins import Registry
+    from llmconv.plugins.registry import Registry
 
     stack = ExitStack()
     opened = Bundle(folder)  # before torch is imported

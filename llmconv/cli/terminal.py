@@ -58,7 +58,7 @@ def answer(chat: Chat, text: str) -> None:
 
 def converse(chat: Chat) -> None:
     """Read lines and answer them until Ctrl-D, or Ctrl-C at the prompt."""
-    from llmconv.decoding.decoder import ContextFullError
+    from llmconv.errors import ContextFullError
 
     if os.environ.get("TERM") != "dumb":
         with contextlib.suppress(ImportError):

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.errors import LlmconvError
+from llmconv.errors import ContextFullError, LlmconvError
 from llmconv.graph.model import IO
 
 Array = NDArray[np.float32]
@@ -61,10 +61,6 @@ def reach(runner: Runner, count: int) -> int:
     """How many of `count` tokens a graph can read by itself: those of one run where it takes no past."""
     count = min(count, runner.context // runner.ar * runner.ar if takes_past(runner) else runner.ar)
     return count if gives_all_rows(runner) else count // runner.ar * runner.ar
-
-
-class ContextFullError(LlmconvError):
-    """The context's end is reached."""
 
 
 class Decoder:

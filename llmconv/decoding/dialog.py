@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from llmconv.decoding.decoder import ContextFullError, Decoder
+from llmconv.decoding.decoder import Decoder
 from llmconv.decoding.generate import Sampler
+from llmconv.errors import ContextFullError
 
 
 class Dialog(ABC):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmconv.checkpoint.tokenizer import Tokenizer
 from llmconv.decoding.decoder import Array
+from llmconv.tokenizer.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder puts for half of a character
 

@@ -1,1 +1,5 @@
 """The intermediate form and what is done with it: tracing, editing, evaluating."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,11 +11,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import fx
 
-from llmconv.checkpoint.source import ModelConfig
-from llmconv.checkpoint.weights import WeightStore
+from llmconv.encodings.value import Encodings, WeightEncoding
 from llmconv.errors import PassError
-from llmconv.graph.encodings import Encodings, WeightEncoding
-from llmconv.steps import Steps
+from llmconv.sources.source import ModelConfig
+from llmconv.weights.store import WeightStore
+from llmconv.work.steps import Steps
 
 aten = torch.ops.aten
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 
 from torch import fx
 
@@ -188,3 +189,32 @@ def _value_bytes(node: fx.Node, widths: Mapping[str, int]) -> int:
     value = value_of(node)
     bits = widths.get(name_of(node), FLOAT_BITS) if value.is_floating_point() else 32  # ids are int32
     return value.numel() * bits // 8
+
+
+def score_bytes(graph: Graph, heads: int, widths: Mapping[str, int]) -> dict[str, int] | None:
+    """Bytes of the largest scores tensor as the graph has it, and of one with all heads; None without attention.
+
+    Args:
+        heads: query heads of a layer.
+        widths: bits of values, by structural name; 32 where a name is missing.
+
+    Returns:
+        `bits`, `all_heads`, `largest`.
+    """
+    found = [pair for part in graph.parts for node in part.graph.nodes for pair in _scores(node, widths)]
+    if not found:
+        return None
+    elements, bits = max(found)
+    return {"bits": bits, "all_heads": heads * graph.ar * graph.context * bits // 8, "largest": elements * bits // 8}
+
+
+def _scores(node: fx.Node, widths: Mapping[str, int]) -> list[tuple[int, int]]:
+    """Elements and bits of the scores that a node makes or takes, if it is attention."""
+    if node.target is aten.softmax.int:
+        return [(prod(shape_of(node)), widths.get(name_of(node), FLOAT_BITS))]
+    if node.target is aten.scaled_dot_product_attention.default:
+        q, k = node.args[:2]
+        assert isinstance(q, fx.Node)
+        assert isinstance(k, fx.Node)
+        return [(prod(shape_of(q)[:-1]) * shape_of(k)[-2], FLOAT_BITS)]
+    return []

@@ -14,11 +14,11 @@ from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from torch import fx
 
-from llmconv.checkpoint.weights import WeightStore
+from llmconv.bundle.part_file import Placed
+from llmconv.encodings.value import Encoding, Encodings
 from llmconv.errors import LoweringError
-from llmconv.graph.encodings import Encoding, Encodings
 from llmconv.graph.model import inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
-from llmconv.lowering.weight_file import Placed
+from llmconv.weights.store import WeightStore
 
 OPSET = 23  # the first with RMSNormalization
 IR_VERSION = 11  # of opset 23

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from llmconv.checkpoint.source import ModelConfig
 from llmconv.graph.edit import TraceCache, finish, splice
 from llmconv.graph.model import MADE_BY, Graph, Model
+from llmconv.sources.source import ModelConfig
 
 
 @dataclass(frozen=True)

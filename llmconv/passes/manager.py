@@ -8,17 +8,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from llmconv.checkpoint.weights import WeightStore
-from llmconv.decoding.decoder import Decoder, reach
-from llmconv.decoding.evaluate import TorchRunner
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.edit import collector_paused
 from llmconv.graph.model import Graph, Model
-from llmconv.machine import peak_memory
 from llmconv.passes.base import Pass
+from llmconv.passes.verifier import Verifier
+from llmconv.work.machine import peak_memory
 
 Announce = Callable[[str], None]
 
@@ -41,33 +36,6 @@ class PassReport:
     nodes: dict[str, tuple[int, int]]
     errors: dict[str, float] = field(default_factory=dict)
     peak_rss: int = 0
-
-
-class Verifier:
-    """Compares graphs, whatever their inputs have become, with what the source module computes.
-
-    Args:
-        source: the model traced at `len(tokens)` tokens, before any pass.
-        tokens: what both read; at most the shortest context.
-    """
-
-    def __init__(self, source: Graph, weights: WeightStore, tokens: Sequence[int]) -> None:
-        self.tokens, self.weights = list(tokens), weights
-        self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
-
-    def error(self, graph: Graph) -> float | None:
-        """The largest difference of a logit, reading the tokens through this graph alone; None where it needs more."""
-        runner = TorchRunner(graph, self.weights)
-        rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
-        count = reach(runner, len(self.tokens))
-        if not count:
-            return None
-        logits = Decoder([runner], rope).read(self.tokens[:count])
-        return float(np.abs(logits - self._rows(graph, count, len(logits))).max())
-
-    def _rows(self, graph: Graph, count: int, found: int) -> NDArray[np.float32]:
-        """The source's rows; only the last of each run where the graph gives no others."""
-        return self.expected[:count] if found == count else self.expected[graph.ar - 1 : count : graph.ar]
 
 
 class PassManager:

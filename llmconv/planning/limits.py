@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmconv.graph.sizes import GraphSize, PartSize
-from llmconv.planning.quantities import Unit, quantity
 from llmconv.planning.resplit import ar_that_fits, part_count_that_fits
-from llmconv.recipe.targets import PART_SECONDS, Chipset
+from llmconv.quantities import Unit, quantity
+from llmconv.target import PART_SECONDS, Chipset
 
 # The one figure at hand: part 4 of Llama-2-7B at ar 1024 (942 MB of weights, 143 MB in and out) "needs 2,347,229 KB",
 # while parts 1 to 3 of 4 loaded. Twice the sum of weights, embedding tables apart, of what goes in and out, past keys

@@ -8,22 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmconv import machine
-from llmconv.backend import Backend, Stage
-from llmconv.checkpoint.source import ModelConfig
+from llmconv import target as targets
+from llmconv.backends.backend import Backend, Stage
 from llmconv.errors import ResourceError
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import PartSize, part_sizes
 from llmconv.planning.limits import Limit, limits
-from llmconv.planning.quantities import size
 from llmconv.planning.resplit import part_count_that_fits
-from llmconv.planning.stages import core_stages
-from llmconv.plugins import Registry
-from llmconv.prepare import Checked, check, lay_out
-from llmconv.recipe import targets
+from llmconv.planning.stage_estimates import core_stages
+from llmconv.plugins.registry import Registry
+from llmconv.prepare.resolve import Checked, check
+from llmconv.prepare.trace import lay_out
+from llmconv.quantities import size
 from llmconv.recipe.recipe import Recipe
-from llmconv.recipe.targets import Chipset
-from llmconv.steps import work_of
+from llmconv.sources.source import ModelConfig
+from llmconv.target import Chipset
+from llmconv.work import machine
+from llmconv.work.steps import work_of
 
 logger = logging.getLogger(__name__)
 

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from llmconv.bundle.bundle import Bundle
-from llmconv.checks import Check, at_least, at_most
+from llmconv.bundle.check import Check, at_least, at_most
 from llmconv.decoding.decoder import Decoder, gives_all_rows, reach
-from llmconv.decoding.evaluate import TorchRunner
+from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.evaluation.agreement import Comparison, PairedRunner, sqnr
+from llmconv.evaluation.perplexity import perplexity
+from llmconv.evaluation.precision import RoundingNoise
+from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager, PassReport
-from llmconv.plugins import Registry
-from llmconv.prepare import make_verifier, trace_graphs
-from llmconv.proof.comparison import Comparison, PairedRunner, sqnr
-from llmconv.proof.perplexity import perplexity
-from llmconv.proof.precision import RoundingNoise
-from llmconv.proof.subject import Subject
+from llmconv.plugins.registry import Registry
+from llmconv.prepare.trace import make_verifier, trace_graphs
 from llmconv.report import page
 
 FLOAT_TOLERANCE = 1e-4  # at a logit, float32: rounding of reordered sums

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import fx
 
-from llmconv.checkpoint.weights import DictStore, WeightStore
 from llmconv.decoding.decoder import Decoder
-from llmconv.decoding.evaluate import Program, TorchRunner
+from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.errors import PassError
 from llmconv.graph.model import Graph, aten, io_of, is_weight, name_of
+from llmconv.graph.run import Program
+from llmconv.weights.store import DictStore, WeightStore
 
 CALIBRATION = "calibration"  # the graph without past, as long as a sample, that passes see beside the recipe's own
 

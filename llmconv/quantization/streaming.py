@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import fx
 
-from llmconv.checkpoint.weights import WeightStore
-from llmconv.graph.encodings import WeightEncoding
+from llmconv.encodings.value import WeightEncoding
 from llmconv.graph.model import Model
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
+from llmconv.weights.store import WeightStore
 
 
 def calibrate(model: Model, weights: dict[str, WeightEncoding], tables: Mapping[str, str]) -> dict[str, Range]:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from llmconv import target as targets
 from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
-from llmconv.recipe import targets
 from llmconv.recipe.overrides import override, substitute
 
 if TYPE_CHECKING:
-    from llmconv.plugins import Registry
+    from llmconv.plugins.registry import Registry
 
 GraphName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9]*$")]
 _PATHS = (("model", "checkpoint"), ("calibration", "text"), ("verify", "text"), ("output", "folder"))
@@ -229,7 +229,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     Raises:
         LlmconvError: a plugin's options have no schema.
     """
-    from llmconv.plugins import option_schema, required_options  # noqa: PLC0415  plugins import pluggy and pydantic
+    from llmconv.plugins.registry import option_schema, required_options  # noqa: PLC0415  plugins import pluggy and pydantic
 
     def named(kind: Any) -> list[dict[str, Any]]:
         return [

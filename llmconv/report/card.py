@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.bundle.bundle import CARD, SOURCE
-from llmconv.checkpoint.licence import Licence
 from llmconv.files import write_text
+from llmconv.sources.licence import Licence
 
 DOCS = "docs/genie.md"
 

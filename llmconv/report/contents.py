@@ -8,8 +8,8 @@ from typing import Any
 from llmconv.bundle.bundle import Bundle
 from llmconv.report import figures
 from llmconv.report.figures import Section, Table
-from llmconv.report.precision import precision
 from llmconv.report.speed import speed
+from llmconv.report.sqnr import precision
 
 
 def sections(bundle: Bundle) -> list[Section]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmconv.bundle.bundle import Bundle
-from llmconv.planning.quantities import size
+from llmconv.quantities import size
 
 Basis = Literal["measured", "computed", "estimate", "given"]
 

@@ -9,7 +9,7 @@ from llmconv.files import write_text
 from llmconv.report.contents import sections
 from llmconv.report.figures import headline
 from llmconv.report.picture import WIDTH, parts_picture, plot_of
-from llmconv.report.precision import series
+from llmconv.report.sqnr import series
 
 TEMPLATE = "report.html"
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, floor
 
-from llmconv.bundle.bundle import Bundle, TensorSpec
+from llmconv.bundle.bundle import Bundle
+from llmconv.bundle.specs import TensorSpec
 from llmconv.report.figures import amount, layers_of
-from llmconv.report.precision import Series
+from llmconv.report.sqnr import Series
 
 WIDTH = 340  # of every picture, in units that are pixels on a narrow phone
 BOX, GAP, BAR = 92, 44, 10  # heights: a part, between parts, its weights

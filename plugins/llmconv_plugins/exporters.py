@@ -1,6 +1,7 @@
 """The built-in exporters."""
 
-from llmconv import Exporter, hookimpl
+from llmconv import hookimpl
+from llmconv.backends import Exporter
 from llmconv_plugins.genai.exporter import GenAI
 
 

@@ -9,7 +9,9 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import fx
 
-from llmconv import REQUANTIZE, Lowering, LoweringError, LoweringTable, aten, hookimpl, name_of, shape_of
+from llmconv import LoweringError, hookimpl
+from llmconv.graph import REQUANTIZE, aten, name_of, shape_of
+from llmconv.lowering import Lowering, LoweringTable
 
 _SAME = {
     aten.add.Tensor: "Add",

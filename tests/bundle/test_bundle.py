@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from llmconv import Bundle, BundleError, GraphSpec, PartSpec, TensorSpec
+from llmconv import Bundle, BundleError
+from llmconv.bundle import GraphSpec, PartSpec, TensorSpec
 from llmconv.bundle.bundle import FORMAT, check_output, list_files
 from llmconv.files import write_json
 

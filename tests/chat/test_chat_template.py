@@ -9,11 +9,12 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from llmconv import ChatError, Recipe, Registry, Tokenizer
+from llmconv import ChatError, Recipe, Registry
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import ChatTemplate
-from llmconv.prepare import check
+from llmconv.prepare.resolve import check
 from llmconv.recipe import shipped
+from llmconv.tokenizer import Tokenizer
 
 PIECES = shipped.folder() / "tiny_llama" / "tokenizer.model"
 LLAMA2 = Recipe.load(shipped.folder() / "llama2_7b_chat.toml").chat.template or ""

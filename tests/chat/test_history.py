@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from llmconv import ChatError, Dialog, Tokenizer
+from llmconv import ChatError
 from llmconv.chat.chat import Chat
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import ChatTemplate
-from llmconv.decoding.decoder import ContextFullError
+from llmconv.decoding import Dialog
+from llmconv.errors import ContextFullError
 from llmconv.recipe import shipped
+from llmconv.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(shipped.folder() / "tiny_llama" / "tokenizer.model")
 TALK = "<s>{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ '</s>' if m.role == 'assistant' }}{% endfor %}a:"

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from llmconv import Bundle, ChatError, ModelConfig, Tokenizer
+from llmconv import Bundle, ChatError
 from llmconv.bundle.bundle import FORMAT
 from llmconv.chat.session import Session, find_template
 from llmconv.recipe import shipped
+from llmconv.sources import ModelConfig
+from llmconv.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(shipped.folder() / "tiny_llama" / "tokenizer.model")
 CONFIG = ModelConfig("llama", 1, 8, 2, 2, 4, 2048, 64, 1, (2, 5), 10000.0)

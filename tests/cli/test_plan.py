@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llmconv import machine
 from llmconv.cli import main
+from llmconv.work import machine
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,19 +11,13 @@ import pytest
 import torch
 from tiny_graphs import tiny_causal
 
-from llmconv import (
-    IO,
-    MASKED,
-    Arrays,
-    Decoder,
-    LlmconvError,
-    Model,
-    PassManager,
-    TorchRunner,
-    random_weights,
-    trace,
-)
-from llmconv.decoding.decoder import ContextFullError, Tensor, takes_past
+from llmconv import LlmconvError
+from llmconv.decoding import MASKED, Arrays, Decoder, TorchRunner
+from llmconv.decoding.decoder import Tensor, takes_past
+from llmconv.errors import ContextFullError
+from llmconv.graph import IO, Model, trace
+from llmconv.passes import PassManager
+from llmconv.testing import random_weights
 from llmconv_plugins.passes.kv_cache_io import KVCacheIO
 
 CONTEXT = 8

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmconv.decoding.decoder import Array, ContextFullError
+from llmconv.decoding.decoder import Array
 from llmconv.decoding.dialog import DecoderDialog
 from llmconv.decoding.generate import Sampler, Sampling
+from llmconv.errors import ContextFullError
 
 
 class FakeDecoder:

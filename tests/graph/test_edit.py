@@ -10,11 +10,10 @@ import torch
 from tiny_graphs import build_part
 from torch import Tensor, fx
 
-from llmconv import (
+from llmconv import PassError
+from llmconv.graph import (
     IO,
     IO_META,
-    DictStore,
-    PassError,
     aten,
     drop_dead,
     evaluate,
@@ -31,6 +30,7 @@ from llmconv import (
     value_of,
 )
 from llmconv.graph.edit import TraceCache, splice
+from llmconv.weights import DictStore
 
 NOTHING = DictStore({})
 

@@ -11,7 +11,8 @@ import torch
 from tiny_graphs import build_part
 from torch import fx
 
-from llmconv import DictStore, aten, evaluate, finish, insert, name_of, shape_of, simplify_movement
+from llmconv.graph import aten, evaluate, finish, insert, name_of, shape_of, simplify_movement
+from llmconv.weights import DictStore
 
 Step = tuple[Any, tuple[Any, ...]]
 TRANSPOSE, PERMUTE, SQUEEZE, UNSQUEEZE = (

@@ -7,20 +7,8 @@ import torch
 from tiny_graphs import VOCABULARY, TinyCausal, tiny_causal
 from torch import Tensor, fx, nn
 
-from llmconv import (
-    IO,
-    ROLE,
-    Graph,
-    PassError,
-    aten,
-    inputs_of,
-    io_of,
-    is_weight,
-    name_of,
-    outputs_of,
-    shape_of,
-    trace,
-)
+from llmconv import PassError
+from llmconv.graph import IO, ROLE, Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of, shape_of, trace
 
 AR, CONTEXT = 3, 8
 

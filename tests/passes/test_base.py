@@ -11,7 +11,9 @@ import torch
 from tiny_graphs import build_part
 from torch import fx
 
-from llmconv import MADE_BY, DictStore, Graph, GraphPass, Model, RewritePass, aten, insert, name_of
+from llmconv.graph import MADE_BY, Graph, Model, aten, insert, name_of
+from llmconv.passes import GraphPass, RewritePass
+from llmconv.weights import DictStore
 
 Rewrite = Callable[[fx.GraphModule, Graph], bool]
 

@@ -10,21 +10,11 @@ import pytest
 from tiny_graphs import tiny_causal
 from torch import fx
 
-from llmconv import (
-    CheckpointError,
-    Graph,
-    GraphPass,
-    Model,
-    Pass,
-    PassError,
-    PassManager,
-    aten,
-    insert,
-    outputs_of,
-    random_weights,
-    trace,
-)
-from llmconv.passes.manager import Verifier
+from llmconv import CheckpointError, PassError
+from llmconv.graph import Graph, Model, aten, insert, outputs_of, trace
+from llmconv.passes import GraphPass, Pass, PassManager
+from llmconv.passes.verifier import Verifier
+from llmconv.testing import random_weights
 
 AR = 4
 

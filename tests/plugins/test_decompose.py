@@ -4,7 +4,8 @@ import pytest
 from tiny_models import AR, CONTEXT, FP32_ROUNDING, HEAD_DIM, HEADS, KV_HEADS, LAYERS, llama, named, nodes, tried
 
 import llmconv
-from llmconv import MADE_BY, NAME, PassError, RecipeError, Registry, aten, name_of, shape_of
+from llmconv import PassError, RecipeError, Registry
+from llmconv.graph import MADE_BY, NAME, aten, name_of, shape_of
 from llmconv_plugins import passes
 from llmconv_plugins.passes import Decompose, KVCacheIO, SplitHeads
 

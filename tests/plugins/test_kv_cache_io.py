@@ -22,7 +22,9 @@ from tiny_models import (
     tried,
 )
 
-from llmconv import IO, PassError, PassManager, RecipeError, Registry, inputs_of, io_of, outputs_of, shape_of
+from llmconv import PassError, RecipeError, Registry
+from llmconv.graph import IO, inputs_of, io_of, outputs_of, shape_of
+from llmconv.passes import PassManager
 from llmconv_plugins import passes
 from llmconv_plugins.passes import Decompose, KVCacheIO, SplitHeads
 from llmconv_plugins.sources.llama_module import Llama

@@ -20,7 +20,9 @@ from tiny_models import (
 from torch import Tensor, nn
 
 import llmconv
-from llmconv import PassError, PassManager, RecipeError, Registry, aten, is_weight, name_of, outputs_of, shape_of
+from llmconv import PassError, RecipeError, Registry
+from llmconv.graph import aten, is_weight, name_of, outputs_of, shape_of
+from llmconv.passes import PassManager
 from llmconv_plugins import passes
 from llmconv_plugins.passes import KVCacheIO, LinearToConv
 

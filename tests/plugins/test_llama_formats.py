@@ -26,7 +26,9 @@ from tiny_checkpoints import (
 )
 from tiny_models import FP32_ROUNDING
 
-from llmconv import CheckpointError, Decoder, TorchRunner, trace
+from llmconv import CheckpointError
+from llmconv.decoding import Decoder, TorchRunner
+from llmconv.graph import trace
 from llmconv.recipe import shipped
 from llmconv_plugins.sources.llama import LlamaSource
 

@@ -14,8 +14,11 @@ from safetensors.torch import save_file
 from tiny_checkpoints import BASE, HIDDEN, VOCABULARY, tensors_of, write
 from tiny_models import FP32_ROUNDING
 
-from llmconv import CheckpointError, Decoder, ModelConfig, RecipeError, Registry, TorchRunner, trace
+from llmconv import CheckpointError, RecipeError, Registry
+from llmconv.decoding import Decoder, TorchRunner
+from llmconv.graph import trace
 from llmconv.recipe import shipped
+from llmconv.sources import ModelConfig
 from llmconv_plugins import sources
 from llmconv_plugins.sources.llama import LlamaSource
 

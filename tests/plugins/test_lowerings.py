@@ -15,17 +15,14 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx
 
-from llmconv import (
+from llmconv import LoweringError
+from llmconv.bundle.part_file import WeightFile
+from llmconv.encodings import Encoding, Encodings, WeightEncoding
+from llmconv.graph import (
     IO,
     IO_META,
     NAME,
     REQUANTIZE,
-    DictStore,
-    Encoding,
-    Encodings,
-    Lowering,
-    LoweringError,
-    WeightEncoding,
     aten,
     evaluate,
     finish,
@@ -36,7 +33,8 @@ from llmconv import (
     outputs_of,
     set_outputs,
 )
-from llmconv.lowering.weight_file import WeightFile
+from llmconv.lowering import Lowering
+from llmconv.weights import DictStore
 from llmconv_plugins.lowerings import TABLE
 
 FP32_ROUNDING = 1e-5  # sums in another order, at values of magnitude 1

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llmconv import BackendError, Graph
-from llmconv_plugins.backends import qnn
+from llmconv import BackendError
+from llmconv.graph import Graph
+from llmconv_plugins.backends import qnn_backend as qnn
 from llmconv_plugins.qnn.child import Child
 from llmconv_plugins.qnn.compiler import CompileReport
 from llmconv_plugins.qnn.queue import Task, compile_all

@@ -20,19 +20,9 @@ from tiny_models import (
 from torch import fx
 
 import llmconv
-from llmconv import (
-    Graph,
-    PassError,
-    PassManager,
-    RecipeError,
-    Registry,
-    aten,
-    inputs_of,
-    is_weight,
-    name_of,
-    outputs_of,
-    shape_of,
-)
+from llmconv import PassError, RecipeError, Registry
+from llmconv.graph import Graph, aten, inputs_of, is_weight, name_of, outputs_of, shape_of
+from llmconv.passes import PassManager
 from llmconv_plugins import passes
 from llmconv_plugins.passes import KVCacheIO, SplitHeads
 

@@ -23,20 +23,9 @@ from tiny_models import (
 from torch import nn
 
 import llmconv
-from llmconv import (
-    IO,
-    Graph,
-    Model,
-    PassError,
-    PassManager,
-    RecipeError,
-    Registry,
-    inputs_of,
-    io_of,
-    name_of,
-    outputs_of,
-    shape_of,
-)
+from llmconv import PassError, RecipeError, Registry
+from llmconv.graph import IO, Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of
+from llmconv.passes import PassManager
 from llmconv_plugins import passes
 from llmconv_plugins.passes import KVCacheIO, SplitModel
 from llmconv_plugins.sources.llama_module import Llama, LlamaSizes

@@ -6,7 +6,7 @@ import pytest
 from tiny_models import AR, CONTEXT, LAYERS, STRUCTURAL, tried
 from torch import fx
 
-from llmconv import Graph, name_of, shape_of
+from llmconv.graph import Graph, name_of, shape_of
 from llmconv.graph.model import op_name
 
 WITH_PAST = ("prompt", AR, CONTEXT)

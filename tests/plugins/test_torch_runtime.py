@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmconv import Bundle, BundleError, Decoder, Registry, Sampling
-from llmconv.bundle.runtime import rope_table, source_of
+from llmconv import Bundle, BundleError, Registry, Sampling
+from llmconv.decoding import Decoder
+from llmconv.runtimes.runtime import rope_table, source_of
 from llmconv_plugins.runtimes.onnxruntime import OnnxRuntime
 from llmconv_plugins.runtimes.torch import TorchRuntime
 

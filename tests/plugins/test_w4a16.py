@@ -22,25 +22,13 @@ from tiny_models import (
     samples,
 )
 
-from llmconv import (
-    CALIBRATION,
-    Decoder,
-    DictStore,
-    Encoding,
-    Encodings,
-    Graph,
-    Model,
-    PassError,
-    PassManager,
-    RecipeError,
-    Registry,
-    TorchRunner,
-    WeightEncoding,
-    aten,
-    is_weight,
-    name_of,
-    value_of,
-)
+from llmconv import PassError, RecipeError, Registry
+from llmconv.decoding import Decoder, TorchRunner
+from llmconv.encodings import Encoding, Encodings, WeightEncoding
+from llmconv.graph import Graph, Model, aten, is_weight, name_of, value_of
+from llmconv.passes import PassManager
+from llmconv.quantization import CALIBRATION
+from llmconv.weights import DictStore
 from llmconv_plugins import passes
 from llmconv_plugins.passes import W4A16, SplitModel, w4a16
 from llmconv_plugins.sources.llama_module import Llama, LlamaSizes

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 import llmconv
-from llmconv import CALIBRATION, Decoder, Graph, Model, Pass, PassManager, PassTrial, TorchRunner, name_of
+from llmconv.decoding import Decoder, TorchRunner
+from llmconv.graph import Graph, Model, name_of
+from llmconv.passes import Pass, PassManager
+from llmconv.quantization import CALIBRATION
+from llmconv.testing import PassTrial
 from llmconv_plugins.passes import W4A16, Decompose, KVCacheIO, LinearToConv, SplitHeads, SplitModel
 from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
 

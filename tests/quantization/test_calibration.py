@@ -10,20 +10,11 @@ import torch
 from tiny_graphs import build_part, tiny_causal
 from torch import fx
 
-from llmconv import (
-    IO,
-    DictStore,
-    Graph,
-    PassError,
-    aten,
-    collect_ranges,
-    evaluate,
-    insert,
-    name_of,
-    random_weights,
-    sharing_groups,
-    trace,
-)
+from llmconv import PassError
+from llmconv.graph import IO, Graph, aten, evaluate, insert, name_of, trace
+from llmconv.quantization import collect_ranges, sharing_groups
+from llmconv.testing import random_weights
+from llmconv.weights import DictStore
 
 IDS = {"ids": IO("input_ids"), "logits": IO("logits")}
 

@@ -11,8 +11,8 @@ import pytest
 
 from llmconv import Bundle
 from llmconv.bundle.bundle import CARD
-from llmconv.checkpoint.licence import Licence
 from llmconv.report import card
+from llmconv.sources.licence import Licence
 
 
 def text_of(folder: Path, manifest: dict[str, Any], licence: Licence = Licence()) -> str:  # noqa: B008  frozen

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from llmconv import Bundle
-from llmconv.graph.noise import decibels
-from llmconv.planning.quantities import size
+from llmconv.encodings.noise import decibels
+from llmconv.quantities import size
 from llmconv.report.contents import sections
 from llmconv.report.figures import Table, amount
 from llmconv.report.picture import plot_of
-from llmconv.report.precision import Series, series
+from llmconv.report.sqnr import Series, series
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """QNN through Qualcomm AI Hub; nothing here imports torch or the client before the configuration is found."""
 
-from llmconv import Backend, hookimpl
+from llmconv import hookimpl
+from llmconv.backends import Backend
 from llmconv_plugins.ai_hub.backend import AiHubBackend
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from llmconv import BackendError, Chipset
+from llmconv import BackendError
+from llmconv.target import Chipset
 
 INI_VARIABLE = "QAIHUB_CLIENT_INI"  # as the client has it
 INI = "~/.qai_hub/client.ini"

@@ -10,7 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from llmconv import BackendError, Encoding
+from llmconv import BackendError
+from llmconv.encodings import Encoding
 from llmconv_plugins.ai_hub.float_graph import FloatPart, FloatWeights, norm_insides
 
 VERSION = "1.0.0"

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from llmconv import Backend, BackendError, RecipeError, Stage
+from llmconv import BackendError, RecipeError
+from llmconv.backends import Backend, Stage
 from llmconv_plugins.ai_hub.account import check_configuration, find_device
 from llmconv_plugins.qnn.estimates import binary_bytes
 
 if TYPE_CHECKING:  # this module is imported before torch, to find a missing account at once
-    from llmconv import BuildJob, BuildResult, Bundle, Check, Chipset, PartSize
+    from llmconv import Bundle
+    from llmconv.backends import BuildJob, BuildResult
+    from llmconv.bundle import Check
+    from llmconv.graph import PartSize
+    from llmconv.target import Chipset
 
 PACK_MEMORY = 200_000_000  # bytes; packages are streamed
 
@@ -76,7 +81,7 @@ class AiHubBackend(Backend):
 
     def prove(self, bundle: Bundle) -> list[Check]:
         """Read the shipped binaries back, and Genie's files."""
-        from llmconv_plugins.genie.bundle import prove_genie_files  # noqa: PLC0415  imports torch
+        from llmconv_plugins.genie.genie_files import prove_genie_files  # noqa: PLC0415  imports torch
         from llmconv_plugins.qnn.read_back import prove_binaries  # noqa: PLC0415  likewise
 
         return [*prove_binaries(bundle), *prove_genie_files(bundle)]

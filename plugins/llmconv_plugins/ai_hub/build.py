@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmconv import BuildJob, BuildResult
+from llmconv.backends import BuildJob, BuildResult
 from llmconv_plugins.ai_hub.account import find_device
 from llmconv_plugins.ai_hub.backend import AiHubBackend
 from llmconv_plugins.ai_hub.flow import Flow
@@ -22,8 +22,8 @@ from llmconv_plugins.ai_hub.patience import Patience, StoppedError
 from llmconv_plugins.ai_hub.profile import profile_report
 from llmconv_plugins.ai_hub.sending import Sending
 from llmconv_plugins.ai_hub.service import Service
-from llmconv_plugins.backends.onnx import OnnxBackend
-from llmconv_plugins.genie.bundle import write_genie_files
+from llmconv_plugins.backends.onnx_backend import OnnxBackend
+from llmconv_plugins.genie.genie_files import write_genie_files
 from llmconv_plugins.qnn.layout import planned_binaries
 
 T = TypeVar("T")

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmconv import BackendError, Steps, work_of
+from llmconv import BackendError
+from llmconv.work import Steps, work_of
 from llmconv_plugins.ai_hub.account import check_configuration
 from llmconv_plugins.ai_hub.ledger import Entry, Ledger, entries_of
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv import Arrays, PartSpec, TensorSpec, dequantize, sqnr, squares
+from llmconv.bundle import PartSpec, TensorSpec, dequantize
+from llmconv.decoding import Arrays
+from llmconv.encodings import sqnr, squares
 
 KV, KV_BITS = "keys and values", 8
 _KINDS = {"new_key": KV, "new_value": KV}

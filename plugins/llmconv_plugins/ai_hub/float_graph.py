@@ -15,20 +15,12 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import fx
 
-from llmconv import (
-    REQUANTIZE,
-    BackendError,
-    BuildJob,
-    BundleStore,
-    Graph,
-    Lowering,
-    LoweringError,
-    Placed,
-    WeightStore,
-    aten,
-    name_of,
-    shape_of,
-)
+from llmconv import BackendError, LoweringError
+from llmconv.backends import BuildJob
+from llmconv.bundle import BundleStore, Placed
+from llmconv.graph import REQUANTIZE, Graph, aten, name_of, shape_of
+from llmconv.lowering import Lowering
+from llmconv.weights import WeightStore
 from llmconv_plugins.lowerings import norm_arguments
 
 OPSET = 17  # AI Hub's own exports use 17 or 18; RMSNormalization, of 23, is unverified there

@@ -11,7 +11,10 @@ from typing import Any
 
 from qai_hub import public_api_pb2 as pb
 
-from llmconv import BackendError, Binary, BuildJob, Graph, key_of
+from llmconv import BackendError
+from llmconv.backends import Binary, BuildJob
+from llmconv.graph import Graph
+from llmconv.work import key_of
 from llmconv_plugins.ai_hub.account import HubDevice
 from llmconv_plugins.ai_hub.ledger import Entry
 from llmconv_plugins.ai_hub.package import Packaging

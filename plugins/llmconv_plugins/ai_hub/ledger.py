@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from llmconv import Steps
+from llmconv.work import Steps
 
 PREFIX = "ai_hub/"
 KEY_DIGITS = 16  # of 64; 2^64 names

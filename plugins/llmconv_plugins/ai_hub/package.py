@@ -17,7 +17,12 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from qai_hub import public_api_pb2 as pb
 
-from llmconv import ONNX_FOLDER, BackendError, BuildJob, Graph, digest, key_of
+from llmconv import BackendError
+from llmconv.backends import BuildJob
+from llmconv.bundle import ONNX_FOLDER
+from llmconv.files import digest
+from llmconv.graph import Graph
+from llmconv.work import key_of
 from llmconv_plugins.ai_hub.aimet_encodings import aimet_encodings, check_encodings
 from llmconv_plugins.ai_hub.float_graph import float_part
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmconv import BuildJob, Graph
+from llmconv.backends import BuildJob
+from llmconv.graph import Graph
 from llmconv_plugins.ai_hub.account import HubDevice
 
 PROFILE_OPTIONS = "--max_profiler_iterations 50"

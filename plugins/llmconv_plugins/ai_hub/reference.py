@@ -9,7 +9,12 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from llmconv import Arrays, BuildJob, Decoder, Graph, Model, PartSpec, PartsRunner, graph_spec, reach, spread_ids
+from llmconv.backends import BuildJob
+from llmconv.bundle import PartSpec, graph_spec
+from llmconv.decoding import Arrays, Decoder, reach
+from llmconv.graph import Graph, Model
+from llmconv.prepare import spread_ids
+from llmconv.runtimes import PartsRunner
 from llmconv_plugins.runtimes.onnxruntime import open_session, run_session
 
 RUNS = 2  # that a graph makes where it takes a past, so that the last one has some

@@ -14,7 +14,8 @@ from qai_hub import public_rest_api as rest
 from qai_hub.util.dataset_entries_converters import dataset_entries_to_h5, h5_to_dataset_entries
 from qai_hub.util.session import create_session
 
-from llmconv import Arrays, BackendError
+from llmconv import BackendError
+from llmconv.decoding import Arrays
 from llmconv_plugins.ai_hub.service import PAGE, MissingError, Service
 
 

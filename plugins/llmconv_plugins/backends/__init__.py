@@ -1,8 +1,9 @@
 """The built-in backends."""
 
-from llmconv import Backend, hookimpl
-from llmconv_plugins.backends.onnx import OnnxBackend
-from llmconv_plugins.backends.qnn import QnnBackend
+from llmconv import hookimpl
+from llmconv.backends import Backend
+from llmconv_plugins.backends.onnx_backend import OnnxBackend
+from llmconv_plugins.backends.qnn_backend import QnnBackend
 
 
 @hookimpl

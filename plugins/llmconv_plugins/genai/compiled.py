@@ -10,7 +10,9 @@ from typing import Any
 
 import onnx
 
-from llmconv import Bundle, Progress, memory_at_hand
+from llmconv import Bundle
+from llmconv.backends import Progress
+from llmconv.work import memory_at_hand
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
 from llmconv_plugins.qnn.context_binary import TensorInfo
 from llmconv_plugins.qnn.ep_context import ep_context

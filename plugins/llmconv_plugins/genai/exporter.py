@@ -10,25 +10,17 @@ from typing import ClassVar
 
 import onnx
 
-from llmconv import (
-    ONNX_FOLDER,
-    Bundle,
-    BundleError,
-    BundleStore,
-    Exporter,
-    Lowering,
-    Model,
-    Placed,
-    Progress,
-    Registry,
-    name_of,
-    remake,
-    source_of,
-    write_json,
-)
+from llmconv import Bundle, BundleError, Registry
+from llmconv.backends import Exporter, Progress
+from llmconv.bundle import ONNX_FOLDER, BundleStore, Placed
+from llmconv.files import write_json
+from llmconv.graph import Model, name_of
+from llmconv.lowering import Lowering
+from llmconv.prepare import remake
+from llmconv.runtimes import source_of
 from llmconv_plugins.genai.compiled import SESSION, compile_stages, has_twins
-from llmconv_plugins.genai.config import CONFIG, Stage, config_of
-from llmconv_plugins.genai.stages import after, before
+from llmconv_plugins.genai.genai_config import CONFIG, Stage, config_of
+from llmconv_plugins.genai.pipeline import after, before
 
 FOLDER = "genai"
 COMPILED = "qnn"  # folder in it

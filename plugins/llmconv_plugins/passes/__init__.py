@@ -1,6 +1,7 @@
 """The built-in passes, one a file."""
 
-from llmconv import Pass, hookimpl
+from llmconv import hookimpl
+from llmconv.passes import Pass
 from llmconv_plugins.passes.decompose import Decompose
 from llmconv_plugins.passes.kv_cache_io import KVCacheIO
 from llmconv_plugins.passes.linear_to_conv import LinearToConv

@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from llmconv import Graph, PassError, RewritePass, aten, name_of, simplify_movement
+from llmconv import PassError
+from llmconv.graph import Graph, aten, name_of, simplify_movement
+from llmconv.passes import RewritePass
 
 SDPA = aten.scaled_dot_product_attention.default
 

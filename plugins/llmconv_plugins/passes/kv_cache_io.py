@@ -8,12 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
-from llmconv import (
+from llmconv import PassError
+from llmconv.graph import (
     IO,
     ROLE,
     Graph,
-    GraphPass,
-    PassError,
     ancestors_of,
     aten,
     drop_dead,
@@ -27,6 +26,7 @@ from llmconv import (
     shape_of,
     value_of,
 )
+from llmconv.passes import GraphPass
 
 SDPA = aten.scaled_dot_product_attention.default
 

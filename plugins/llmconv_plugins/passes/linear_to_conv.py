@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from llmconv import Graph, GraphPass, aten, insert, name_of, nodes_between, shape_of, simplify_movement
+from llmconv.graph import Graph, aten, insert, name_of, nodes_between, shape_of, simplify_movement
+from llmconv.passes import GraphPass
 
 # Ops that compute each element by itself, so that they take any layout all operands share.
 _ELEMENTWISE = {

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from llmconv import Graph, GraphPass, aten, insert, io_of, name_of, outputs_of, set_outputs, shape_of
+from llmconv.graph import Graph, aten, insert, io_of, name_of, outputs_of, set_outputs, shape_of
+from llmconv.passes import GraphPass
 
 _ELEMENTWISE = {
     aten.add.Tensor,

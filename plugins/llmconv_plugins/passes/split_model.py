@@ -8,16 +8,14 @@ from typing import ClassVar
 
 from torch import fx
 
-from llmconv import (
+from llmconv import PassError
+from llmconv.graph import (
     IO,
     IO_META,
     MADE_BY,
     NAME,
     Graph,
     Model,
-    ModelConfig,
-    Pass,
-    PassError,
     ancestors_of,
     aten,
     balance,
@@ -33,6 +31,8 @@ from llmconv import (
     set_outputs,
     weight_bytes,
 )
+from llmconv.passes import Pass
+from llmconv.sources import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,15 @@ from typing import ClassVar, Literal
 
 from torch import fx
 
-from llmconv import (
-    CALIBRATION,
+from llmconv import PassError
+from llmconv.decoding import MASKED
+from llmconv.encodings import Encoding, Encodings, WeightEncoding
+from llmconv.graph import (
     IO_META,
     MADE_BY,
-    MASKED,
-    MOVEMENT,
     REQUANTIZE,
-    Encoding,
-    Encodings,
     Model,
-    Pass,
-    PassError,
-    Range,
-    WeightEncoding,
     aten,
-    calibrate,
     finish,
     inputs_of,
     insert,
@@ -32,8 +25,9 @@ from llmconv import (
     is_weight,
     name_of,
     outputs_of,
-    sharing_groups,
 )
+from llmconv.passes import Pass
+from llmconv.quantization import CALIBRATION, MOVEMENT, Range, calibrate, sharing_groups
 
 _FIXED_INPUTS: dict[str, Range] = {"attention_mask": (MASKED, 0.0), "rope_cos": (-1.0, 1.0), "rope_sin": (-1.0, 1.0)}
 _FIXED_OPS: dict[object, Range] = {aten.softmax.int: (0.0, 1.0), aten.sigmoid.default: (0.0, 1.0)}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmconv import peak_memory
+from llmconv.work import peak_memory
 from llmconv_plugins.qnn.inside_child import end_with_parent, leave, leave_signals_to_parent, register
 from llmconv_plugins.qnn.stage_times import PROFILE
 

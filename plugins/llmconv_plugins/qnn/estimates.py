@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # estimates are made before torch is needed
-    from llmconv import PartSize
+    from llmconv.graph import PartSize
 
 BASE_BYTES = 200_000_000
 BASE_SECONDS = 1.0

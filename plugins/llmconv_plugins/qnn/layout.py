@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmconv import ONNX_FOLDER, BuildJob, Graph, PartSize, part_sizes, widths_of
+from llmconv.backends import BuildJob
+from llmconv.bundle import ONNX_FOLDER
+from llmconv.graph import Graph, PartSize, part_sizes, widths_of
 
 SIMULATOR = "qnn/simulator/"  # folder of the twins
 TWIN_LIMIT = 100_000_000  # bytes of weights up to which twins are made by default

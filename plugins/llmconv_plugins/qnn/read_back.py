@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from llmconv import ONNX_FOLDER, Bundle, Check, TensorSpec
+from llmconv import Bundle
+from llmconv.bundle import ONNX_FOLDER, Check, TensorSpec
 from llmconv_plugins.qnn.context_binary import TensorInfo, read_info
 
 SIZE_MATTERS = 50_000_000  # bytes of weights from which a binary's size is judged

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmconv import BackendError, Bundle, BundleError, Dialog, Runtime, Sampling
-from llmconv_plugins.genai.config import CONFIG
-from llmconv_plugins.genai.dialog import GenAIDialog
+from llmconv import BackendError, Bundle, BundleError, Sampling
+from llmconv.decoding import Dialog
+from llmconv.runtimes import Runtime
 from llmconv_plugins.genai.exporter import FOLDER
+from llmconv_plugins.genai.genai_config import CONFIG
+from llmconv_plugins.genai.genai_dialog import GenAIDialog
 
 
 @dataclass(frozen=True)

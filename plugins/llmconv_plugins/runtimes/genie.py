@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmconv import BackendError, Bundle, BundleError, Dialog, GraphSpec, Runtime, Sampling
-from llmconv_plugins.genie.config import CONFIG, TOKENIZER, simulator_config
-from llmconv_plugins.genie.dialog import GenieDialog
+from llmconv import BackendError, Bundle, BundleError, Sampling
+from llmconv.bundle import GraphSpec
+from llmconv.decoding import Dialog
+from llmconv.runtimes import Runtime
+from llmconv_plugins.genie.genie_config import CONFIG, TOKENIZER, simulator_config
+from llmconv_plugins.genie.genie_dialog import GenieDialog
 
 
 @dataclass(frozen=True)

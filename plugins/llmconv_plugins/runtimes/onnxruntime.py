@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llmconv import Arrays, BackendError, Bundle, GraphRuntime, GraphSpec, PartsRunner, Runner
+from llmconv import BackendError, Bundle
+from llmconv.bundle import GraphSpec
+from llmconv.decoding import Arrays, Runner
+from llmconv.runtimes import GraphRuntime, PartsRunner
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmconv import Bundle, GraphRuntime, Runner, TorchRunner, remake
+from llmconv import Bundle
+from llmconv.decoding import Runner, TorchRunner
+from llmconv.prepare import remake
+from llmconv.runtimes import GraphRuntime
 
 
 @dataclass(frozen=True)

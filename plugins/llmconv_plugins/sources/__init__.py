@@ -1,6 +1,7 @@
 """The built-in sources."""
 
-from llmconv import Source, hookimpl
+from llmconv import hookimpl
+from llmconv.sources import Source
 from llmconv_plugins.sources.llama import LlamaSource
 
 

@@ -10,7 +10,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from llmconv import CheckpointError, ModelConfig, Source, Tokenizer, WeightStore
+from llmconv import CheckpointError
+from llmconv.sources import ModelConfig, Source
+from llmconv.tokenizer import Tokenizer
+from llmconv.weights import WeightStore
 from llmconv_plugins.sources.llama_config import GENERATION, HuggingFaceLlama
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout
 from llmconv_plugins.sources.llama_meta import MetaLlama

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmconv import CheckpointError, PickleStore, SafetensorsStore, WeightStore
+from llmconv import CheckpointError
+from llmconv.weights import PickleStore, SafetensorsStore, WeightStore
 from llmconv_plugins.sources.json_file import JsonFile
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout, check_heads
 from llmconv_plugins.sources.llama_module import LlamaSizes

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from llmconv import CheckpointError, WeightStore
+from llmconv import CheckpointError
+from llmconv.weights import WeightStore
 from llmconv_plugins.sources.json_file import JsonFile
 from llmconv_plugins.sources.llama_module import LlamaSizes
 

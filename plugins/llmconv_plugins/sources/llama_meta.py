@@ -7,7 +7,9 @@ from functools import cached_property
 
 from torch import nn
 
-from llmconv import CheckpointError, Tokenizer, WeightStore
+from llmconv import CheckpointError
+from llmconv.tokenizer import Tokenizer
+from llmconv.weights import WeightStore
 from llmconv_plugins.sources.json_file import JsonFile
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout, check_heads
 from llmconv_plugins.sources.llama_meta_store import MetaStore

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmconv import CheckpointError, PickleStore
+from llmconv import CheckpointError
+from llmconv.weights import PickleStore
 
 # The axis on which each tensor is split over the ranks; the others are the same in every file.
 _SPLIT = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1, "tok_embeddings": 1}

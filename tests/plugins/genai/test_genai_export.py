@@ -12,10 +12,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from llmconv import Bundle, BundleError, Decoder, Registry
-from llmconv.bundle.runtime import quantize, rope_table
+from llmconv import Bundle, BundleError, Registry
+from llmconv.bundle.specs import quantize
+from llmconv.decoding import Decoder
+from llmconv.runtimes.runtime import rope_table
 from llmconv_plugins.genai.exporter import GenAI, check
-from llmconv_plugins.genai.stages import PAST, TOKENS, TOTAL
+from llmconv_plugins.genai.pipeline import PAST, TOKENS, TOTAL
 from llmconv_plugins.runtimes import OnnxRuntime
 
 GROUPS, CONTEXT, HEAD_DIM, LAYERS, VOCABULARY = 4, 128, 64, 4, 2048

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from llmconv import BackendError, Bundle, Decoder, Dialog, Registry, Sampling, source_of
-from llmconv.bundle.runtime import rope_table
+from llmconv import BackendError, Bundle, Registry, Sampling
 from llmconv.cli import main
-from llmconv.decoding.decoder import ContextFullError
-from llmconv_plugins.genai.dialog import GenAIDialog
+from llmconv.decoding import Decoder, Dialog
+from llmconv.errors import ContextFullError
+from llmconv.runtimes import source_of
+from llmconv.runtimes.runtime import rope_table
+from llmconv_plugins.genai.genai_dialog import GenAIDialog
 from llmconv_plugins.runtimes import OnnxRuntime, QnnSimulator
 from llmconv_plugins.runtimes.genai import GenAIRuntime
 

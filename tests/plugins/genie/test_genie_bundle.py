@@ -12,12 +12,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 
-from llmconv import Bundle, Chipset, Graph, Recipe, Tokenizer, apply
-from llmconv_plugins.backends.onnx import OnnxBackend
-from llmconv_plugins.backends.qnn import QnnBackend
-from llmconv_plugins.genie import bundle as genie_bundle
-from llmconv_plugins.genie.bundle import UnfitError, prove_genie_files
-from llmconv_plugins.genie.config import CONFIG, EXTENSIONS, GenieModel, device_config, extensions_config
+from llmconv import Bundle, Recipe, apply
+from llmconv.graph import Graph
+from llmconv.target import Chipset
+from llmconv.tokenizer import Tokenizer
+from llmconv_plugins.backends.onnx_backend import OnnxBackend
+from llmconv_plugins.backends.qnn_backend import QnnBackend
+from llmconv_plugins.genie import genie_files as genie_bundle
+from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, GenieModel, device_config, extensions_config
+from llmconv_plugins.genie.genie_files import UnfitError, prove_genie_files
 from llmconv_plugins.genie.library import faults, schemas
 
 MODEL = GenieModel(context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, rope_theta=10000.0)

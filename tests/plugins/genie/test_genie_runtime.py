@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from llmconv import BackendError, Bundle, BundleError, ContextFullError, Dialog, Sampling
-from llmconv_plugins.genie.dialog import GenieDialog
+from llmconv import BackendError, Bundle, BundleError, ContextFullError, Sampling
+from llmconv.decoding import Dialog
+from llmconv_plugins.genie.genie_dialog import GenieDialog
 from llmconv_plugins.runtimes.genie import GenieRuntime, readable
-from llmconv_plugins.runtimes.qnn import QnnSimulator
+from llmconv_plugins.runtimes.simulator import QnnSimulator
 
 BOS, EOS = 1, 2
 SHORT = [BOS, 483, 267]  # "Return the"

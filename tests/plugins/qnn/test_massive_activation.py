@@ -10,21 +10,12 @@ import torch.nn.functional as F
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llmconv import (
-    IO,
-    IO_META,
-    NAME,
-    DictStore,
-    Encoding,
-    Encodings,
-    Lowering,
-    Registry,
-    WeightEncoding,
-    aten,
-    insert,
-    set_outputs,
-)
-from llmconv.lowering.weight_file import WeightFile
+from llmconv import Registry
+from llmconv.bundle.part_file import WeightFile
+from llmconv.encodings import Encoding, Encodings, WeightEncoding
+from llmconv.graph import IO, IO_META, NAME, aten, insert, set_outputs
+from llmconv.lowering import Lowering
+from llmconv.weights import DictStore
 from llmconv_plugins.qnn.compiler import GraphJob, compile_part
 from llmconv_plugins.qnn.simulator import Simulator
 

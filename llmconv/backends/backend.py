@@ -1,0 +1,130 @@
+"""What a backend plugin does: take a converted model to what a device loads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:  # a backend's check runs before torch is imported
+    from llmconv.bundle.bundle import Bundle
+    from llmconv.bundle.check import Check
+    from llmconv.bundle.part_files import PartFiles
+    from llmconv.graph.model import Model
+    from llmconv.graph.sizes import PartSize
+    from llmconv.lowering.lower import LoweringTable
+    from llmconv.target import Chipset
+    from llmconv.tokenizer.tokenizer import Tokenizer
+    from llmconv.work.steps import Steps
+
+Progress = Callable[[str, str], None]  # stage, item
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """What a backend works from.
+
+    Attributes:
+        model: graphs after all passes, with weights and encodings.
+        folder: the bundle's folder, empty but for what the backend writes.
+        lowerings: fx op -> function that emits its ONNX.
+        files: the weight files, where a pass has written weights already.
+        steps: keeps what is finished, so that another run need not do it again.
+        jobs: how many parts to build at once at most, where memory allows; None for as many as there are cores.
+        tokenizer: the checkpoint's.
+    """
+
+    model: Model
+    folder: Path
+    chipset: Chipset
+    lowerings: LoweringTable
+    progress: Progress
+    files: PartFiles | None = None
+    steps: Steps | None = None
+    jobs: int | None = None
+    tokenizer: Tokenizer | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one step of a conversion is estimated to need on this machine.
+
+    Attributes:
+        seconds: with one core busy.
+        memory: bytes at its peak.
+        disk: bytes that it leaves in the bundle.
+        parallel: whether it may run beside other steps that may.
+    """
+
+    name: str
+    seconds: float
+    memory: int
+    disk: int
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One file that a device or the simulator loads.
+
+    Attributes:
+        file: relative to the bundle.
+        part: counts from 0.
+        graphs: the names inside it.
+        simulator: whether this machine's simulator can run it (an unshared twin), instead of the device.
+        kept: whether an earlier run made it, and measured the figures.
+        stages: seconds of the compiler's own stages, by graph, where it tells.
+    """
+
+    file: str
+    part: int
+    graphs: tuple[str, ...]
+    simulator: bool
+    seconds: float
+    peak_rss: int
+    kept: bool = False
+    stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass
+class BuildResult:
+    """What a backend made, for the manifest and the report."""
+
+    binaries: list[Binary] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Backend(ABC):
+    """Builds a bundle's parts. A subclass is a frozen dataclass; its fields are the recipe's `[backend]` options."""
+
+    name: ClassVar[str]
+    runtimes: ClassVar[tuple[str, ...]]  # that run here what it builds; each is proved against the one before
+    for_device: ClassVar[bool] = True  # whether the target's limits hold for what it builds
+
+    @abstractmethod
+    def check(self, chipset: Chipset) -> None:
+        """Find what is missing before any work starts.
+
+        Raises:
+            BackendError: a compiler is not installed, or cannot compile for this chipset.
+        """
+
+    @abstractmethod
+    def build(self, job: BuildJob) -> BuildResult:
+        """Write the parts below `job.folder`.
+
+        Raises:
+            BackendError: a part cannot be built.
+        """
+
+    def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
+        """What building each part will need here, beyond lowering; estimates, from sizes alone."""
+        return []
+
+    def prove(self, bundle: Bundle) -> list[Check]:
+        """What can be shown of the binaries without running them."""
+        return []

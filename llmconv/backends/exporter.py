@@ -1,0 +1,29 @@
+"""What an exporter plugin does: give a finished bundle another runtime's form, from the same weights and encodings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from llmconv.backends.backend import Progress
+from llmconv.bundle.bundle import Bundle
+
+if TYPE_CHECKING:
+    from llmconv.plugins.registry import Registry
+
+
+@dataclass(frozen=True)
+class Exporter(ABC):
+    """Writes another form of a bundle. A subclass is a frozen dataclass; its fields are options."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def export(self, bundle: Bundle, registry: Registry, progress: Progress) -> Path:
+        """Write the form into a folder of its own in the bundle's, and give that folder.
+
+        Raises:
+            LlmconvError: the bundle cannot have this form, or something is not installed.
+        """

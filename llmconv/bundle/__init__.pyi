@@ -1,0 +1,9 @@
+from .check import Check as Check
+from .graph_spec import graph_spec as graph_spec
+from .part_file import Placed as Placed
+from .specs import ONNX_FOLDER as ONNX_FOLDER
+from .specs import GraphSpec as GraphSpec
+from .specs import PartSpec as PartSpec
+from .specs import TensorSpec as TensorSpec
+from .specs import dequantize as dequantize
+from .weights import BundleStore as BundleStore

@@ -1,1 +1,0 @@
-"""What a user brings: a source of modules, weights and a tokenizer."""

@@ -1,0 +1,44 @@
+"""Graphs run in torch, as a host's runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmconv.decoding import decoder
+from llmconv.decoding.decoder import Arrays
+from llmconv.encodings.value import Encodings
+from llmconv.graph.model import Graph, inputs_of, io_of, outputs_of, shape_of
+from llmconv.graph.run import Observer, Program
+from llmconv.weights.store import WeightStore
+
+
+class TorchRunner:
+    """Runs a graph's parts in torch, as a `Runner`; the graph must not change meanwhile."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: WeightStore,
+        encodings: Encodings | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.name, self.ar, self.context = graph.name, graph.ar, graph.context
+        self._programs = [Program(part, weights, encodings, observer) for part in graph.parts]
+        self.inputs: dict[str, decoder.Tensor] = {}
+        self.outputs: dict[str, decoder.Tensor] = {}
+        for part in graph.parts:
+            ins, outs = io_of(part)
+            nodes = inputs_of(part) | outputs_of(part)
+            for found, side in ((self.inputs, ins), (self.outputs, outs)):
+                found |= {n: decoder.Tensor(io, shape_of(nodes[n])) for n, io in side.items() if io.kind != "hidden"}
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Run the parts in turn."""
+        values = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        for program in self._programs:
+            values |= program.run([values])[0]
+        return {name: values[name].numpy() for name in self.outputs}

@@ -1,0 +1,5 @@
+"""Grids, the integers and scales on them, and the noise that they cost."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

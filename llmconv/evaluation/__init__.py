@@ -1,0 +1,1 @@
+"""What shows how far one model is from another."""

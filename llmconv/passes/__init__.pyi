@@ -1,0 +1,5 @@
+from .base import GraphPass as GraphPass
+from .base import Pass as Pass
+from .base import RewritePass as RewritePass
+from .manager import PassManager as PassManager
+from .manager import PassReport as PassReport

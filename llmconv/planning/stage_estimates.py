@@ -1,0 +1,59 @@
+"""What tracing, calibrating and lowering need of this machine, estimated from sizes with measured rates.
+
+Measured with torch 2.13 on one core of a server processor, on layers of Llama-2-7B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmconv.backends.backend import Stage
+from llmconv.graph.sizes import PartSize
+from llmconv.prepare.resolve import Checked
+
+PROCESS = 330_000_000  # bytes of Python with torch and ONNX, before any work
+NODE_BYTES = 4_000  # 90,000 nodes of two graphs of Llama-2-7B: 652 MB at the peak
+NODE_SECONDS = 1.3e-4  # the same: 12 s from tracing to the last structural pass
+LOWER_SECONDS = 1.5e-4  # a node: 13.6 s for the same two graphs
+ONNX_BYTES = 350  # of the ONNX files, a node of the fx graphs
+FLOAT = 4  # bytes; weights and values are float32 here
+# One layer of Llama-2-7B twice, embedding and lm_head, 8 and 2 samples of 512 tokens: 2.71 and 2.33 GB, 73 and 43 s.
+WEIGHT_COPIES = 3  # of the largest weight in float32: read ahead, computed with, waiting to be rounded
+VALUES_ALIVE = 4  # values of a layer's width in memory at once, for each token of calibration
+FLOPS = 110e9  # a second, of matrix products
+ROUND_SECONDS = 5e-8  # a weight, read from disk and rounded with the best of 21 clipping ratios
+
+
+def core_stages(checked: Checked, parts: Sequence[PartSize]) -> list[Stage]:
+    """Tracing and passes, calibration where a pass asks for it, lowering to ONNX."""
+    nodes = sum(p.nodes for p in parts)
+    elements = sum(p.elements for p in parts)
+    weights = sum(p.weight_bytes for p in parts)
+    graphs = len(parts[0].graphs)
+    calibrates = checked.recipe.calibration is not None and any(p.needs_calibration for p in checked.passes)
+    traced = (graphs + calibrates) / graphs  # calibration has a graph of its own, as large as the others
+    held = PROCESS + round(nodes * NODE_BYTES * traced)
+    stages = [Stage("trace and passes", nodes * NODE_SECONDS * traced, held, 0)]
+    lowering = LOWER_SECONDS * nodes
+    if calibrates:
+        stages.append(_calibration(checked, parts, held))
+    else:  # which else has rounded and written every weight
+        lowering += elements * ROUND_SECONDS
+        held += _weights(parts)
+    return [*stages, Stage("lower to ONNX", lowering, held, weights + nodes * ONNX_BYTES)]
+
+
+def _weights(parts: Sequence[PartSize]) -> int:
+    return max(p.largest for p in parts) * FLOAT * WEIGHT_COPIES
+
+
+def _calibration(checked: Checked, parts: Sequence[PartSize], held: int) -> Stage:
+    """Every sample goes through the float graph at once, layer by layer; weights are rounded as they are read."""
+    calibration, config = checked.recipe.calibration, checked.config
+    assert calibration is not None
+    elements = sum(p.elements for p in parts)
+    tokens = calibration.samples * calibration.tokens
+    kept = 2 * config.kv_heads * config.head_dim * max(p.layers for p in parts)  # keys and values, a part's outputs
+    a_token = VALUES_ALIVE * config.hidden + kept + config.vocabulary
+    seconds = 2 * elements * tokens / FLOPS + elements * ROUND_SECONDS
+    return Stage("calibrate", seconds, held + _weights(parts) + tokens * a_token * FLOAT, 0)

@@ -1,0 +1,1 @@
+"""What plugins add, and how they are found."""

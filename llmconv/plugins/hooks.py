@@ -1,0 +1,49 @@
+"""The hooks that a plugin may implement; each returns what the plugin adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from llmconv.backends.backend import Backend
+    from llmconv.backends.exporter import Exporter
+    from llmconv.lowering.lower import LoweringTable
+    from llmconv.passes.base import Pass
+    from llmconv.runtimes.runtime import Runtime
+    from llmconv.sources.source import Source
+
+hookspec = pluggy.HookspecMarker("llmconv")
+hookimpl = pluggy.HookimplMarker("llmconv")
+
+
+@hookspec
+def register_passes() -> Iterable[type[Pass]]:  # type: ignore[empty-body]
+    """Passes that recipes may name."""
+
+
+@hookspec
+def register_sources() -> Iterable[type[Source]]:  # type: ignore[empty-body]
+    """Sources that recipes may name."""
+
+
+@hookspec
+def register_lowerings() -> LoweringTable:  # type: ignore[empty-body]
+    """A function for each fx op that becomes ONNX."""
+
+
+@hookspec
+def register_backends() -> Iterable[type[Backend]]:  # type: ignore[empty-body]
+    """Backends that recipes may name."""
+
+
+@hookspec
+def register_runtimes() -> Iterable[type[Runtime]]:  # type: ignore[empty-body]
+    """Runtimes that can run a bundle."""
+
+
+@hookspec
+def register_exporters() -> Iterable[type[Exporter]]:  # type: ignore[empty-body]
+    """Exporters that can give a bundle another form."""

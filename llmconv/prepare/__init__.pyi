@@ -1,0 +1,2 @@
+from .remake import remake as remake
+from .trace import spread_ids as spread_ids

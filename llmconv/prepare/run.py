@@ -1,0 +1,47 @@
+"""From a recipe to graphs: trace the source at every shape, run the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from llmconv.graph.edit import collector_spared
+from llmconv.graph.model import Model, WeightSink
+from llmconv.passes.manager import PassManager, PassReport
+from llmconv.prepare.resolve import Checked
+from llmconv.prepare.text import held_out
+from llmconv.prepare.trace import make_verifier, trace_graphs
+from llmconv.quantization.calibration import CALIBRATION
+from llmconv.weights.store import WeightStore
+from llmconv.work.steps import Steps
+
+
+def prepare(
+    checked: Checked,
+    weights: WeightStore,
+    *,
+    verify: bool,
+    announce: Callable[[str], None] = lambda _name: None,
+    laid_out: Callable[[Model, dict[str, int]], None] = lambda _model, _widths: None,
+    sink: WeightSink | None = None,
+    steps: Steps | None = None,
+) -> tuple[Model, list[PassReport]]:
+    """Trace and run every pass; the calibration graph is gone afterwards.
+
+    Args:
+        laid_out: called before the first pass that changes numbers, with the recipe's graphs and the bits that the
+            passes to come will give to values and weights.
+    """
+    announce("trace")
+    if verify:
+        held_out(checked)  # what is wrong with the text is found before the work, not after it
+    model = trace_graphs(checked, weights, sink, steps)
+    manager = PassManager(checked.passes, make_verifier(checked, model) if verify else None, announce)
+    reports = manager.run(model, stop=manager.structural)
+    wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}
+    shown = replace(model, graphs=wanted)
+    laid_out(shown, manager.widths(shown))
+    with collector_spared():
+        reports += manager.run(model, done=manager.structural)
+    model.graphs.pop(CALIBRATION, None)
+    return model, reports

@@ -1,0 +1,61 @@
+"""A recipe's graphs as the source gives them, and what they are compared with."""
+
+from __future__ import annotations
+
+from llmconv.graph.model import Model, WeightSink
+from llmconv.graph.trace import trace
+from llmconv.passes.manager import PassManager
+from llmconv.passes.verifier import Verifier
+from llmconv.prepare.resolve import Checked
+from llmconv.prepare.text import read_windows
+from llmconv.quantization.calibration import CALIBRATION
+from llmconv.weights.store import ShapeStore, WeightStore
+from llmconv.work.steps import Steps
+
+PRIME = 7919  # multiples of it, modulo a vocabulary, rarely repeat
+
+
+VERIFIED_TOKENS = 40  # read by every graph after every pass
+
+
+def spread_ids(vocabulary: int, numbers: range) -> list[int]:
+    """Ids spread over the vocabulary, of which few repeat."""
+    return [i * PRIME % vocabulary for i in numbers]
+
+
+def trace_graphs(
+    checked: Checked, weights: WeightStore, sink: WeightSink | None = None, steps: Steps | None = None
+) -> Model:
+    """Trace the source at the shapes of every graph of the recipe, and of calibration where passes need it."""
+    shapes = {name: (g.ar, g.context) for name, g in checked.recipe.graphs.items()}
+    calibration, samples = checked.recipe.calibration, []
+    if calibration is not None and any(p.needs_calibration for p in checked.passes):
+        shapes[CALIBRATION] = (calibration.tokens, calibration.tokens)
+        tokenizer = checked.source.tokenizer()
+        samples = read_windows(calibration.text, tokenizer, checked.config.bos, calibration.tokens, calibration.samples)
+    module = checked.source.module()
+    graphs = {name: trace(module, ar, context, name) for name, (ar, context) in shapes.items()}
+    return Model(graphs, weights, checked.config, calibration=samples, sink=sink, steps=steps)
+
+
+def lay_out(checked: Checked) -> tuple[Model, dict[str, int]]:
+    """The recipe's graphs after the structural passes, from the checkpoint's configuration alone.
+
+    Returns:
+        The model, whose weights cannot be read, and the bits that the other passes will give to values and weights.
+
+    Raises:
+        PassError: a pass cannot be applied, or reads a weight.
+    """
+    module, manager = checked.source.module(), PassManager(checked.passes)
+    graphs = {name: trace(module, g.ar, g.context, name) for name, g in checked.recipe.graphs.items()}
+    model = Model(graphs, ShapeStore(module), checked.config)
+    manager.run(model, stop=manager.structural)
+    return model, manager.widths(model)
+
+
+def make_verifier(checked: Checked, model: Model) -> Verifier:
+    """What every pass is compared with: the source, on ids spread over the vocabulary."""
+    count = min(VERIFIED_TOKENS, *(g.context for g in model.graphs.values()))
+    tokens = [checked.config.bos, *spread_ids(checked.config.vocabulary, range(1, count))]
+    return Verifier(trace(checked.source.module(), count, count, "source"), model.weights, tokens)

@@ -1,0 +1,4 @@
+from .parts_runner import PartsRunner as PartsRunner
+from .runtime import GraphRuntime as GraphRuntime
+from .runtime import Runtime as Runtime
+from .runtime import source_of as source_of

@@ -1,0 +1,75 @@
+"""What a runtime plugin does: run a bundle's graphs; and what all of them share, the walk through the parts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from safetensors.numpy import load_file
+
+from llmconv.bundle.bundle import ROPE, SOURCE, Bundle
+from llmconv.decoding.decoder import Array, Decoder, Runner
+from llmconv.decoding.dialog import DecoderDialog, Dialog
+from llmconv.decoding.generate import Sampler, Sampling
+from llmconv.sources.source import Source
+
+if TYPE_CHECKING:
+    from llmconv.plugins.registry import Registry
+
+
+@dataclass(frozen=True)
+class Runtime(ABC):
+    """Runs bundles. A subclass is a frozen dataclass without options."""
+
+    name: ClassVar[str]
+
+    def lacks(self, bundle: Bundle) -> str | None:
+        """What the bundle lacks that this runtime needs, if anything."""
+        return None
+
+    @abstractmethod
+    def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> AbstractContextManager[Dialog]:
+        """A conversation with a bundle, nothing read yet; what it holds is freed at the end.
+
+        Args:
+            eos: ids that end the text.
+
+        Raises:
+            BackendError: the runtime is not installed, or refuses the bundle.
+        """
+
+
+@dataclass(frozen=True)
+class GraphRuntime(Runtime):
+    """A runtime that runs each graph by itself and gives its logits, so that it can be compared with others."""
+
+    @abstractmethod
+    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> AbstractContextManager[list[Runner]]:
+        """Runners for the named graphs of a bundle, all by default; what they hold is freed at the end.
+
+        Raises:
+            BackendError: the runtime is not installed, or refuses a part.
+        """
+
+    @contextmanager
+    def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> Iterator[Dialog]:
+        """Over all graphs of the bundle."""
+        with self.open(bundle) as runners:
+            yield DecoderDialog(Decoder(runners, rope_table(bundle)), Sampler(sampling), eos)
+
+
+def source_of(bundle: Bundle, registry: Registry) -> Source:
+    """The bundle's source over its own copy of the checkpoint's small files; it has no weights."""
+    model = bundle.manifest["recipe"]["model"]
+    options = {"checkpoint": bundle.folder / SOURCE, **model["options"]}
+    source: Source = registry.create("source", model["source"], options)
+    return source
+
+
+def rope_table(bundle: Bundle) -> tuple[Array, Array]:
+    """cos and sin, (context, head_dim / 2) each, float32."""
+    table = load_file(bundle.path(ROPE))
+    return table["cos"], table["sin"]

@@ -1,0 +1,2 @@
+from .source import ModelConfig as ModelConfig
+from .source import Source as Source

@@ -1,0 +1,78 @@
+"""What a source plugin gives: a module on the meta device, its configuration, its tokenizer and its weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import nn
+
+from llmconv.tokenizer.tokenizer import Tokenizer
+from llmconv.weights.store import WeightStore
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes that hosts and reports need, whatever the model's family."""
+
+    family: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    bos: int
+    eos: tuple[int, ...]
+    rope_theta: float
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """Reads one family of checkpoints. A subclass is a frozen dataclass; its fields are `[model.options]`.
+
+    Attributes:
+        checkpoint: the checkpoint's folder.
+    """
+
+    name: ClassVar[str]
+
+    checkpoint: Path
+
+    @abstractmethod
+    def config(self) -> ModelConfig:
+        """The model's sizes, from the folder's configuration alone.
+
+        Raises:
+            CheckpointError: the folder lacks its configuration, or asks for something not implemented.
+        """
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """A stateless module on the meta device: `forward(input_ids, position_ids) -> logits`, each (1, tokens[, V]).
+
+        Attention is causal `scaled_dot_product_attention` on (B, H, T, D); one submodule named `rotary` maps
+        position_ids to (cos, sin), each (1, 1, tokens, head_dim / 2).
+        """
+
+    @abstractmethod
+    def weights(self) -> WeightStore:
+        """The weights, by the names of the module's parameters; every one is checked to be there, in its shape."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+
+    @abstractmethod
+    def description(self) -> list[Path]:
+        """The files, weights apart, from which a source makes `config`, `module` and `tokenizer`.
+
+        A bundle keeps copies, so that it can be run and proved when the checkpoint is gone.
+        """
+
+    @abstractmethod
+    def reference(self) -> nn.Module | str:
+        """An independent implementation to compare with (input_ids -> logits), or one line on why there is none."""

@@ -1,0 +1,5 @@
+"""Text to ids and back, from any of the forms that checkpoints have."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Weights that are read when asked and never held."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,121 @@
+"""The tensors of safetensors files, one or a row range of one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmconv.errors import CheckpointError
+
+_PIECE = 1 << 19  # values that are read, hashed and converted at once: small enough for a core's cache
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int  # bytes from the start of the file
+    end: int
+
+
+class SafetensorsStore:
+    """The tensors of safetensors files, under names given by `rename` (module name -> name in the file).
+
+    Headers are read and checked when the store is made; bytes only when a weight is asked for.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or its header is damaged; a tensor is missing.
+    """
+
+    def __init__(self, files: list[Path], rename: Mapping[str, str] | None = None) -> None:
+        self.files = files
+        self._rename = dict(rename or {})
+        self._entries: dict[str, _Entry] = {}
+        self.hashes: dict[str, str] = {}
+        for file in files:
+            self._entries |= _read_header(file)
+
+    def __contains__(self, name: str) -> bool:
+        return self._rename.get(name, name) in self._entries
+
+    def _entry(self, name: str) -> _Entry:
+        stored = self._rename.get(name, name)
+        if stored not in self._entries:
+            where = self.files[0].parent if self.files else "the checkpoint"
+            raise CheckpointError(f"{where}: no tensor '{stored}'; is the download complete?")
+        return self._entries[stored]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight, from the header."""
+        return self._entry(name).shape
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight, or a range of its rows, as float32."""
+        entry = self._entry(name)
+        start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
+        weight = torch.from_numpy(np.empty(shape, dtype=np.float32))  # in huge pages, which torch does not ask for
+        piece = torch.empty(min(_PIECE, weight.numel()), dtype=entry.dtype)
+        whole = hashlib.sha256() if rows is None and name not in self.hashes else None
+        with entry.file.open("rb") as file:
+            file.seek(entry.begin + start * row_bytes)
+            for values in torch.split(weight.view(-1), _PIECE):
+                stored = piece[: len(values)]
+                data = stored.view(torch.uint8).numpy().data
+                if file.readinto(data) != len(data):
+                    raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
+                if whole is not None:
+                    whole.update(data)
+                values.copy_(stored)
+        if whole is not None:
+            self.hashes[name] = whole.hexdigest()
+        return weight
+
+
+def _read_header(file: Path) -> dict[str, _Entry]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size - 8:
+                raise CheckpointError(f"{file}: truncated inside its header; download it again")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return {name: _read_entry(file, name, item, 8 + length, size) for name, item in header.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: missing; is the download complete?") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    except (struct.error, ValueError, TypeError, LookupError, AttributeError) as error:  # a header of another form
+        raise CheckpointError(f"{file}: not a safetensors file; download it again") from error
+
+
+def _read_entry(file: Path, name: str, item: dict[str, Any], data: int, size: int) -> _Entry:
+    """One tensor of a header; `data` is where the file's tensors begin."""
+    if item["dtype"] not in _DTYPES:
+        raise CheckpointError(f"{file}: tensor '{name}' has dtype {item['dtype']}; use one of {', '.join(_DTYPES)}")
+    begin, end = (data + offset for offset in item["data_offsets"])
+    entry = _Entry(file, _DTYPES[item["dtype"]], tuple(item["shape"]), begin, end)
+    if end > size:
+        raise CheckpointError(f"{file}: truncated: tensor '{name}' ends at byte {end} of {size}; download it again")
+    if end - begin != torch.Size(entry.shape).numel() * entry.dtype.itemsize:
+        raise CheckpointError(f"{file}: tensor '{name}' has {end - begin} bytes, not what its shape needs")
+    return entry

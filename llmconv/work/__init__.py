@@ -1,0 +1,5 @@
+"""Work that is done once, side by side, and goes on where it was killed."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

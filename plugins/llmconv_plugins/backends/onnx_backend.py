@@ -1,0 +1,43 @@
+"""QDQ ONNX: packed int4 weights, integer inputs and outputs, one weight file a part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+
+from llmconv import BackendError
+from llmconv.backends import Backend, BuildJob, BuildResult
+from llmconv.bundle import ONNX_FOLDER
+from llmconv.lowering import write_onnx
+from llmconv.target import Chipset
+from llmconv.work import in_processes
+
+
+@dataclass(frozen=True)
+class OnnxBackend(Backend):
+    """Writes `onnx/` and checks each file with the ONNX checker."""
+
+    name: ClassVar[str] = "onnx"
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    for_device: ClassVar[bool] = False
+
+    def check(self, chipset: Chipset) -> None:
+        """Nothing to install, and any chipset will do."""
+
+    def build(self, job: BuildJob) -> BuildResult:
+        """Lower, then check."""
+        write_onnx(job.model, job.folder, job.lowerings, job.progress, job.files, job.jobs)
+        files = sorted((job.folder / ONNX_FOLDER).glob("*.onnx"))
+        in_processes(_check, files, job.jobs, lambda file: job.progress("check", file.stem))
+        return BuildResult(versions={"onnx": onnx.__version__})
+
+
+def _check(file: Path) -> None:
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackendError(f"{file.stem}: the ONNX checker refuses it: {reason}") from error

@@ -1,0 +1,151 @@
+"""QNN on this machine: one HTP context binary a part, all graphs over shared weights, and twins for the simulator."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from llmconv import BackendError, Bundle
+from llmconv.backends import Backend, Binary, BuildJob, BuildResult, Stage
+from llmconv.bundle import ONNX_FOLDER, Check
+from llmconv.files import digest
+from llmconv.graph import Graph, PartSize
+from llmconv.target import Chipset
+from llmconv.work import code_identity, give_back_memory, key_of, memory_at_hand
+from llmconv_plugins.backends.onnx_backend import OnnxBackend
+from llmconv_plugins.genie.genie_files import prove_genie_files, write_genie_files
+from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
+from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
+from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, planned_binaries
+from llmconv_plugins.qnn.queue import Task, compile_all
+from llmconv_plugins.qnn.read_back import prove_binaries
+
+TOO_LARGE = re.compile(r"needs [\d,]+ KB > [\d,]+ KB")  # QNN's words
+
+
+@dataclass(frozen=True)
+class QnnBackend(Backend):
+    """Lowers to ONNX, then compiles each part with the QNN compiler of the onnxruntime-qnn wheel.
+
+    Attributes:
+        twins: whether to compile each graph once more by itself, for the HTP simulator, which cannot load binaries
+            with shared weights: "auto" for models of at most 100 MB of weights.
+        optimization: the compiler's finalization effort, 0 to 3.
+    """
+
+    name: ClassVar[str] = "qnn"
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "qnn")
+
+    twins: Twins = "auto"
+    optimization: Literal[0, 1, 2, 3] = 3
+
+    def check(self, chipset: Chipset) -> None:
+        """The compiler is there."""
+        try:
+            version("onnxruntime-qnn")
+        except PackageNotFoundError as error:
+            raise BackendError(
+                "backend 'qnn' needs the QNN compiler: pip install onnxruntime-qnn (or use --backend onnx)"
+            ) from error
+
+    def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
+        """Each part's compilation, and that of its twins."""
+        small = sum(part.weight_bytes for part in parts) <= TWIN_LIMIT
+        count = len(parts)
+        found = []
+        for part in parts:
+            name, size = f"compile part {part.number + 1} of {count}", binary_bytes(part)
+            found.append(Stage(name, compile_seconds(part), compile_memory(part), size, parallel=True))
+        if self.twins == "always" or (self.twins == "auto" and small):
+            for i in range(len(parts[0].graphs)):
+                for part in parts:
+                    alone = replace(part, graphs=part.graphs[i : i + 1])
+                    name, size = f"compile {alone.graphs[0].label}", binary_bytes(alone)
+                    found.append(Stage(name, compile_seconds(alone), compile_memory(alone), size, parallel=True))
+        return found
+
+    def build(self, job: BuildJob) -> BuildResult:
+        """Lower, then compile as many parts at once as cores and memory allow."""
+        result = OnnxBackend().build(job)
+        job.progress("compare", "with what an earlier run compiled")
+        binaries = list(planned_binaries(job, self.twins))
+        keys = {binary.file: self._key(job, binary) for binary in binaries}
+        kept = {file: job.steps and job.steps.finished(file, key) for file, key in keys.items()}
+        wanted = [binary for binary in binaries if not kept[binary.file]]
+        give_back_memory()
+        reports = compile_all(
+            [self._task(job, binary, keys[binary.file]) for binary in wanted],
+            jobs=job.jobs or os.cpu_count() or 1,
+            memory=memory_at_hand(),
+            announce=lambda names: job.progress("compile", ", ".join(names)),
+        )
+        made = {binary.file: _figures(report) for binary, report in zip(wanted, reports, strict=True)}
+        for b in binaries:
+            figures: Any = made.get(b.file) or kept[b.file]
+            result.binaries.append(Binary(b.file, b.part, b.labels, b.simulator, **figures, kept=b.file not in made))
+        result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
+        result.report["genie"] = write_genie_files(job, [b.file for b in result.binaries if not b.simulator])
+        job.progress("genie", result.report["genie"])
+        return result
+
+    def prove(self, bundle: Bundle) -> list[Check]:
+        """Read the shipped binaries back: names, shapes, types, scales and offsets, and size; and Genie's files."""
+        return [*prove_binaries(bundle), *prove_genie_files(bundle)]
+
+    def _key(self, job: BuildJob, binary: PlannedBinary) -> str:
+        """Of everything that a binary depends on."""
+        folder, data = job.folder / ONNX_FOLDER, f"part_{binary.part + 1}_of_{len(binary.graphs[0].parts)}.data"
+        known = job.steps.digests() if job.steps is not None else {}
+        return key_of(
+            onnx=[digest(folder / f"{label}.onnx") for label in binary.labels],
+            weights=known.get(f"{ONNX_FOLDER}/{data}") or digest(folder / data),
+            chipset=[job.chipset.soc_model, job.chipset.htp_arch],
+            optimization=self.optimization,
+            versions=[version("onnxruntime"), version("onnxruntime-qnn")],
+            code=code_identity(self),
+        )
+
+    def _task(self, job: BuildJob, binary: PlannedBinary, key: str) -> Task:
+        jobs = [GraphJob(job.folder / ONNX_FOLDER / f"{label}.onnx", label) for label in binary.labels]
+
+        def compile_it(stop: threading.Event) -> CompileReport:
+            target = job.folder / binary.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            chipset = job.chipset
+            try:
+                report = compile_part(
+                    jobs,
+                    target,
+                    soc_model=chipset.soc_model,
+                    htp_arch=chipset.htp_arch,
+                    optimization=self.optimization,
+                    stop=stop,
+                )
+            except BackendError as error:
+                raise BackendError(f"{error}{_remedy(str(error), binary.graphs)}") from error
+            if job.steps is not None:
+                job.steps.finish(binary.file, key, [target], _figures(report))
+            return report
+
+        return Task(Path(binary.file).stem, compile_memory(binary.size), compile_it)
+
+
+def _figures(report: CompileReport) -> dict[str, Any]:
+    return {"seconds": report.seconds, "peak_rss": report.peak_rss_bytes, "stages": report.stages}
+
+
+def _remedy(message: str, graphs: list[Graph]) -> str:
+    """The recipe's settings that need less, where a part was too large for the device or for this machine."""
+    largest = max(graphs, key=lambda graph: graph.ar)
+    if TOO_LARGE.search(message):
+        ar = f"graphs.{largest.name}.ar = {largest.ar // 2}, or " if largest.ar > 1 else ""
+        return f"; set {ar}a higher passes.split_model.parts"
+    if "SIGKILL" in message:
+        return "; pass --jobs 1, set a higher passes.split_model.parts, or add swap ('llmconv plan' says how much)"
+    return ""

@@ -1,0 +1,129 @@
+"""genie_config.json: what Genie must know of a model, on the device and on this machine's simulator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmconv import Sampling
+from llmconv.target import Chipset
+
+CONFIG, EXTENSIONS, TOKENIZER = "genie_config.json", "htp_backend_ext_config.json", "tokenizer.json"
+SAMPLER = {"version": 1, "seed": 42, "temp": 0.8, "top-k": 40, "top-p": 0.95}
+UNSET = -1
+SEEDS = 2**31
+
+
+@dataclass(frozen=True)
+class GenieModel:
+    """What the configuration says of a model.
+
+    Attributes:
+        context: positions of the widest graph.
+        eos: ids that end the text, at least one.
+    """
+
+    context: int
+    vocabulary: int
+    bos: int
+    eos: tuple[int, ...]
+    head_dim: int
+    rope_theta: float
+
+
+def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
+    """For the device.
+
+    Args:
+        binaries: relative to the bundle, in the order of the parts.
+    """
+    backend = {
+        "version": 1,
+        "use-mmap": True,
+        "spill-fill-bufsize": 0,
+        "mmap-budget": 0,
+        "poll": True,
+        "cpu-mask": "0xe0",  # the faster cores of an eight-core phone
+        "kv-dim": model.head_dim,
+        "allow-async-init": False,
+    }
+    rope = {"type": "rope", "rope-dim": model.head_dim // 2, "rope-theta": model.rope_theta}
+    context = {
+        "version": 1,
+        "size": model.context,
+        "n-vocab": model.vocabulary,
+        "bos-token": model.bos,
+        "eos-token": list(model.eos),
+        "pad-token": model.eos[0],
+    }
+    engine = {
+        "version": 1,
+        "n-threads": 3,
+        "backend": {"version": 1, "type": "QnnHtp", "QnnHtp": backend, "extensions": EXTENSIONS},
+        "model": {
+            "version": 1,
+            "type": "binary",
+            "binary": {"version": 1, "ctx-bins": list(binaries)},
+            "positional-encoding": rope,
+        },
+    }
+    return {
+        "dialog": {
+            "version": 1,
+            "type": "basic",
+            "context": context,
+            "sampler": SAMPLER,
+            "tokenizer": {"version": 1, "path": TOKENIZER},
+            "engine": engine,
+        }
+    }
+
+
+def extensions_config(chipset: Chipset) -> dict[str, Any]:
+    """htp_backend_ext_config.json: the chipset, its clocks, and that graphs share weights."""
+    core = {"core_id": 0, "perf_profile": "burst", "rpc_control_latency": 100}
+    device = {"soc_model": int(chipset.soc_model), "dsp_arch": f"v{chipset.htp_arch}", "cores": [core]}
+    return {
+        "devices": [device],
+        "memory": {"mem_type": "shared_buffer"},
+        "context": {"weight_sharing_enabled": True},
+    }
+
+
+def simulator_config(
+    config: dict[str, Any], twins: Sequence[Path], tokenizer: Path, sampling: Sampling, eos: Sequence[int]
+) -> dict[str, Any]:
+    """The same model on this machine.
+
+    BOS is unset, since a dialog is given every id that it is to read; Genie would put it before each turn.
+
+    Args:
+        config: of the device.
+        twins: unshared binaries.
+    """
+    found = copy.deepcopy(config)
+    dialog = found["dialog"]
+    dialog["context"] |= {"bos-token": UNSET, "eos-token": list(eos) or UNSET}
+    dialog["tokenizer"]["path"] = str(tokenizer)
+    dialog["sampler"] = sampler_config(sampling)
+    engine = dialog["engine"]
+    engine["n-threads"] = 1
+    engine["backend"].pop("extensions")
+    engine["backend"]["QnnHtp"] |= {"use-mmap": False, "poll": False, "cpu-mask": "0x1"}
+    engine["model"]["binary"]["ctx-bins"] = [str(path) for path in twins]
+    return found
+
+
+def sampler_config(sampling: Sampling) -> dict[str, Any]:
+    """Greedy is the choice among one."""
+    greedy = sampling.temperature == 0
+    return {
+        "version": 1,
+        "seed": sampling.seed % SEEDS,
+        "temp": 1.0 if greedy else sampling.temperature,
+        "top-k": 1 if greedy else sampling.top_k,
+        "top-p": 1.0 if greedy else sampling.top_p,
+    }

@@ -1,0 +1,134 @@
+"""Writes Genie's files into a bundle, or says why Genie cannot run its graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from llmconv import BackendError, Bundle, CheckpointError
+from llmconv.backends import BuildJob
+from llmconv.bundle import Check
+from llmconv.graph import Graph, inputs_of, io_of, outputs_of, shape_of
+from llmconv_plugins.genie.genie_config import (
+    CONFIG,
+    EXTENSIONS,
+    TOKENIZER,
+    GenieModel,
+    device_config,
+    extensions_config,
+)
+from llmconv_plugins.genie.library import faults
+
+# How Genie finds inputs and outputs; {} is the layer.
+NAMES = {
+    "input_ids": "input_ids",
+    "attention_mask": "attention_mask",
+    "rope_cos": "position_ids_cos",
+    "rope_sin": "position_ids_sin",
+    "past_key": "past_key_{}_in",
+    "past_value": "past_value_{}_in",
+    "new_key": "past_key_{}_out",
+    "new_value": "past_value_{}_out",
+    "logits": "logits",
+}
+ROPE_TOLERANCE = 1e-3  # of a cosine; float32 angles at position 4096 are off by less
+
+
+class UnfitError(Exception):
+    """Genie cannot run this model; says why."""
+
+
+def write_genie_files(job: BuildJob, binaries: list[str]) -> str:
+    """Write the configuration and the tokenizer.
+
+    Args:
+        binaries: the device's, relative to the bundle, in the order of the parts.
+
+    Returns:
+        What was written, or why nothing was.
+
+    Raises:
+        BackendError: Genie's own schemas refuse the configuration.
+    """
+    try:
+        config = device_config(_described(job), binaries)
+        if job.tokenizer is None:
+            raise UnfitError("there is no tokenizer")
+        tokenizer = job.tokenizer.to_json()
+    except (UnfitError, CheckpointError) as error:
+        return f"no files for Genie: {error}"
+    if wrong := faults(config):
+        raise BackendError(f"{CONFIG}: {wrong[0]}")
+    for name, content in ((CONFIG, config), (EXTENSIONS, extensions_config(job.chipset))):
+        (job.folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    (job.folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+    return f"{CONFIG}, {EXTENSIONS}, {TOKENIZER}"
+
+
+def prove_genie_files(bundle: Bundle) -> list[Check]:
+    """What Genie's schemas say of a bundle's configuration; nothing if it has none."""
+    file = bundle.folder / CONFIG
+    if not file.is_file():
+        return []
+    wrong = faults(json.loads(file.read_text()))
+    return [Check(5, f"{CONFIG}: Genie's own schemas", wrong[0] if wrong else "valid", "valid", not wrong)]
+
+
+def _described(job: BuildJob) -> GenieModel:
+    """The model's facts, each compared with the graphs."""
+    model = job.model
+    config = model.config
+    if config is None:
+        raise UnfitError("the source gives no sizes")
+    graphs = list(model.graphs.values())
+    for graph in graphs:
+        _check_tensors(graph, config.head_dim, config.vocabulary)
+        _check_rope(graph, config.head_dim, config.rope_theta)
+    if not config.eos:
+        raise UnfitError("no id ends the text")
+    if wrong := [i for i in (config.bos, *config.eos) if not 0 <= i < config.vocabulary]:
+        raise UnfitError(f"token {wrong[0]} is outside the vocabulary of {config.vocabulary}")
+    if job.tokenizer is not None and job.tokenizer.size > config.vocabulary:
+        raise UnfitError(f"the tokenizer knows {job.tokenizer.size} ids, the model {config.vocabulary}")
+    context = max(graph.context for graph in graphs)
+    return GenieModel(context, config.vocabulary, config.bos, config.eos, config.head_dim, config.rope_theta)
+
+
+def _check_tensors(graph: Graph, head_dim: int, vocabulary: int) -> None:
+    expected = {
+        "attention_mask": (1, 1, graph.ar, graph.context),
+        "rope_cos": (1, 1, graph.ar, head_dim // 2),
+        "rope_sin": (1, 1, graph.ar, head_dim // 2),
+        "logits": (1, graph.ar, vocabulary),
+    }
+    for name, io, shape in _tensors(graph):
+        wanted = NAMES.get(io.kind, name).format(io.layer)
+        if name != wanted:
+            raise UnfitError(f"graph '{graph.name}' calls '{name}' what Genie calls '{wanted}'")
+        if io.kind in expected and shape != expected[io.kind]:
+            raise UnfitError(f"graph '{graph.name}' has '{name}' as {shape}; Genie needs {expected[io.kind]}")
+        if io.kind in ("past_key", "new_key") and shape[2] != head_dim:
+            raise UnfitError(f"graph '{graph.name}' has '{name}' as {shape}; Genie needs {head_dim} at axis 2")
+        if io.kind in ("past_value", "new_value") and shape[3] != head_dim:
+            raise UnfitError(f"graph '{graph.name}' has '{name}' as {shape}; Genie needs {head_dim} at axis 3")
+
+
+def _tensors(graph: Graph) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    for part in graph.parts:
+        for nodes, io in zip((inputs_of(part), outputs_of(part)), io_of(part), strict=True):
+            for name, node in nodes.items():
+                yield name, io[name], shape_of(node)
+
+
+def _check_rope(graph: Graph, head_dim: int, theta: float) -> None:
+    """Genie computes cos and sin itself: the model's must be those of plain RoPE."""
+    if graph.rope is None:
+        raise UnfitError(f"graph '{graph.name}' computes its own rotary embedding; add kv_cache_io")
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.arange(graph.context, dtype=torch.float64)[:, None] * frequencies
+    for found, plain in zip(graph.rope, (angles.cos(), angles.sin()), strict=True):
+        if found.shape != plain.shape or (found.double() - plain).abs().max() > ROPE_TOLERANCE:
+            raise UnfitError(f"the model's rotary embedding is not the plain one of theta {theta:g}")

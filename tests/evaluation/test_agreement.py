@@ -1,0 +1,130 @@
+"""Figures of a comparison, against what comes out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmconv.bundle import Check
+from llmconv.bundle.check import at_least, at_most
+from llmconv.decoding import Arrays
+from llmconv.decoding.decoder import Tensor
+from llmconv.evaluation.agreement import Comparison, PairedRunner, sqnr
+from llmconv.graph import IO
+
+
+def array(*values: object) -> Any:
+    return np.array(values, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("reference", "other", "expected"),
+    [
+        (array(10.0, 0.0), array(9.0, 0.0), 20.0),  # 100 over 1
+        (array(3.0, 4.0), array(3.0, 4.5), 20.0),  # 25 over 0.25
+        (array(1.0, 1.0), array(0.0, 0.0), 0.0),
+        (array(1.0), array(11.0), -20.0),
+    ],
+)
+def test_sqnr_by_hand(reference: Any, other: Any, expected: float) -> None:
+    assert sqnr(reference, other) == pytest.approx(expected)
+
+
+def test_sqnr_of_equal_values_is_infinite() -> None:
+    assert math.isinf(sqnr(array(1.0, 2.0), array(1.0, 2.0)))
+
+
+def test_sqnr_sums_in_float64() -> None:
+    big = np.full(10, 1e19, dtype=np.float32)  # whose squares float32 does not hold
+    assert sqnr(big, big * np.float32(0.9)) == pytest.approx(20.0, abs=1e-3)  # 0.9 is rounded to float32
+
+
+def test_logits_sum_over_all_rows_and_calls() -> None:
+    comparison = Comparison()
+    comparison.add_logits(array([10.0, 0.0]), array([9.0, 0.0]))
+    comparison.add_logits(array([0.0, 10.0], [10.0, 0.0]), array([0.0, 10.0], [10.0, 2.0]))
+    assert (comparison.signal, comparison.noise, comparison.positions) == (300.0, 5.0, 3)
+    assert comparison.sqnr == pytest.approx(10 * math.log10(60))
+    assert math.isinf(Comparison().sqnr)
+
+
+def test_choices_that_agree() -> None:
+    comparison = Comparison()
+    comparison.add_logits(array([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), array([0.0, 0.0, 9.0], [0.0, 9.0, 0.0]))
+    assert (comparison.positions, comparison.same_token, comparison.ties) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "ties"),
+    [
+        ([2.0, 2.0, 0.0, 1.0], 1),  # equal in the first
+        ([2.0, 1.0, 0.0, 1.0], 1),  # one step apart, where 1 is the smallest difference in sight
+        ([3.0, 1.0, 0.0, 1.0], 0),  # two steps apart
+        ([2.0, 0.5, 0.0, 1.0], 0),  # three steps of 0.5
+    ],
+)
+def test_tie_is_within_one_step_of_the_first(first: list[float], ties: int) -> None:
+    comparison = Comparison()
+    comparison.add_logits(array(first), array([0.0, 9.0, 0.0, 0.0]))
+    assert (comparison.same_token, comparison.ties) == (0, ties)
+
+
+def test_keys_and_values_may_be_one_step_apart() -> None:
+    comparison = Comparison()
+    assert comparison.kv_off_share == 0.0
+    comparison.add_kv(np.array([0, 10, 255], np.uint8), np.array([1, 12, 0], np.uint8))
+    comparison.add_kv(np.array([7], np.uint8), np.array([6], np.uint8))
+    assert (comparison.kv_off, comparison.kv_count, comparison.kv_off_share) == (2, 4, 0.5)
+
+
+@dataclass
+class Fixed:
+    """Gives what it holds."""
+
+    found: Arrays
+    raw: Arrays
+    name: str = "g"
+    ar: int = 1
+    context: int = 2
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        return {"ids": Tensor(IO("input_ids"), (1, 1))}
+
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        return {"logits": Tensor(IO("logits"), (1, 1, 2)), "key": Tensor(IO("new_key", 0, 0, 3), (1, 1, 1, 1))}
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        return self.found
+
+
+def test_pair_gives_the_first_and_compares_integers_of_the_cache() -> None:
+    first = Fixed({"logits": array([[10.0, 0.0]]), "key": array(0.5)}, {"key": np.array([100], np.uint8)})
+    second = Fixed({"logits": array([[9.0, 0.0]]), "key": array(0.9)}, {"key": np.array([103], np.uint8)})
+    comparison = Comparison()
+    pair = PairedRunner(first, second, comparison)
+    assert (pair.name, pair.ar, pair.context, set(pair.inputs)) == ("g", 1, 2, {"ids"})
+    assert pair.run({}) is first.found
+    assert comparison.sqnr == pytest.approx(20.0)
+    assert (comparison.kv_off, comparison.kv_count, comparison.same_token) == (1, 1, 1)
+
+
+def test_checks_pass_at_their_bounds() -> None:
+    assert at_most(1, "error", 1e-4, 1e-4) == Check(1, "error", "0.0001", "≤ 1e-04", True)
+    assert at_most(1, "error", 1.1e-4, 1e-4).passed is False
+    assert at_most(1, "error", float("nan"), 1e-4).passed is False
+    assert at_least(2, "ratio", 50.0, 50.0) == Check(2, "ratio", "50.0 dB", "≥ 50 dB", True)
+    assert at_least(2, "ratio", 49.9, 50.0).passed is False
+    assert Check(3, "shown", "7").to_dict() == {
+        "step": 3,
+        "name": "shown",
+        "measured": "7",
+        "bound": "",
+        "passed": None,
+    }

@@ -1,0 +1,54 @@
+"""Perplexity, against what comes out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmconv.decoding import Arrays, Decoder
+from llmconv.decoding.decoder import Tensor
+from llmconv.evaluation.perplexity import perplexity
+from llmconv.graph import IO
+
+
+class Table:
+    """Gives each token the logits of its row; reads up to four tokens, without past."""
+
+    name, ar, context = "g", 4, 4
+
+    def __init__(self, rows: Sequence[Sequence[float]]) -> None:
+        self.rows = np.array(rows, dtype=np.float32)
+        self.inputs: Mapping[str, Tensor] = {"ids": Tensor(IO("input_ids"), (1, 4))}
+        self.outputs: Mapping[str, Tensor] = {"logits": Tensor(IO("logits"), (1, 4, self.rows.shape[1]))}
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        return {"logits": self.rows[inputs["ids"]]}
+
+
+def of(rows: Sequence[Sequence[float]], windows: Sequence[Sequence[int]]) -> float:
+    return perplexity(Decoder([Table(rows)], None), windows)
+
+
+@pytest.mark.parametrize("level", [0.0, 1000.0])  # softmax does not see the level, and exp(1000) must not overflow
+def test_even_logits_give_the_size_of_the_vocabulary(level: float) -> None:
+    assert of([[level] * 5] * 5, [[0, 1, 2, 3]]) == pytest.approx(5.0)
+
+
+def test_two_tokens_by_hand() -> None:
+    """After 0, token 1 has probability 3/4; after 1, token 0 has 1/2."""
+    rows = [[0.0, math.log(3)], [0.0, 0.0]]
+    assert of(rows, [[0, 1, 0]]) == pytest.approx(1 / math.sqrt(3 / 4 * 1 / 2))
+
+
+def test_windows_are_weighed_by_their_tokens_and_start_anew() -> None:
+    rows = [[0.0, math.log(3)], [0.0, 0.0]]
+    expected = math.exp(-(math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 4)) / 3)
+    assert of(rows, [[0, 1, 0], [0, 0]]) == pytest.approx(expected)
+
+
+def test_certain_text_has_perplexity_one() -> None:
+    assert of([[0.0, 100.0], [100.0, 0.0]], [[0, 1, 0, 1]]) == pytest.approx(1.0)

@@ -1,0 +1,223 @@
+"""Finding plugins, each by itself, and making what a recipe names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar, Literal
+
+import pytest
+from tiny_graphs import tiny_causal
+from torch import fx
+
+import llmconv.plugins
+from llmconv import PluginError, RecipeError, Registry, hookimpl
+from llmconv.graph import Graph, Model, aten, trace
+from llmconv.passes import GraphPass, PassManager, RewritePass
+from llmconv.plugins import hooks as hookspecs
+from llmconv.testing import random_weights
+
+HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "llmconv_spec")]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry point that gives, or raises, what it is told to."""
+
+    name: str
+    found: object
+    distribution: str
+
+    @property
+    def dist(self) -> SimpleNamespace:
+        return SimpleNamespace(name=self.distribution, version="1.0")
+
+    def load(self) -> object:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Pretend that these entry points alone are installed."""
+
+    def replace(*entries: Entry) -> None:
+        monkeypatch.setattr(llmconv.plugins, "entry_points", lambda group: entries if group == "llmconv" else ())
+
+    return replace
+
+
+def hook_module(**hooks: Callable[[], Any]) -> ModuleType:
+    module = ModuleType("third_party")
+    for name, function in hooks.items():
+        setattr(module, name, hookimpl(function))
+    return module
+
+
+@dataclass(frozen=True)
+class Nothing(GraphPass):
+    """Changes nothing."""
+
+    name: ClassVar[str] = "nothing"
+
+    count: int
+    mode: Literal["a", "b"] = "a"
+    widths: dict[str, int] = field(default_factory=dict)
+
+    def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
+        return False
+
+
+NOTHING = hook_module(register_passes=lambda: [Nothing])
+
+
+def test_built_ins_come_through_the_group() -> None:
+    found = {e.name: e.value for e in entry_points(group="llmconv") if e.value.startswith("llmconv_plugins.")}
+    modules = {kind: kind for kind in ("passes", "sources", "lowerings", "backends", "runtimes", "exporters")}
+    modules["qnn_ai_hub"] = "ai_hub"  # by itself, so that it is found without importing torch
+    assert found == {name: f"llmconv_plugins.{module}" for name, module in modules.items()}
+    registry = Registry.load()
+    assert not registry.broken
+    assert {"kv_cache_io", "split_heads", "decompose", "linear_to_conv", "split_model", "w4a16"} <= set(registry.passes)
+    assert "llama" in registry.sources
+    assert {"onnx", "qnn", "qnn_ai_hub"} <= set(registry.backends)
+    assert registry.passes["w4a16"].distribution.startswith("llmconv ")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_shipped_plugin_uses_every_hook(hook: str) -> None:
+    modules = [m for _, m in Registry.load().modules if m.__name__.startswith("llmconv_plugins.")]
+    assert any(hook in vars(module) for module in modules)
+
+
+def test_there_are_hooks() -> None:
+    assert "register_passes" in HOOKS
+
+
+def test_plugin_with_an_entry_point_of_its_own_is_loaded_alone(install: Install) -> None:
+    install(Entry("other", ImportError("never loaded"), "other-dist"), Entry("nothing", NOTHING, "good-dist"))
+    registry = Registry.load_only("nothing")
+    assert registry.find("pass", "nothing") is Nothing
+    assert not registry.broken
+    assert not Registry.load_only("missing").modules
+
+
+def test_broken_plugin_is_a_warning(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    install(Entry("bad", ImportError("no module named 'scipy'"), "broken-dist"), Entry("good", NOTHING, "good-dist"))
+    with caplog.at_level(logging.WARNING, logger="llmconv"):
+        registry = Registry.load()
+    assert registry.broken == {"broken-dist 1.0 (bad)": "ImportError: no module named 'scipy'"}
+    assert "broken-dist 1.0 (bad)" in caplog.text
+    assert registry.find("pass", "nothing") is Nothing
+
+
+def test_broken_plugin_is_an_error_once_something_is_missing(install: Install) -> None:
+    install(Entry("bad", ImportError("first line\nsecond line"), "broken-dist"))
+    with pytest.raises(PluginError, match=r"broken-dist 1\.0 .*first line second line") as caught:
+        Registry.load().find("pass", "fancy")
+    assert "\n" not in str(caught.value)
+
+
+def test_hook_that_raises_breaks_its_own_plugin_alone(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    def register_passes() -> list[type[Nothing]]:
+        raise RuntimeError("out of order")
+
+    def register_lowerings() -> dict[object, object]:
+        raise RuntimeError("out of order")
+
+    bad = hook_module(register_passes=register_passes, register_lowerings=register_lowerings)
+    install(Entry("bad", bad, "broken-dist"), Entry("good", NOTHING, "good-dist"))
+    registry = Registry.load()
+    assert registry.find("pass", "nothing") is Nothing
+    assert registry.lowerings == {}
+    assert "broken-dist 1.0" in caplog.text
+    with pytest.raises(PluginError, match=r"broken-dist 1\.0 .*out of order"):
+        registry.find("pass", "fancy")
+
+
+def test_misspelt_hook_is_an_error() -> None:
+    with pytest.raises(PluginError, match="register_pases") as caught:
+        Registry.of(hook_module(register_pases=lambda: [Nothing]))
+    assert "\n" not in str(caught.value)
+
+
+def test_misspelt_hook_of_an_installed_plugin_breaks_it_alone(install: Install) -> None:
+    install(
+        Entry("bad", hook_module(register_pases=lambda: [Nothing]), "broken-dist"), Entry("good", NOTHING, "good-dist")
+    )
+    registry = Registry.load()
+    assert "register_pases" in registry.broken["broken-dist 1.0 (bad)"]
+    assert "nothing" in registry.passes
+
+
+def test_name_given_twice_names_both_distributions(install: Install) -> None:
+    install(Entry("one", NOTHING, "first-dist"), Entry("two", hook_module(register_passes=lambda: [Nothing]), "second"))
+    with pytest.raises(PluginError, match=r"pass 'nothing' comes from both first-dist 1\.0 and second 1\.0"):
+        Registry.load().find("pass", "nothing")
+
+
+def test_op_lowered_twice_names_both_distributions(install: Install) -> None:
+    table = {aten.relu.default: lambda low, node: None}
+    modules = [hook_module(register_lowerings=lambda: table) for _ in range(2)]
+    install(Entry("one", modules[0], "first-dist"), Entry("two", modules[1], "second-dist"))
+    with pytest.raises(PluginError, match=r"aten\.relu\.default is lowered by both first-dist 1\.0 and second-dist 1"):
+        _ = Registry.load().lowerings
+
+
+def test_options_become_fields() -> None:
+    made = Registry.of(NOTHING).create("pass", "nothing", {"count": 3, "widths": {"x": 4}})
+    assert made == Nothing(3, widths={"x": 4})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "pass 'nothing': option 'count' is missing"),
+        ({"count": 1, "mod": "b"}, "pass 'nothing': no option 'mod'; did you mean 'mode'?"),
+        ({"count": "many"}, "pass 'nothing': option 'count': "),
+        ({"count": 1, "mode": "c"}, "not 'c'"),
+        ({"count": 1, "widths": {"x": "wide"}}, "pass 'nothing': option 'widths'.x: "),
+        ({"count": 1, "name": "b"}, "no option 'name'"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Registry.of(NOTHING).create("pass", "nothing", options)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_name_lists_what_is_known() -> None:
+    with pytest.raises(PluginError, match="no runtime named 'qnn'; known: none"):
+        Registry.of(NOTHING).find("runtime", "qnn")
+
+
+@dataclass(frozen=True)
+class ScaleAfter(RewritePass):
+    """Replaces a linear by one whose sum is doubled and halved: all that a third party needs to write."""
+
+    name: ClassVar[str] = "scale_after"
+    targets: ClassVar[tuple[Any, ...]] = (aten.linear.default,)
+
+    factor: float = 2.0
+
+    def replacement(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        return aten.linear.default(x * self.factor, weight, bias) / self.factor
+
+
+def test_third_party_pass_runs_in_the_manager() -> None:
+    registry = Registry.of(hook_module(register_passes=lambda: [ScaleAfter]))
+    module = tiny_causal()
+    model = Model({"prompt": trace(module, 4, 4, "prompt")}, random_weights(module), None)
+    (report,) = PassManager([registry.create("pass", "scale_after", {"factor": 4.0})]).run(model)
+    assert report.changed
+    divisions = [n for n in model.graphs["prompt"].parts[0].graph.nodes if n.target is aten.div.Tensor]
+    assert len(divisions) == 3
+    assert all(n.args[1] == 4.0 for n in divisions)

@@ -1,0 +1,124 @@
+"""Work in forked processes: its files, its errors, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmconv import BackendError, LlmconvError
+from llmconv.work import in_processes
+
+ITEMS = ["a", "b", "c", "d", "e"]
+forking = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 9, None])
+def test_every_item_is_done_and_announced_in_order(tmp_path: Path, jobs: int | None) -> None:
+    announced: list[str] = []
+    in_processes(lambda item: (tmp_path / item).write_text(item), ITEMS, jobs, announced.append)
+    assert announced == ITEMS
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {item: item for item in ITEMS}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_to_do(jobs: int) -> None:
+    in_processes(pytest.fail, [], jobs)
+
+
+@forking
+def test_one_job_stays_here_and_more_do_not(tmp_path: Path) -> None:
+    def note(item: str) -> None:
+        (tmp_path / item).write_text(str(os.getpid()))
+
+    def found() -> set[int]:
+        return {int(file.read_text()) for file in tmp_path.iterdir()}
+
+    in_processes(note, ITEMS, 1)
+    assert found() == {os.getpid()}
+    in_processes(note, ITEMS, 2)
+    assert os.getpid() not in found()
+
+
+@forking
+def test_torch_computes_after_its_threads_were_lost_in_the_fork(tmp_path: Path) -> None:
+    matrix = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    expected = (matrix @ matrix).sum()  # starts the threads
+
+    def compute(item: str) -> None:
+        torch.save((matrix @ matrix).sum(), tmp_path / item)
+
+    in_processes(compute, ITEMS, 2)
+    for item in ITEMS:
+        torch.testing.assert_close(torch.load(tmp_path / item), expected)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_of_the_work_is_this_processs_error(jobs: int) -> None:
+    def work(item: str) -> None:
+        if item == "b":
+            raise BackendError(f"{item}: too large")
+
+    with pytest.raises(BackendError, match="b: too large"):
+        in_processes(work, ITEMS, jobs)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_of_the_disk_keeps_its_cause_and_its_file(jobs: int) -> None:
+    def work(item: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", item)
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        in_processes(work, ITEMS, jobs)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "a")
+
+
+@forking
+def test_a_killed_process_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(LlmconvError, match=r"was killed; is memory short\? pass --jobs 1"):
+        in_processes(lambda _item: os.kill(os.getpid(), signal.SIGKILL), ITEMS, 2)
+
+
+PARENT = """
+import os, sys, time
+from llmconv import in_processes
+
+def work(item):
+    with open(item, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(100)
+
+in_processes(work, sys.argv[1:], 2)
+"""
+
+
+@forking
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, *map(str, files)])
+    _until(lambda: all(file.is_file() and file.read_text() for file in files))
+    children = [int(file.read_text()) for file in files]
+    parent.send_signal(how)
+    parent.wait()
+    _until(lambda: not any(_lives(child) for child in children))
+
+
+def _until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _lives(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.is_file() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"  # a zombie waits for init
