@@ -25,7 +25,7 @@ from llmconv.bundle.part_file import Placed, WeightFile
 from llmconv.encodings import Encodings
 from llmconv.graph import Graph, Model, trace
 from llmconv.lowering.lower import Lowering
-from llmconv.passes import Pass, PassManager
+from llmconv.passes import Pass, PassContext, PassManager
 from llmconv.quantization import CALIBRATION, Range
 from llmconv.weights import WeightStore
 from llmconv_plugins.lowerings import register_lowerings
@@ -138,7 +138,7 @@ def trace_both(table: Table, geometry: Geometry, ar: int, context: int) -> Model
     with torch.device("meta"):
         module = Llama(sizes)
     weights: WeightStore = ShapesOnly(module)
-    model = Model({}, weights, None, calibration=[[1]])
+    model = Model({}, weights, None)
     for name, tokens in (("prompt", ar), ("token", 1)):
         with table.step(f"trace {name}", lambda: node_counts(model)):
             model.graphs[name] = trace(module, tokens, context, name)
@@ -155,7 +155,7 @@ def run_passes(table: Table, model: Model, parts: int) -> None:
             model.graphs[CALIBRATION] = Graph(CALIBRATION, 0, 0, [])  # calibration itself is not measured here
         collect_nothing = patch.object(w4a16, "calibrate", lambda *_: UnitRanges())
         with collect_nothing, table.step(p.name, lambda: node_counts(model)):
-            manager.run(model, done=i)
+            manager.run(model, PassContext([[1]]), done=i)
     del model.graphs[CALIBRATION]
 
 

@@ -72,7 +72,7 @@ def apply(
         steps = Steps(folder, _inputs(checked))
         steps.sweep()
         with PartFiles(folder / ONNX_FOLDER, weights) as files:
-            model, reports = prepare(
+            model, context, reports = prepare(
                 checked,
                 weights,
                 verify=verify,
@@ -84,13 +84,15 @@ def apply(
             if not any(graph.rope for graph in model.graphs.values()):
                 raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
             tokenizer = checked.source.tokenizer()
-            job = BuildJob(model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer)
+            job = BuildJob(
+                model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer, context.samples
+            )
             with collector_spared():
                 result = backend.build(job)
         steps.drop_unclaimed()
         progress("bundle", "manifest")
         _copy_inputs(checked, model, folder)
-        manifest = _manifest(checked, model, chipset, result)
+        manifest = _manifest(checked, model, chipset, result, context.hashes)
         card.write(folder, manifest, licence_of(recipe.model.checkpoint))
         write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
         bundle = Bundle(folder)
@@ -131,6 +133,7 @@ def _manifest(
     model: Model,
     chipset: targets.Chipset,
     result: BuildResult,
+    hashes: dict[str, str],
 ) -> dict[str, Any]:
     recipe = checked.recipe
     graphs = [graph_spec(model, graph) for graph in model.graphs.values()]
@@ -141,7 +144,7 @@ def _manifest(
             "name": recipe.model.source,
             "checkpoint": str(recipe.model.checkpoint),
             "description": {f.name: digest(f) for f in checked.source.description()},
-            "weights": model.hashes,
+            "weights": hashes,
         },
         "config": asdict(checked.config),
         "target": asdict(chipset),

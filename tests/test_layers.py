@@ -24,8 +24,8 @@ encodings plugins target tokenizer weights work
 sources recipe
 graph
 decoding
-passes quantization bundle
-lowering testing runtimes
+passes bundle
+quantization lowering testing runtimes
 backends chat
 report prepare
 evaluation planning

@@ -13,7 +13,7 @@ import pytest
 from tiny_graphs import tiny_causal
 from torch import fx
 
-import llmconv.plugins
+import llmconv.plugins.registry
 from llmconv import PluginError, RecipeError, Registry, hookimpl
 from llmconv.graph import Graph, Model, aten, trace
 from llmconv.passes import GraphPass, PassManager, RewritePass
@@ -49,7 +49,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Pretend that these entry points alone are installed."""
 
     def replace(*entries: Entry) -> None:
-        monkeypatch.setattr(llmconv.plugins, "entry_points", lambda group: entries if group == "llmconv" else ())
+        monkeypatch.setattr(
+            llmconv.plugins.registry, "entry_points", lambda group: entries if group == "llmconv" else ()
+        )
 
     return replace
 

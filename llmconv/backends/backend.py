@@ -34,6 +34,7 @@ class BuildJob:
         steps: keeps what is finished, so that another run need not do it again.
         jobs: how many parts to build at once at most, where memory allows; None for as many as there are cores.
         tokenizer: the checkpoint's.
+        samples: of the calibration text, ids.
     """
 
     model: Model
@@ -45,6 +46,7 @@ class BuildJob:
     steps: Steps | None = None
     jobs: int | None = None
     tokenizer: Tokenizer | None = None
+    samples: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import fx
 
-from llmconv.encodings.value import Encodings, WeightEncoding
+from llmconv.encodings.value import Encodings
 from llmconv.errors import PassError
 from llmconv.sources.source import ModelConfig
 from llmconv.weights.store import WeightStore
-from llmconv.work.steps import Steps
 
 aten = torch.ops.aten
 
@@ -77,45 +73,14 @@ class Graph:
         return f"{self.name}_ar{self.ar}_cl{self.context}_{part + 1}_of_{len(self.parts)}"
 
 
-class WeightSink(Protocol):
-    """Where quantized weights go; `llmconv.lowering.part_files.PartFiles`."""
-
-    def while_reading(
-        self, part: int, parts: int, encodings: dict[str, WeightEncoding], order: Sequence[str]
-    ) -> AbstractContextManager[WeightStore]:
-        """A store whose weights are quantized and written to a part's file as they are read."""
-        ...
-
-    def written(self, part: int) -> tuple[dict[Path, str], Any]:
-        """The files of a part that has been read, complete on disk, with sha256; as JSON what lies where in them."""
-        ...
-
-    def restore(self, part: int, parts: int, written: Any) -> None:
-        """Take over the files of a part that an earlier run has written."""
-        ...
-
-
 @dataclass
 class Model:
-    """What passes work on: every graph of a recipe, and the one set of weights that they share.
-
-    Attributes:
-        hashes: sha256 of the checkpoint's bytes of each weight that was read whole.
-        sink: takes quantized weights while calibration reads them, so that they are read once.
-        steps: keeps what a pass has finished, so that another run need not do it again.
-        widths_to_come: the bits that the passes after the one that runs will give to values and weights, by
-            structural name; what it does not name stays float32.
-    """
+    """What passes work on: every graph of a recipe, and the one set of weights that they share."""
 
     graphs: dict[str, Graph]
     weights: WeightStore
     config: ModelConfig | None
     encodings: Encodings | None = None
-    calibration: Sequence[Sequence[int]] = ()
-    hashes: dict[str, str] = field(default_factory=dict)
-    sink: WeightSink | None = None
-    steps: Steps | None = None
-    widths_to_come: Callable[[], Mapping[str, int]] = dict
 
 
 def name_of(node: fx.Node) -> str:

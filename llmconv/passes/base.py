@@ -12,6 +12,7 @@ from torch import fx
 
 from llmconv.graph.edit import TraceCache, finish, splice
 from llmconv.graph.model import MADE_BY, Graph, Model
+from llmconv.passes.context import PassContext
 from llmconv.sources.source import ModelConfig
 
 
@@ -53,7 +54,7 @@ class Pass(ABC):
         return {}
 
     @abstractmethod
-    def run(self, model: Model) -> bool:
+    def run(self, model: Model, context: PassContext) -> bool:
         """Rewrite the model in place; say truthfully whether anything changed."""
 
 
@@ -65,7 +66,7 @@ class GraphPass(Pass):
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Rewrite one part in place; say truthfully whether anything changed."""
 
-    def run(self, model: Model) -> bool:
+    def run(self, model: Model, context: PassContext) -> bool:
         """Rewrite every part of every graph, then drop dead nodes, check the graph, and stamp what is new."""
         changed = [self._rewrite(part, graph) for graph in model.graphs.values() for part in graph.parts]
         return any(changed)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.edit import collector_paused
 from llmconv.graph.model import Graph, Model
 from llmconv.passes.base import Pass
+from llmconv.passes.context import NOTHING, PassContext
 from llmconv.passes.verifier import Verifier
 from llmconv.work.machine import peak_memory
 
@@ -66,10 +67,13 @@ class PassManager:
                 if earlier in names[i + 1 :]:
                     raise PassError(f"pass '{p.name}' must come after '{earlier}'; move it in the recipe")
 
-    def run(self, model: Model, *, done: int = 0, stop: int | None = None) -> list[PassReport]:
+    def run(
+        self, model: Model, context: PassContext = NOTHING, *, done: int = 0, stop: int | None = None
+    ) -> list[PassReport]:
         """Run every pass.
 
         Args:
+            context: what the run brings.
             done: how many of the passes have run on this model already.
             stop: how many of them are to have run in the end; by default all.
 
@@ -79,8 +83,8 @@ class PassManager:
         reports: list[PassReport] = []
         for i, p in enumerate(self.passes[done:stop], start=done):
             self.announce(p.name)
-            model.widths_to_come = partial(self.widths, model, done=i + 1)
-            reports.append(self._run_one(p, model, [q.name for q in self.passes[:i]]))
+            given = replace(context, widths=partial(self.widths, model, done=i + 1))
+            reports.append(self._run_one(p, model, given, [q.name for q in self.passes[:i]]))
         for graph in model.graphs.values():
             for part in graph.parts:
                 part.recompile()
@@ -103,12 +107,12 @@ class PassManager:
                 widths |= p.widths(model)
         return widths
 
-    def _run_one(self, p: Pass, model: Model, before: list[str]) -> PassReport:
+    def _run_one(self, p: Pass, model: Model, context: PassContext, before: list[str]) -> PassReport:
         counts = {g.name: _count(g) for g in model.graphs.values()}
         start = time.perf_counter()
         with _named(p, before):
             with collector_paused() if p.structural else nullcontext():
-                changed = p.run(model)
+                changed = p.run(model, context)
             seconds = time.perf_counter() - start
             errors = self._verify(p, model) if changed else {}
         nodes = {g.name: (counts[g.name], _count(g)) for g in model.graphs.values()}

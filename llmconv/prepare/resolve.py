@@ -10,7 +10,7 @@ from llmconv.passes.base import Pass
 from llmconv.passes.manager import PassManager
 from llmconv.plugins.registry import Registry
 from llmconv.quantization.calibration import CALIBRATION
-from llmconv.recipe.recipe import Recipe
+from llmconv.recipe.recipe import CalibrationSection, Recipe
 from llmconv.sources.source import ModelConfig, Source
 
 
@@ -22,6 +22,11 @@ class Checked:
     source: Source
     config: ModelConfig
     passes: list[Pass]
+
+    @property
+    def calibration(self) -> CalibrationSection | None:
+        """The recipe's calibration, where a pass asks for one."""
+        return self.recipe.calibration if any(p.needs_calibration for p in self.passes) else None
 
 
 def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Checked:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmconv.graph.edit import collector_spared
-from llmconv.graph.model import Model, WeightSink
+from llmconv.graph.model import Model
+from llmconv.passes.context import PassContext, WeightSink
 from llmconv.passes.manager import PassManager, PassReport
 from llmconv.prepare.resolve import Checked
-from llmconv.prepare.text import held_out
+from llmconv.prepare.text import calibration_samples, held_out
 from llmconv.prepare.trace import make_verifier, trace_graphs
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.weights.store import WeightStore
@@ -25,7 +26,7 @@ def prepare(
     laid_out: Callable[[Model, dict[str, int]], None] = lambda _model, _widths: None,
     sink: WeightSink | None = None,
     steps: Steps | None = None,
-) -> tuple[Model, list[PassReport]]:
+) -> tuple[Model, PassContext, list[PassReport]]:
     """Trace and run every pass; the calibration graph is gone afterwards.
 
     Args:
@@ -35,13 +36,14 @@ def prepare(
     announce("trace")
     if verify:
         held_out(checked)  # what is wrong with the text is found before the work, not after it
-    model = trace_graphs(checked, weights, sink, steps)
+    model = trace_graphs(checked, weights)
+    context = PassContext(calibration_samples(checked), sink, steps)
     manager = PassManager(checked.passes, make_verifier(checked, model) if verify else None, announce)
-    reports = manager.run(model, stop=manager.structural)
+    reports = manager.run(model, context, stop=manager.structural)
     wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}
     shown = replace(model, graphs=wanted)
     laid_out(shown, manager.widths(shown))
     with collector_spared():
-        reports += manager.run(model, done=manager.structural)
+        reports += manager.run(model, context, done=manager.structural)
     model.graphs.pop(CALIBRATION, None)
-    return model, reports
+    return model, context, reports

@@ -35,6 +35,14 @@ def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit:
     return [windows[int(i * step)] for i in range(limit)]
 
 
+def calibration_samples(checked: Checked) -> list[list[int]]:
+    """Windows of the recipe's calibration text; none where no pass asks for them. Raises as `read_windows`."""
+    found = checked.calibration
+    if found is None:
+        return []
+    return read_windows(found.text, checked.source.tokenizer(), checked.config.bos, found.tokens, found.samples)
+
+
 def held_out(checked: Checked) -> list[list[int]]:
     """Windows of the recipe's held-out text, of the shortest context; none without a text. Raises as `read_windows`."""
     context, text = min(g.context for g in checked.recipe.graphs.values()), checked.recipe.verify.text

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from llmconv.graph.model import Model, WeightSink
+from llmconv.graph.model import Model
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager
 from llmconv.passes.verifier import Verifier
 from llmconv.prepare.resolve import Checked
-from llmconv.prepare.text import read_windows
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.weights.store import ShapeStore, WeightStore
-from llmconv.work.steps import Steps
 
 PRIME = 7919  # multiples of it, modulo a vocabulary, rarely repeat
 
@@ -23,19 +21,14 @@ def spread_ids(vocabulary: int, numbers: range) -> list[int]:
     return [i * PRIME % vocabulary for i in numbers]
 
 
-def trace_graphs(
-    checked: Checked, weights: WeightStore, sink: WeightSink | None = None, steps: Steps | None = None
-) -> Model:
+def trace_graphs(checked: Checked, weights: WeightStore) -> Model:
     """Trace the source at the shapes of every graph of the recipe, and of calibration where passes need it."""
     shapes = {name: (g.ar, g.context) for name, g in checked.recipe.graphs.items()}
-    calibration, samples = checked.recipe.calibration, []
-    if calibration is not None and any(p.needs_calibration for p in checked.passes):
-        shapes[CALIBRATION] = (calibration.tokens, calibration.tokens)
-        tokenizer = checked.source.tokenizer()
-        samples = read_windows(calibration.text, tokenizer, checked.config.bos, calibration.tokens, calibration.samples)
+    if checked.calibration is not None:
+        shapes[CALIBRATION] = (checked.calibration.tokens, checked.calibration.tokens)
     module = checked.source.module()
     graphs = {name: trace(module, ar, context, name) for name, (ar, context) in shapes.items()}
-    return Model(graphs, weights, checked.config, calibration=samples, sink=sink, steps=steps)
+    return Model(graphs, weights, checked.config)
 
 
 def lay_out(checked: Checked) -> tuple[Model, dict[str, int]]:

@@ -13,26 +13,29 @@ from torch import fx
 
 from llmconv.encodings.value import WeightEncoding
 from llmconv.graph.model import Model
+from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
 from llmconv.weights.store import WeightStore
 
 
-def calibrate(model: Model, weights: dict[str, WeightEncoding], tables: Mapping[str, str]) -> dict[str, Range]:
-    """The range of every value on the model's calibration samples.
+def calibrate(
+    model: Model, context: PassContext, weights: dict[str, WeightEncoding], tables: Mapping[str, str]
+) -> dict[str, Range]:
+    """The range of every value on the context's samples.
 
-    Where the model has a sink, weights are written to it as they are read; where it has steps, parts that an earlier
+    Where the context has a sink, weights are written to it as they are read; where it has steps, parts that an earlier
     run has finished are not run again.
 
     Args:
         tables: embedding table -> the value that is looked up in it; its range is that of the whole table.
     """
     parts = model.graphs[CALIBRATION].parts
-    calibration = Calibration(model.graphs[CALIBRATION], model.calibration)
-    kept = _Kept(model, weights)
+    calibration = Calibration(model.graphs[CALIBRATION], context.samples)
+    kept = _Kept(model, context, weights)
     ranges: dict[str, Range] = {}
     start = kept.resume(calibration, ranges)
     for i, part in enumerate(parts[start:], start):
-        with _reading(model, i, part, weights) as store:
+        with _reading(model, context, i, part, weights) as store:
             watched = _Tables(store, tables)
             found = calibration.run(part, watched) | watched.ranges
         kept.finish(i, found, calibration.border(part))
@@ -46,18 +49,19 @@ class _Kept:
     """What is kept of each part: its ranges, its weight file, and what it gave to the next part."""
 
     model: Model
+    context: PassContext
     weights: dict[str, WeightEncoding]
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.count = len(self.model.graphs[CALIBRATION].parts)
-        if self.model.steps is not None:
+        if self.context.steps is not None:
             widths = {name: [w.bits, w.clip] for name, w in self.weights.items()}
-            self.key = self.model.steps.key(samples=self.model.calibration, widths=widths)
+            self.key = self.context.steps.key(samples=self.context.samples, widths=widths)
 
     def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
         """Take over finished parts, from the first on; gives the number of the first part that is left."""
-        steps, sink = self.model.steps, self.model.sink
+        steps, sink = self.context.steps, self.context.sink
         if steps is None or sink is None:
             return 0
         records: list[Any] = []
@@ -71,15 +75,15 @@ class _Kept:
         for i, record in enumerate(records):
             sink.restore(i, self.count, record["weights"])
             ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
-            self.model.hashes |= record["hashes"]
+            self.context.hashes.update(record["hashes"])
         return len(records)
 
     def finish(self, part: int, ranges: dict[str, Range], border: dict[str, torch.Tensor]) -> None:
         """Record a part that has run, its border first: a part that is finished can be gone on from."""
         known: Mapping[str, str] = getattr(self.model.weights, "hashes", {})
-        hashes = {name: sha for name, sha in known.items() if name not in self.model.hashes}
-        self.model.hashes |= hashes
-        steps, sink = self.model.steps, self.model.sink
+        hashes = {name: sha for name, sha in known.items() if name not in self.context.hashes}
+        self.context.hashes.update(hashes)
+        steps, sink = self.context.steps, self.context.sink
         if steps is None or sink is None:
             return
         if border:
@@ -92,8 +96,8 @@ class _Kept:
 
     def forget_borders(self) -> None:
         """All parts are finished, and nothing will go on from between them."""
-        for part in range(self.count) if self.model.steps is not None else ():
-            self.model.steps.forget(self._border_step(part))  # type: ignore[union-attr]
+        for part in range(self.count) if self.context.steps is not None else ():
+            self.context.steps.forget(self._border_step(part))  # type: ignore[union-attr]
 
     def _step(self, part: int) -> str:
         return f"calibrate_{part + 1}_of_{self.count}"
@@ -120,10 +124,10 @@ class _Tables:
 
 
 def _reading(
-    model: Model, i: int, part: fx.GraphModule, weights: dict[str, WeightEncoding]
+    model: Model, context: PassContext, i: int, part: fx.GraphModule, weights: dict[str, WeightEncoding]
 ) -> AbstractContextManager[WeightStore]:
     """The model's weights, written to its sink as calibration reads them."""
-    if model.sink is None:
+    if context.sink is None:
         return nullcontext(model.weights)
     order = [str(n.target) for n in part.graph.nodes if n.op == "get_attr"]
-    return model.sink.while_reading(i, len(model.graphs[CALIBRATION].parts), weights, order)
+    return context.sink.while_reading(i, len(model.graphs[CALIBRATION].parts), weights, order)

@@ -220,7 +220,7 @@ def test_compiler_not_installed(refused: Refused, monkeypatch: pytest.MonkeyPatc
             raise metadata.PackageNotFoundError(name)
         return metadata.version(name)
 
-    monkeypatch.setattr("llmconv_plugins.backends.qnn.version", version)
+    monkeypatch.setattr("llmconv_plugins.backends.qnn_backend.version", version)
     assert "pip install onnxruntime-qnn (or use --backend onnx)" in refused()
 
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from llmconv import CheckpointError, PassError
 from llmconv.graph import Graph, Model, aten, insert, outputs_of, trace
-from llmconv.passes import GraphPass, Pass, PassManager
+from llmconv.passes import GraphPass, Pass, PassContext, PassManager
 from llmconv.passes.verifier import Verifier
 from llmconv.testing import random_weights
 
@@ -56,7 +56,7 @@ class Raises(Pass):
 
     error: Exception
 
-    def run(self, model: Model) -> bool:
+    def run(self, model: Model, context: PassContext) -> bool:
         raise self.error
 
 

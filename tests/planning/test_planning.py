@@ -15,15 +15,15 @@ from torch import fx
 import llmconv
 from llmconv import Bundle, Plan, Recipe, Registry, ResourceError, hookimpl
 from llmconv import target as targets
-from llmconv.graph import Graph
-from llmconv.passes import GraphPass
+from llmconv.graph import Graph, Model
+from llmconv.passes import GraphPass, PassContext
 from llmconv.planning import plan as planning
 from llmconv.planning.limits import domain_bytes, graph_bytes, limits, seconds_a_token
 from llmconv.planning.resplit import ar_that_fits, part_count_that_fits, resplit
 from llmconv.work import machine
 from llmconv_plugins import backends, lowerings, passes, sources
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 LLAMA_2_7B = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -227,7 +227,7 @@ class Reader(GraphPass):
 
     name: ClassVar[str] = "reader"
 
-    def run(self, model: llmconv.Model) -> bool:
+    def run(self, model: Model, context: PassContext) -> bool:
         model.weights.read("norm.weight")
         return False
 

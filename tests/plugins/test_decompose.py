@@ -3,9 +3,9 @@
 import pytest
 from tiny_models import AR, CONTEXT, FP32_ROUNDING, HEAD_DIM, HEADS, KV_HEADS, LAYERS, llama, named, nodes, tried
 
-import llmconv
 from llmconv import PassError, RecipeError, Registry
 from llmconv.graph import MADE_BY, NAME, aten, name_of, shape_of
+from llmconv.testing import try_pass
 from llmconv_plugins import passes
 from llmconv_plugins.passes import Decompose, KVCacheIO, SplitHeads
 
@@ -78,7 +78,7 @@ def test_causal_attention_without_a_mask_is_an_error_that_says_what_to_add() -> 
     with pytest.raises(
         PassError, match=r"'layers\.0\.self_attn\.sdpa' has no attention mask; put kv_cache_io before"
     ) as e:
-        llmconv.try_pass(Decompose(), llama())
+        try_pass(Decompose(), llama())
     assert "\n" not in str(e.value)
 
 

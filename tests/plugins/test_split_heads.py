@@ -19,10 +19,10 @@ from tiny_models import (
 )
 from torch import fx
 
-import llmconv
 from llmconv import PassError, RecipeError, Registry
-from llmconv.graph import Graph, aten, inputs_of, is_weight, name_of, outputs_of, shape_of
+from llmconv.graph import Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of, shape_of
 from llmconv.passes import PassManager
+from llmconv.testing import try_pass
 from llmconv_plugins import passes
 from llmconv_plugins.passes import KVCacheIO, SplitHeads
 
@@ -111,7 +111,7 @@ def test_inputs_and_outputs_stay() -> None:
     before, after = tried(KVCacheIO()).model, tried(KVCacheIO(), SplitHeads()).model
     for name in ("prompt", "token"):
         (old,), (new,) = before.graphs[name].parts, after.graphs[name].parts
-        assert llmconv.io_of(new) == llmconv.io_of(old)
+        assert io_of(new) == io_of(old)
         for ends in (inputs_of, outputs_of):
             assert {k: shape_of(v) for k, v in ends(new).items()} == {k: shape_of(v) for k, v in ends(old).items()}
 
@@ -129,7 +129,7 @@ def test_split_twice_changes_nothing_more() -> None:
 
 
 def test_without_a_cache_the_stateless_attention_is_split() -> None:
-    trial = llmconv.try_pass(SplitHeads(), llama(), graphs={"prompt": (AR, AR)})
+    trial = try_pass(SplitHeads(), llama(), graphs={"prompt": (AR, AR)})
     assert trial.after["prompt"]["sdpa"] == LAYERS * HEADS
     assert trial.report.errors["prompt"] < FP32_ROUNDING
 

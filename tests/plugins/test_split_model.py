@@ -22,10 +22,10 @@ from tiny_models import (
 )
 from torch import nn
 
-import llmconv
 from llmconv import PassError, RecipeError, Registry
-from llmconv.graph import IO, Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of
+from llmconv.graph import IO, Graph, Model, balance, inputs_of, io_of, name_of, outputs_of, shape_of
 from llmconv.passes import PassManager
+from llmconv.testing import PassTrial, try_pass
 from llmconv_plugins import passes
 from llmconv_plugins.passes import KVCacheIO, SplitModel
 from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
@@ -34,7 +34,7 @@ LAYERS = 3
 TOKENS = {"prompt": AR, "token": 1}
 
 
-def split(**options: object) -> llmconv.PassTrial:
+def split(**options: object) -> PassTrial:
     return tried(*STRUCTURAL, SplitModel(**options), layers=LAYERS)
 
 
@@ -122,7 +122,7 @@ def test_decoding_through_parts_equals_decoding_through_the_whole() -> None:
     ],
 )
 def test_the_heaviest_part_is_as_light_as_can_be(weights: list[int], parts: int, expected: list[int]) -> None:
-    assert llmconv.balance(weights, parts) == expected
+    assert balance(weights, parts) == expected
     heaviest = max(sum(run) for run in _runs(weights, expected))
     assert heaviest == min(max(sum(r) for r in _runs(weights, s)) for s in _sizes(len(weights), parts))
 
@@ -163,7 +163,7 @@ def test_parts_are_balanced_by_the_weights_in_them(kind: type[Llama], expected: 
 
 
 def test_boundaries_are_found_whatever_the_module_calls_its_layers() -> None:
-    trial = llmconv.try_pass(SplitModel(parts=3), Renamed(llama(layers=LAYERS)), after=STRUCTURAL)
+    trial = try_pass(SplitModel(parts=3), Renamed(llama(layers=LAYERS)), after=STRUCTURAL)
     assert max(trial.report.errors.values()) < FP32_ROUNDING
     for graph in trial.model.graphs.values():
         blocks = [{w.split(".")[1] for w in weights if w.startswith("blocks.")} for weights in weights_of(graph)]

@@ -1,6 +1,5 @@
 """w4a16: which encoding each value and weight has, and where keys and values change width."""
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -26,7 +25,7 @@ from llmconv import PassError, RecipeError, Registry
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.graph import Graph, Model, aten, is_weight, name_of, value_of
-from llmconv.passes import PassManager
+from llmconv.passes import PassContext, PassManager
 from llmconv.quantization import CALIBRATION
 from llmconv.weights import DictStore
 from llmconv_plugins import passes
@@ -122,7 +121,7 @@ def test_the_cache_holds_the_largest_key_that_calibration_saw() -> None:
 
     graph = model().graphs[CALIBRATION]
     decoder = Decoder([TorchRunner(graph, model().weights, observer=observe)], tuple(t.numpy() for t in graph.rope))
-    for sample in model().calibration:
+    for sample in samples():
         decoder.reset()
         decoder.read(sample)
     assert values()["past_key_0_out"].scale * 127 == pytest.approx(largest, rel=1e-5)  # the scale is float32
@@ -267,20 +266,13 @@ def test_a_pattern_that_changes_nothing_is_an_error(pattern: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def without_graph(found: Model) -> None:
-    del found.graphs[CALIBRATION]
-
-
-def without_samples(found: Model) -> None:
-    found.calibration = ()
-
-
-@pytest.mark.parametrize("take", [without_graph, without_samples])
-def test_without_calibration_text_is_an_error(take: Callable[[Model], None]) -> None:
+@pytest.mark.parametrize(("graph", "text"), [(False, samples()), (True, [])])
+def test_without_calibration_text_is_an_error(graph: bool, text: list[list[int]]) -> None:
     found = calibrated_model(llama())
-    take(found)
+    if not graph:
+        del found.graphs[CALIBRATION]
     with pytest.raises(PassError, match=r"no calibration text; set calibration\.text in the recipe") as caught:
-        PassManager([*STRUCTURAL, W4A16()]).run(found)
+        PassManager([*STRUCTURAL, W4A16()]).run(found, PassContext(text))
     assert "\n" not in str(caught.value)
 
 

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-import llmconv
 from llmconv.decoding import Decoder, TorchRunner
-from llmconv.graph import Graph, Model, name_of
-from llmconv.passes import Pass, PassManager
+from llmconv.graph import Graph, Model, name_of, trace
+from llmconv.passes import Pass, PassContext, PassManager
 from llmconv.quantization import CALIBRATION
-from llmconv.testing import PassTrial
+from llmconv.testing import PassTrial, random_weights, try_pass
 from llmconv_plugins.passes import W4A16, Decompose, KVCacheIO, LinearToConv, SplitHeads, SplitModel
 from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
 
@@ -92,7 +91,7 @@ def tried(
     """The last pass tried on a tiny Llama after the others; made once, so look at it and leave it as it is."""
     module = llama(heads=heads, kv_heads=kv_heads, attention_bias=bias, layers=layers)
     shapes = {name: (ar, context) for name, ar, context in graphs}
-    return llmconv.try_pass(passes[-1], module, after=passes[:-1], graphs=shapes)
+    return try_pass(passes[-1], module, after=passes[:-1], graphs=shapes)
 
 
 def samples(count: int = 3, length: int = CONTEXT) -> list[list[int]]:
@@ -102,11 +101,10 @@ def samples(count: int = 3, length: int = CONTEXT) -> list[list[int]]:
 
 
 def calibrated_model(module: nn.Module, graphs: Sequence[tuple[str, int, int]] = GRAPHS) -> Model:
-    """A model with the calibration graph and samples, as the conversion prepares it; no pass has run."""
-    text = samples()
-    shapes = [*graphs, (CALIBRATION, len(text[0]), len(text[0]))]
-    traced = {name: llmconv.trace(module, ar, context, name) for name, ar, context in shapes}
-    return Model(traced, llmconv.random_weights(module), None, calibration=text)
+    """A model with the calibration graph, as the conversion prepares it; no pass has run."""
+    shapes = [*graphs, (CALIBRATION, CONTEXT, CONTEXT)]
+    traced = {name: trace(module, ar, context, name) for name, ar, context in shapes}
+    return Model(traced, random_weights(module), None)
 
 
 def quantized(
@@ -115,7 +113,7 @@ def quantized(
     """A tiny Llama after the structural passes and w4a16, the calibration graph still in it."""
     shapes = [(name, ar, context) for name, (ar, context) in graphs.items()] or GRAPHS
     model = calibrated_model(module or llama(), shapes)
-    PassManager([*STRUCTURAL, *([split] if split else []), p or W4A16()]).run(model)
+    PassManager([*STRUCTURAL, *([split] if split else []), p or W4A16()]).run(model, PassContext(samples()))
     return model
 
 

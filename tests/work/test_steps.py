@@ -136,7 +136,7 @@ def test_steps_of_the_bundle_that_is_replaced_are_taken_over(tmp_path: Path) -> 
 
 
 def test_second_process_on_one_output_folder_stops(tmp_path: Path) -> None:
-    script = "import sys; from pathlib import Path; from llmconv.steps import work_folder\n"
+    script = "import sys; from pathlib import Path; from llmconv.work.steps import work_folder\n"
     script += "with work_folder(Path(sys.argv[1]), fresh=False):\n    print('working', flush=True)\n    input()"
     command = [sys.executable, "-c", script, str(tmp_path / "out")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True) as other:

@@ -106,7 +106,7 @@ class Inference:
     def _dataset_key(self, graph: Graph, part: int) -> str:
         """Of what a part is given: it depends on the ids and on every part up to this one."""
         before = [self.flow.contents[graph.label(i)] for i in range(part + 1)]
-        ids = window(self.job.model, RUNS * graph.ar)
+        ids = window(self.job, RUNS * graph.ar)
         return key_of(service=self.sending.service.url, parts=before, ids=ids, format=FORMAT)
 
     def _key(self, binary: PlannedBinary, graph: Graph) -> str:

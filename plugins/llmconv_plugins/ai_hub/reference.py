@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from llmconv.backends import BuildJob
 from llmconv.bundle import PartSpec, graph_spec
 from llmconv.decoding import Arrays, Decoder, reach
-from llmconv.graph import Graph, Model
+from llmconv.graph import Graph
 from llmconv.prepare import spread_ids
 from llmconv.runtimes import PartsRunner
 from llmconv_plugins.runtimes.onnxruntime import open_session, run_session
@@ -48,14 +48,14 @@ class Reference:
         return self.folder / f"{self.parts[part].label}.{side}.safetensors"
 
 
-def window(model: Model, count: int) -> list[int]:
+def window(job: BuildJob, count: int) -> list[int]:
     """Ids that graphs read: the first calibration sample, over again where it is too short.
 
     A model that was not calibrated reads ids spread over the vocabulary.
     """
-    if model.calibration:
-        return list(islice(cycle(model.calibration[0]), count))
-    vocabulary = model.config.vocabulary if model.config is not None else 1
+    if job.samples:
+        return list(islice(cycle(job.samples[0]), count))
+    vocabulary = job.model.config.vocabulary if job.model.config is not None else 1
     return spread_ids(vocabulary, range(count))
 
 
@@ -79,6 +79,6 @@ def run_reference(job: BuildJob, graph: Graph, folder: Path) -> Reference:
 
     runner = PartsRunner(spec, run_part)
     rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
-    ids: Sequence[int] = window(job.model, RUNS * graph.ar)
+    ids: Sequence[int] = window(job, RUNS * graph.ar)
     Decoder([runner], rope).read(ids[: reach(runner, len(ids))])
     return made

@@ -13,7 +13,7 @@ from llmconv import BackendError, Sampling
 from llmconv.decoding import Dialog
 from llmconv_plugins.qnn.child import Child, one_line
 
-CHILD, WHO = "llmconv_plugins.genai.child", "ONNX Runtime GenAI"
+CHILD, WHO = "llmconv_plugins.genai.genai_child", "ONNX Runtime GenAI"
 
 
 class GenAIDialog(Dialog):

@@ -153,7 +153,7 @@ class GenieDialog(Dialog):
         (folder / CONFIG).write_text(json.dumps(self._config), encoding="utf-8")
         self._history = []
         self._child = self._stack.enter_context(
-            Child("llmconv_plugins.genie.child", [], log=folder / "log.txt", cwd=folder, libraries=libraries)
+            Child("llmconv_plugins.genie.genie_child", [], log=folder / "log.txt", cwd=folder, libraries=libraries)
         )
         self._end(self._hear())
 

@@ -31,7 +31,7 @@ from llmconv.graph import (
     set_outputs,
     weight_bytes,
 )
-from llmconv.passes import Pass
+from llmconv.passes import Pass, PassContext
 from llmconv.sources import ModelConfig
 
 
@@ -62,13 +62,13 @@ class SplitModel(Pass):
         """The parts fit the layers."""
         self._check(config.layers)
 
-    def run(self, model: Model) -> bool:
+    def run(self, model: Model, context: PassContext) -> bool:
         """Find the cuts in one graph and make them in all, by structural name."""
         first = next(iter(model.graphs.values()))
         if any(len(graph.parts) != 1 for graph in model.graphs.values()):
             raise PassError("the graphs are split already; list the pass once")
         boundaries = _layer_boundaries(first.parts[0])
-        cuts = self._choose(model, first.parts[0], boundaries)
+        cuts = self._choose(context, first.parts[0], boundaries)
         for graph in model.graphs.values():
             graph.parts = _cut(graph, cuts)
         return bool(cuts)
@@ -84,9 +84,9 @@ class SplitModel(Pass):
         if self.parts not in (1, len(sizes)):
             raise PassError(f"split_model.layers = {sizes} are {len(sizes)} parts, but parts = {self.parts}; set one")
 
-    def _choose(self, model: Model, part: fx.GraphModule, boundaries: list[fx.Node]) -> list[str]:
+    def _choose(self, context: PassContext, part: fx.GraphModule, boundaries: list[fx.Node]) -> list[str]:
         self._check(len(boundaries) + 1)
-        sizes = self.layers or balance(_layer_bytes(part, boundaries, model.widths_to_come()), self.parts)
+        sizes = self.layers or balance(_layer_bytes(part, boundaries, context.widths()), self.parts)
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
         return [name_of(boundaries[end - 1]) for end in ends]
 

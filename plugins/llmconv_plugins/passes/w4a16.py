@@ -26,7 +26,7 @@ from llmconv.graph import (
     name_of,
     outputs_of,
 )
-from llmconv.passes import Pass
+from llmconv.passes import Pass, PassContext
 from llmconv.quantization import CALIBRATION, MOVEMENT, Range, calibrate, sharing_groups
 
 _FIXED_INPUTS: dict[str, Range] = {"attention_mask": (MASKED, 0.0), "rope_cos": (-1.0, 1.0), "rope_sin": (-1.0, 1.0)}
@@ -71,17 +71,17 @@ class W4A16(Pass):
         values = {name: self.kv_bits if name in cache else 16 for name in ports}
         return values | {name: encoding.bits for name, encoding in self._weights(model).items()}
 
-    def run(self, model: Model) -> bool:
+    def run(self, model: Model, context: PassContext) -> bool:
         """Insert the requantize nodes, calibrate, and choose every encoding."""
         if self.kv_bits < 16:
             for part in _parts(model):
                 _requantize_cache(part)
         if model.encodings is not None:  # of a bundle that is being proved
             return True
-        if CALIBRATION not in model.graphs or not model.calibration:
+        if CALIBRATION not in model.graphs or not context.samples:
             raise PassError("no calibration text; set calibration.text in the recipe")
         weights, tables = self._weights(model), _embeddings(model)
-        values = self._values(model, calibrate(model, weights, tables))
+        values = self._values(model, calibrate(model, context, weights, tables))
         for name, embedded in tables.items():  # a table shares its Gather's encoding
             weights[name] = WeightEncoding(16, encoding=values[embedded])
         model.encodings = Encodings(values, weights)

@@ -101,13 +101,14 @@ def build(folder: Path, say: Callable[[str], None], **options: Any) -> Any:
     folder.mkdir(exist_ok=True)
     steps = Steps(folder, {})
     steps.sweep()
-    model = SimpleNamespace(graphs=GRAPHS, encodings=None, calibration=[[1, 2, 3]])
+    model = SimpleNamespace(graphs=GRAPHS, encodings=None)
     job: Any = SimpleNamespace(
         model=model,
         folder=folder,
         chipset=targets.find("SM8550"),
         progress=lambda _stage, item: say(item),
         steps=steps,
+        samples=[[1, 2, 3]],
     )
     result = building.build(AiHubBackend(**{"patience": 5, "package": "qdq", **options}), job)
     steps.drop_unclaimed()

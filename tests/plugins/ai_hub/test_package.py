@@ -63,7 +63,7 @@ def built(model: Model, folder: Path) -> BuildJob:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> BuildJob:
     """The tiny recipe, lowered."""
-    recipes = Path(__file__).parents[2] / "recipes"
+    recipes = Path(__file__).parents[3] / "recipes"
     checked = check(Recipe.load(recipes / "tiny_llama.toml", ["calibration.samples=2"]), Registry.load())
     model, _ = prepare(checked, checked.source.weights(), verify=False)
     return built(model, tmp_path_factory.mktemp("job"))

@@ -1,0 +1,58 @@
+"""What a run brings to its passes, beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmconv.encodings.value import WeightEncoding
+from llmconv.weights.store import WeightStore
+from llmconv.work.steps import Steps
+
+
+class WeightSink(Protocol):
+    """Where quantized weights go; `llmconv.bundle.part_files.PartFiles`."""
+
+    def while_reading(
+        self, part: int, parts: int, encodings: dict[str, WeightEncoding], order: Sequence[str]
+    ) -> AbstractContextManager[WeightStore]:
+        """A store whose weights are quantized and written to a part's file as they are read."""
+        ...
+
+    def written(self, part: int) -> tuple[dict[Path, str], Any]:
+        """The files of a part that has been read, complete on disk, with sha256; as JSON what lies where in them."""
+        ...
+
+    def restore(self, part: int, parts: int, written: Any) -> None:
+        """Take over the files of a part that an earlier run has written."""
+        ...
+
+
+def _no_widths() -> Mapping[str, int]:
+    return {}
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a run brings: a library user's is empty.
+
+    Attributes:
+        samples: of the calibration text, ids.
+        sink: takes quantized weights while calibration reads them, so that they are read once.
+        steps: keeps what a pass has finished, so that another run need not do it again.
+        widths: gives the bits that the passes after the one that runs will give to values and weights, by structural
+            name; what it does not name stays float32.
+        hashes: sha256 of the checkpoint's bytes of each weight that was read whole; passes add to it.
+    """
+
+    samples: Sequence[Sequence[int]] = ()
+    sink: WeightSink | None = None
+    steps: Steps | None = None
+    widths: Callable[[], Mapping[str, int]] = _no_widths
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+NOTHING = PassContext()  # what passes run with outside a recipe
