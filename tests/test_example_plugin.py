@@ -37,8 +37,8 @@ def test_listed_with_its_distribution(installed: dict[str, str]) -> None:
     assert "llmconv-scale-queries 1.0" in row
 
 
-def test_works_in_a_recipe_and_is_verified(installed: dict[str, str], tiny_recipe: Path, tmp_path: Path) -> None:
-    text = tiny_recipe.read_text().replace('"tiny_llama', f'"{tiny_recipe.parent}/tiny_llama')
+def test_works_in_a_recipe_and_is_verified(installed: dict[str, str], small_recipe: Path, tmp_path: Path) -> None:
+    text = small_recipe.read_text().replace('"tiny_llama', f'"{small_recipe.parent}/tiny_llama')
     split = '[[passes]]\nname = "split_heads"\n'
     assert split in text
     (tmp_path / "mine.toml").write_text(text.replace(split, f'[[passes]]\nname = "scale_queries"\n\n{split}'))

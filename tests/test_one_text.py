@@ -62,9 +62,9 @@ def gap(bundle: Bundle, read: Sequence[int], one: int, other: int) -> float:
 
 @pytest.mark.parametrize("runtime", OTHERS)
 def test_same_tokens(
-    tiny_bundle: Bundle, genai_bundle: Bundle, prompts: list[list[int]], by_torch: list[list[int]], runtime: str
+    tiny_bundle: Bundle, genai_tiny: Bundle, prompts: list[list[int]], by_torch: list[list[int]], runtime: str
 ) -> None:
-    bundle = genai_bundle if runtime == "genai" else tiny_bundle  # the same bundle, with GenAI's form beside it
+    bundle = genai_tiny if runtime == "genai" else tiny_bundle  # the same bundle, with GenAI's form beside it
     for prompt, expected, found in zip(prompts, by_torch, written(bundle, runtime, prompts), strict=True):
         assert len(expected) > 3
         apart = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)

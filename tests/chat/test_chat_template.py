@@ -190,7 +190,7 @@ def test_nothing_to_read() -> None:
         prompt(Tokenizer(PIECES), "{# nothing #}").ids([message("user", "x")])
 
 
-def test_a_recipe_with_a_broken_template(tiny_recipe: Path) -> None:
-    recipe = Recipe.load(tiny_recipe, ["chat.template='{{ x'"])
+def test_a_recipe_with_a_broken_template(small_recipe: Path) -> None:
+    recipe = Recipe.load(small_recipe, ["chat.template='{{ x'"])
     with pytest.raises(ChatError, match=r"chat\.template, line 1: "):
         check(recipe, Registry.load())

@@ -82,8 +82,8 @@ def terminal(*arguments: object) -> Iterator[Terminal]:
         opened.child.wait()
 
 
-def test_a_talk_in_a_dumb_terminal(tiny_bundle: Bundle) -> None:
-    with terminal(tiny_bundle.folder, *GREEDY, "--tokens", 90) as chat:
+def test_a_talk_in_a_dumb_terminal(small_bundle: Bundle) -> None:
+    with terminal(small_bundle.folder, *GREEDY, "--tokens", 90) as chat:
         begin = chat.wait(r"> ")
         assert "no chat template" in begin
         assert "128 tokens of context; Ctrl-C stops an answer" in begin
@@ -115,8 +115,8 @@ def test_a_talk_in_a_dumb_terminal(tiny_bundle: Bundle) -> None:
         assert "\x1b" not in begin + stopped + again + chat.seen
 
 
-def test_ctrl_c_at_the_prompt_ends_the_chat(tiny_bundle: Bundle) -> None:
-    with terminal(tiny_bundle.folder) as chat:
+def test_ctrl_c_at_the_prompt_ends_the_chat(small_bundle: Bundle) -> None:
+    with terminal(small_bundle.folder) as chat:
         chat.wait(r"> ")
         time.sleep(1)  # Python itself loses a Ctrl-C between printing the prompt and reading
         chat.type("\x03")
@@ -124,9 +124,9 @@ def test_ctrl_c_at_the_prompt_ends_the_chat(tiny_bundle: Bundle) -> None:
         assert "Traceback" not in chat.seen
 
 
-def test_stdin_and_prompt_give_the_same_answer_alone(tiny_bundle: Bundle) -> None:
-    piped = once(tiny_bundle.folder, *GREEDY, "--tokens", 12, stdin=b"Return the\n")
-    given = once(tiny_bundle.folder, *GREEDY, "--tokens", 12, "--prompt", "Return the", stdin=b"unread")
+def test_stdin_and_prompt_give_the_same_answer_alone(small_bundle: Bundle) -> None:
+    piped = once(small_bundle.folder, *GREEDY, "--tokens", 12, stdin=b"Return the\n")
+    given = once(small_bundle.folder, *GREEDY, "--tokens", 12, "--prompt", "Return the", stdin=b"unread")
     assert (piped.returncode, given.returncode) == (0, 0)
     assert piped.stdout == given.stdout
     assert len(piped.stdout.split()) > 5
@@ -142,8 +142,8 @@ def test_stdin_and_prompt_give_the_same_answer_alone(tiny_bundle: Bundle) -> Non
         (("--prompt", "word " * 200), "tokens by itself, and the context holds 128; say less"),
     ],
 )
-def test_what_cannot_be_answered(tiny_bundle: Bundle, arguments: tuple[str, ...], said: str) -> None:
-    done = once(tiny_bundle.folder, "--prompt", "x", *arguments)
+def test_what_cannot_be_answered(small_bundle: Bundle, arguments: tuple[str, ...], said: str) -> None:
+    done = once(small_bundle.folder, "--prompt", "x", *arguments)
     assert done.returncode == 2
     assert done.stdout == b""
     assert said in done.stderr.decode().splitlines()[-1]
@@ -158,9 +158,9 @@ def test_an_empty_stdin_and_no_bundle(tmp_path: Path) -> None:
     ]
 
 
-def test_the_checkpoints_template_is_applied(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_the_checkpoints_template_is_applied(small_bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle.folder, folder, ignore=shutil.ignore_patterns("qnn"))
+    shutil.copytree(small_bundle.folder, folder, ignore=shutil.ignore_patterns("qnn"))
     template = "{{ raise_exception('heard ' ~ messages | map(attribute='content') | join(' and ')) }}"
     (folder / "source" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     done = once(folder, "--system", "this", "--prompt", "that")

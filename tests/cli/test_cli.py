@@ -68,7 +68,7 @@ def test_targets_and_their_devices(run: Run) -> None:
     assert "Ultra" in outcome.out
 
 
-def test_recipe_commands(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
+def test_recipe_commands(run: Run, tmp_path: Path, small_recipe: Path) -> None:
     assert "tiny_llama" in run("recipe", "list").out
     assert run("recipe", "copy", "tiny_llama", tmp_path).code == 0
     assert (tmp_path / "tiny_llama" / "model.safetensors").is_file()
@@ -80,9 +80,9 @@ def test_recipe_commands(run: Run, tmp_path: Path, tiny_recipe: Path) -> None:
     assert {p["title"] for p in schema["properties"]["passes"]["items"]["oneOf"]} >= {"split_heads", "w4a16"}
 
 
-def test_apply_writes_a_bundle_and_says_so(run: Run, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_apply_writes_a_bundle_and_says_so(run: Run, small_recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = run("apply", tiny_recipe, "--backend", "onnx", "--output", out, "--no-verify")
+    outcome = run("apply", small_recipe, "--backend", "onnx", "--output", out, "--no-verify")
     assert outcome.code == 0
     assert "split_heads" in outcome.out
     assert "pass split_heads" in outcome.err
@@ -90,46 +90,46 @@ def test_apply_writes_a_bundle_and_says_so(run: Run, tiny_recipe: Path, tmp_path
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "qnn", "genie"])
-def test_generate_writes_text(run: Run, tiny_bundle: Bundle, runtime: str) -> None:
-    outcome = run("generate", tiny_bundle.folder, "--prompt", "Return the", "--runtime", runtime, "--tokens", 12)
+def test_generate_writes_text(run: Run, small_bundle: Bundle, runtime: str) -> None:
+    outcome = run("generate", small_bundle.folder, "--prompt", "Return the", "--runtime", runtime, "--tokens", 12)
     assert outcome.code == 0
     assert outcome.out.startswith("Return the ")
     assert len(outcome.out.split()) > 5
     assert "stopped: 12 tokens" in outcome.err or "stopped: end of text" in outcome.err
 
 
-def test_runtimes_write_the_same_greedy_text(run: Run, tiny_bundle: Bundle) -> None:
+def test_runtimes_write_the_same_greedy_text(run: Run, small_bundle: Bundle) -> None:
     texts = [
-        run("generate", tiny_bundle.folder, "--prompt", "If the", "--runtime", runtime, "--tokens", 16).out
+        run("generate", small_bundle.folder, "--prompt", "If the", "--runtime", runtime, "--tokens", 16).out
         for runtime in ("onnxruntime", "qnn")
     ]
     assert texts[0] == texts[1]
 
 
-def test_seed_decides_the_text(run: Run, tiny_bundle: Bundle) -> None:
+def test_seed_decides_the_text(run: Run, small_bundle: Bundle) -> None:
     def sampled(seed: int) -> str:
         options = ("--temperature", 1.0, "--top-k", 40, "--tokens", 16, "--seed", seed)
-        return run("generate", tiny_bundle.folder, "--prompt", "Return", *options).out
+        return run("generate", small_bundle.folder, "--prompt", "Return", *options).out
 
     assert sampled(1) == sampled(1) != sampled(2)
 
 
-def test_generation_stops_at_the_end_of_the_context(run: Run, tiny_bundle: Bundle) -> None:
+def test_generation_stops_at_the_end_of_the_context(run: Run, small_bundle: Bundle) -> None:
     options = ("--temperature", 1.5, "--tokens", 400, "--seed", 3)
-    outcome = run("generate", tiny_bundle.folder, "--prompt", "word " * 60, *options)
+    outcome = run("generate", small_bundle.folder, "--prompt", "word " * 60, *options)
     assert outcome.code == 0
     assert "the context of 128 tokens is full" in outcome.err or "end of text" in outcome.err
 
 
-def test_prompt_beyond_the_context_is_refused(run: Run, tiny_bundle: Bundle) -> None:
-    outcome = run("generate", tiny_bundle.folder, "--prompt", "word " * 200)
+def test_prompt_beyond_the_context_is_refused(run: Run, small_bundle: Bundle) -> None:
+    outcome = run("generate", small_bundle.folder, "--prompt", "word " * 200)
     assert outcome.code == 2
     assert "the context has room for 128" in last_line(outcome)
 
 
-def test_verify_runs_the_proof_again(run: Run, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_verify_runs_the_proof_again(run: Run, small_recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run("apply", tiny_recipe, "--backend", "onnx", "--output", out, "--no-verify")
+    run("apply", small_recipe, "--backend", "onnx", "--output", out, "--no-verify")
     assert "proof" not in Bundle(out).report
     outcome = run("verify", out)
     assert outcome.code == 0
@@ -137,9 +137,9 @@ def test_verify_runs_the_proof_again(run: Run, tiny_recipe: Path, tmp_path: Path
     assert {c["step"] for c in Bundle(out).report["proof"]} == {1, 2, 3, 6}
 
 
-def test_changed_file_fails_the_proof(run: Run, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_changed_file_fails_the_proof(run: Run, small_recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run("apply", tiny_recipe, "--backend", "onnx", "--output", out, "--no-verify")
+    run("apply", small_recipe, "--backend", "onnx", "--output", out, "--no-verify")
     data = out / "onnx" / "part_1_of_2.data"
     data.write_bytes(data.read_bytes()[:-1] + b"\x55")
     outcome = run("verify", out)
@@ -147,8 +147,8 @@ def test_changed_file_fails_the_proof(run: Run, tiny_recipe: Path, tmp_path: Pat
     assert "part_1_of_2.data: differs from the manifest" in last_line(outcome)
 
 
-def test_interrupt_leaves_finished_steps_alone(tiny_recipe: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "llmconv", "apply", str(tiny_recipe), "--output", str(tmp_path / "out")]
+def test_interrupt_leaves_finished_steps_alone(small_recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmconv", "apply", str(small_recipe), "--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -25,22 +25,22 @@ def run(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
 
 
-def test_figures_without_torch(tiny_bundle: Bundle) -> None:
-    done = run(tiny_bundle.folder)
+def test_figures_without_torch(small_bundle: Bundle) -> None:
+    done = run(small_bundle.folder)
     assert done.stdout.splitlines()[-1] == "False 0"
     assert done.stderr == ""
-    for section in sections(tiny_bundle):
+    for section in sections(small_bundle):
         for table in section.tables:
             assert table.caption in done.stdout
     lines = done.stdout.splitlines()
     (all_parts,) = (line for line in lines if line.strip().startswith("all "))
     assert all_parts.split()[-1] == "ms"
-    assert f"{tiny_bundle.report['perplexity']['float']:.3f}" in done.stdout
+    assert f"{small_bundle.report['perplexity']['float']:.3f}" in done.stdout
     assert "more in report.html" in done.stdout
 
 
-def test_piped_output_is_plain(tiny_bundle: Bundle) -> None:
-    text = run(tiny_bundle.folder, TERM="dumb", COLUMNS="60").stdout
+def test_piped_output_is_plain(small_bundle: Bundle) -> None:
+    text = run(small_bundle.folder, TERM="dumb", COLUMNS="60").stdout
     assert "\x1b" not in text
     assert not set("─│┃━┏") & set(text)
     assert "qnn/simulator/prompt_ar32_cl128_1_of_2.bin" in text  # nothing is broken over lines

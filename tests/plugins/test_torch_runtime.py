@@ -14,14 +14,14 @@ from llmconv_plugins.runtimes.torch import TorchRuntime
 TOKENS = 24
 
 
-def test_torch_writes_what_onnx_runtime_writes(tiny_bundle: Bundle) -> None:
-    source = source_of(tiny_bundle, Registry.load())
+def test_torch_writes_what_onnx_runtime_writes(small_bundle: Bundle) -> None:
+    source = source_of(small_bundle, Registry.load())
     ids = [source.config().bos, *source.tokenizer().encode("If the argument is")]
-    with TorchRuntime().dialog(tiny_bundle, Sampling(), []) as dialog:
+    with TorchRuntime().dialog(small_bundle, Sampling(), []) as dialog:
         written = list(dialog.query(ids, TOKENS))
         assert dialog.length == len(ids) + TOKENS
-    with OnnxRuntime().open(tiny_bundle) as runners:
-        decoder = Decoder(runners, rope_table(tiny_bundle))
+    with OnnxRuntime().open(small_bundle) as runners:
+        decoder = Decoder(runners, rope_table(small_bundle))
         logits = decoder.read(ids)[-1]
         for token in written:
             step = np.diff(np.unique(logits)).min()
@@ -29,14 +29,14 @@ def test_torch_writes_what_onnx_runtime_writes(tiny_bundle: Bundle) -> None:
             logits = decoder.read([token])[-1]
 
 
-def test_one_graph_alone(tiny_bundle: Bundle) -> None:
-    with TorchRuntime().open(tiny_bundle, ["token"]) as runners:
+def test_one_graph_alone(small_bundle: Bundle) -> None:
+    with TorchRuntime().open(small_bundle, ["token"]) as runners:
         assert [(r.name, r.ar, r.context) for r in runners] == [("token", 1, 128)]
 
 
-def test_a_bundle_without_encodings(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_bundle_without_encodings(small_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("torn")
-    (folder / "manifest.json").write_text((tiny_bundle.folder / "manifest.json").read_text())
-    (folder / "source").symlink_to(tiny_bundle.folder / "source")
+    (folder / "manifest.json").write_text((small_bundle.folder / "manifest.json").read_text())
+    (folder / "source").symlink_to(small_bundle.folder / "source")
     with pytest.raises(BundleError, match=r"encodings\.json: missing"), TorchRuntime().open(Bundle(folder)):
         pass

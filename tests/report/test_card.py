@@ -21,40 +21,40 @@ def text_of(folder: Path, manifest: dict[str, Any], licence: Licence = Licence()
 
 
 @pytest.fixture
-def shipped(tiny_bundle: Bundle) -> str:
-    return (tiny_bundle.folder / CARD).read_text()
+def shipped(small_bundle: Bundle) -> str:
+    return (small_bundle.folder / CARD).read_text()
 
 
-def test_card_is_a_file_of_the_bundle(tiny_bundle: Bundle) -> None:
-    assert CARD in tiny_bundle.manifest["files"]
+def test_card_is_a_file_of_the_bundle(small_bundle: Bundle) -> None:
+    assert CARD in small_bundle.manifest["files"]
 
 
-def test_card_tells_nothing_of_the_machine_or_the_run(tiny_bundle: Bundle, shipped: str, tmp_path: Path) -> None:
-    manifest = {key: value for key, value in tiny_bundle.manifest.items() if key != "files"}
+def test_card_tells_nothing_of_the_machine_or_the_run(small_bundle: Bundle, shipped: str, tmp_path: Path) -> None:
+    manifest = {key: value for key, value in small_bundle.manifest.items() if key != "files"}
     assert str(Path(manifest["source"]["checkpoint"]).parent) not in shipped
-    assert str(tiny_bundle.folder) not in shipped
+    assert str(small_bundle.folder) not in shipped
     assert not re.search(r"\d seconds|20\d\d-\d\d", shipped)
     elsewhere = copy.deepcopy(manifest)
     elsewhere["source"]["checkpoint"] = "/elsewhere/tiny_llama"
     assert text_of(tmp_path, manifest) == text_of(tmp_path, elsewhere)
 
 
-def test_table_has_every_tensor_of_a_part(tiny_bundle: Bundle, shipped: str) -> None:
+def test_table_has_every_tensor_of_a_part(small_bundle: Bundle, shipped: str) -> None:
     block = shipped.partition("### `token_ar1_cl128_2_of_2`")[2]
     rows = [line for line in block.splitlines() if line.startswith(("| in", "| out"))]
-    spec = {t.name: t for t in tiny_bundle.graphs["token"].parts[1].inputs}
+    spec = {t.name: t for t in small_bundle.graphs["token"].parts[1].inputs}
     mask = spec["attention_mask"].encoding
     assert mask is not None
     assert f"| in | `attention_mask` | 1 × 1 × 1 × 128 | uint16 | {mask['scale']:.9g} | 65535 |" in rows
-    keys = [row for row in rows if row.startswith("| in | `past_key_<l>_in`, layers 1 to 3 |")]
+    keys = [row for row in rows if row.startswith("| in | `past_key_<l>_in`, layers 1 to 2 |")]
     assert len(keys) == 1
-    assert "4 × 1 × 64 × 127 | uint8 |" in keys[0]
+    assert "2 × 1 × 8 × 127 | uint8 |" in keys[0]
     assert keys[0].endswith("| 128 |")
     assert len(rows) == 6 + 3  # ids are of the first part; keys and values one row each
 
 
 def test_single_layer_keeps_its_name(shipped: str) -> None:
-    assert "| in | `past_key_0_in` | 4 × 1 × 64 × 96 | uint8 |" in shipped
+    assert "| in | `past_key_0_in` | 2 × 1 × 8 × 96 | uint8 |" in shipped
 
 
 def test_card_says_how_to_run_it(shipped: str) -> None:
@@ -68,23 +68,23 @@ def test_card_says_how_to_run_it(shipped: str) -> None:
     assert "simulator" not in shipped.partition("## Run it on a phone")[2].partition("##")[0]
 
 
-def test_bundle_without_binaries_is_not_for_a_phone(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    assert "adb" not in text_of(tmp_path, {**tiny_bundle.manifest, "binaries": []})
+def test_bundle_without_binaries_is_not_for_a_phone(small_bundle: Bundle, tmp_path: Path) -> None:
+    assert "adb" not in text_of(tmp_path, {**small_bundle.manifest, "binaries": []})
 
 
-def test_unknown_licence(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    assert "said nothing about a licence" in text_of(tmp_path, tiny_bundle.manifest)
+def test_unknown_licence(small_bundle: Bundle, tmp_path: Path) -> None:
+    assert "said nothing about a licence" in text_of(tmp_path, small_bundle.manifest)
 
 
-def test_known_licence(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_known_licence(small_bundle: Bundle, tmp_path: Path) -> None:
     licence = Licence("llama2", "LICENSE.txt", (Path("/x/LICENSE.txt"), Path("/x/USE_POLICY.md")))
-    text = text_of(tmp_path, tiny_bundle.manifest, licence)
+    text = text_of(tmp_path, small_bundle.manifest, licence)
     assert "names its licence: llama2 (LICENSE.txt)" in text
     assert "`source/USE_POLICY.md` is the checkpoint's own file" in text
     assert "said nothing" not in text
 
 
-def test_names_do_not_become_markup(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    recipe = {**tiny_bundle.manifest["recipe"], "name": "<script>a|b`\n# c"}
-    first = text_of(tmp_path, {**tiny_bundle.manifest, "recipe": recipe}).splitlines()[0]
+def test_names_do_not_become_markup(small_bundle: Bundle, tmp_path: Path) -> None:
+    recipe = {**small_bundle.manifest["recipe"], "name": "<script>a|b`\n# c"}
+    first = text_of(tmp_path, {**small_bundle.manifest, "recipe": recipe}).splitlines()[0]
     assert first == "# scriptab# c"

@@ -9,7 +9,6 @@ import pytest
 
 from llmconv import Bundle
 from llmconv.encodings.noise import decibels
-from llmconv.quantities import size
 from llmconv.report.contents import sections
 from llmconv.report.figures import Table, amount
 from llmconv.report.picture import plot_of
@@ -17,55 +16,55 @@ from llmconv.report.sqnr import Series, series
 
 
 @pytest.fixture
-def tables(tiny_bundle: Bundle) -> dict[str, Table]:
-    return {table.caption: table for section in sections(tiny_bundle) for table in section.tables}
+def tables(small_bundle: Bundle) -> dict[str, Table]:
+    return {table.caption: table for section in sections(small_bundle) for table in section.tables}
 
 
-def test_attention_of_one_head_and_of_four(tables: dict[str, Table]) -> None:
+def test_attention_of_one_head_and_of_all(tables: dict[str, Table]) -> None:
     found = tables["The largest intermediate of attention"]
     assert found.basis == "computed"
-    assert found.rows[0] == ("prompt", "16", amount(4 * 32 * 128 * 2), amount(32 * 128 * 2), "1/4")
-    assert found.rows[1] == ("token", "16", amount(4 * 128 * 2), amount(128 * 2), "1/4")
+    assert found.rows[0] == ("prompt", "16", amount(2 * 32 * 128 * 2), amount(32 * 128 * 2), "1/2")
+    assert found.rows[1] == ("token", "16", amount(2 * 128 * 2), amount(128 * 2), "1/2")
 
 
-def test_weights_by_bits_are_all_weights(tiny_bundle: Bundle, tables: dict[str, Table]) -> None:
+def test_weights_by_bits_are_all_weights(small_bundle: Bundle, tables: dict[str, Table]) -> None:
     rows = tables["Weights by bit width"].rows
-    assert [row[:2] for row in rows] == [("int4", "28"), ("int8", "1"), ("uint16", "10")]
-    weights = tiny_bundle.report["weights"].values()
-    assert sum(w["bytes"] for w in weights) == sum(p["weight_bytes"] for p in tiny_bundle.report["parts"])
+    assert [row[:2] for row in rows] == [("int4", "21"), ("int8", "1"), ("uint16", "8")]
+    weights = small_bundle.report["weights"].values()
+    assert sum(w["bytes"] for w in weights) == sum(p["weight_bytes"] for p in small_bundle.report["parts"])
 
 
-def test_bound_of_a_token_follows_its_formula(tiny_bundle: Bundle, tables: dict[str, Table]) -> None:
+def test_bound_of_a_token_follows_its_formula(small_bundle: Bundle, tables: dict[str, Table]) -> None:
     found = tables["The bound that memory sets to writing a token"]
     assert found.basis == "estimate"
-    parts = tiny_bundle.report["parts"]
+    parts = small_bundle.report["parts"]
     count = sum(p["weight_bytes"] - p["table_bytes"] + min(g["cache_bytes"] for g in p["graphs"]) for p in parts)
-    assert found.rows[-1] == ("all", size(count), f"≥ {count / 67.2e9 * 1e3:.3f} ms")
+    assert found.rows[-1] == ("all", amount(count), f"≥ {count / 67.2e9 * 1e3:.3f} ms")
 
 
-def test_target_without_a_bandwidth_gets_no_time(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = {**tiny_bundle.manifest["target"], "bandwidth": None, "name": "Other"}
-    monkeypatch.setitem(tiny_bundle.manifest, "target", target)
-    (speed,) = next(s for s in sections(tiny_bundle) if s.key == "speed").tables
+def test_target_without_a_bandwidth_gets_no_time(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = {**small_bundle.manifest["target"], "bandwidth": None, "name": "Other"}
+    monkeypatch.setitem(small_bundle.manifest, "target", target)
+    (speed,) = next(s for s in sections(small_bundle) if s.key == "speed").tables
     assert {row[2] for row in speed.rows} == {"unknown"}
     assert "No bandwidth is at hand for Other" in speed.note
 
 
-def test_precision_is_what_the_proof_and_the_conversion_measured(tiny_bundle: Bundle) -> None:
-    found = {s.title: s for s in series(tiny_bundle)}
+def test_precision_is_what_the_proof_and_the_conversion_measured(small_bundle: Bundle) -> None:
+    found = {s.title: s for s in series(small_bundle)}
     assert set(found) == {"weights", "activations", "qnn against onnxruntime, prompt", "qnn against onnxruntime, token"}
     weights = found["weights"].finite
     assert all(10 < db < 30 for name, db in weights.items() if "_proj." in name)  # 4 bits
     assert weights["lm_head.weight"] > 35  # 8 bits
     pair = found["qnn against onnxruntime, prompt"]
-    assert pair.layers["hidden_state_1"] == 0  # of 2 parts of 1 and 3 layers
+    assert pair.layers["hidden_state_1"] == 0  # of 2 parts of 1 and 2 layers
     assert pair.kinds["past_key_2_out"] == "new keys"
-    (checked,) = (c for c in tiny_bundle.report["proof"] if c["name"] == "prompt on qnn against onnxruntime, logits")
+    (checked,) = (c for c in small_bundle.report["proof"] if c["name"] == "prompt on qnn against onnxruntime, logits")
     assert f"{pair.finite['logits']:.1f} dB" == checked["measured"]
 
 
-def test_heads_are_one_tensor(tiny_bundle: Bundle) -> None:
-    names = tiny_bundle.report["precision"]["activations"]
+def test_heads_are_one_tensor(small_bundle: Bundle) -> None:
+    names = small_bundle.report["precision"]["activations"]
     assert "layers.2.self_attn.q_proj" in names
     assert not [name for name in names if ".h0" in name]
 

@@ -91,14 +91,14 @@ def test_limits_are_at_least_one(option: str) -> None:
         Registry.load_only("qnn_ai_hub").create("backend", "qnn_ai_hub", {option: 0})
 
 
-def test_apply_without_configuration_ends_before_torch_is_imported(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_apply_without_configuration_ends_before_torch_is_imported(small_recipe: Path, tmp_path: Path) -> None:
     script = (
         "import sys\nfrom llmconv.cli import main\ntry:\n    main()\n"
         "finally:\n    sys.stderr.write(f'\\ntorch: {\"torch\" in sys.modules}')"
     )
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", script, "apply", str(tiny_recipe), "--backend", "qnn_ai_hub"],
+        [sys.executable, "-c", script, "apply", str(small_recipe), "--backend", "qnn_ai_hub"],
         check=False,
         capture_output=True,
         text=True,

@@ -20,9 +20,9 @@ def decibels(sqnr: str) -> float:
     return float("inf") if sqnr == "equal" else float(sqnr.removesuffix(" dB"))
 
 
-def test_tiny_recipe_is_compiled_linked_measured_and_proved(hub: StandIn, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_small_recipe_is_compiled_linked_measured_and_proved(hub: StandIn, small_recipe: Path, tmp_path: Path) -> None:
     options = ("backend.profile=true", "backend.inference=true", "backend.patience=5")
-    bundle, said = convert(tiny_recipe, tmp_path / "out", *options)
+    bundle, said = convert(small_recipe, tmp_path / "out", *options)
     proof = bundle.report["proof"]
     assert {c["step"] for c in proof if c["passed"]} >= {1, 2, 3, 4, 5, 6}
     assert [c for c in proof if c["passed"] is False] == []
@@ -52,7 +52,7 @@ def test_tiny_recipe_is_compiled_linked_measured_and_proved(hub: StandIn, tiny_r
     kept = [f for f in bundle.folder.rglob("*") if f.is_file()]
     assert not [f for f in kept if f.suffix in (".zip", ".h5") or TOKEN.encode() in f.read_bytes()]
     assert [f.name for f in kept if f.suffix == ".safetensors"] == ["rope.safetensors"]
-    again, said = convert(tiny_recipe, tmp_path / "out", *options, again=True)
+    again, said = convert(small_recipe, tmp_path / "out", *options, again=True)
     assert set(hub.submitted.values()) == {1}
     assert set(hub.uploaded.values()) == set(hub.datasets.uploaded.values()) == {1}
     assert again.report["inference"] == bundle.report["inference"]

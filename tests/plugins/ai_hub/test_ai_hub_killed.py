@@ -44,18 +44,18 @@ def convert(recipe: Path, output: Path, until: int | None = None) -> int:
 
 
 def test_killed_conversion_sends_nothing_twice_and_ends_the_same(
-    hub: StandIn, compiled: Linker, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: StandIn, compiled: Linker, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points, codes = random.Random(0), [-9]
     while codes[-1] == -9:
-        codes.append(convert(tiny_recipe, tmp_path / "broken", points.randrange(1, LINES)))
+        codes.append(convert(small_recipe, tmp_path / "broken", points.randrange(1, LINES)))
     assert codes[-1] == 0
     assert len(codes) > 3  # two kills and more
     assert {name: count for name, count in (hub.uploaded + hub.submitted).items() if count > 1} == {}
     assert (len(hub.uploaded), len(hub.submitted)) == (4, 4 + 2 + 4)  # compile, link, link alone
     with running(StandIn(tmp_path / "other_hub", compiled)) as other:
         monkeypatch.setenv("QAIHUB_CLIENT_INI", str(write_configuration(tmp_path / "other.ini", other.url)))
-        assert convert(tiny_recipe, tmp_path / "unbroken") == 0
+        assert convert(small_recipe, tmp_path / "unbroken") == 0
     broken, unbroken = (Bundle(tmp_path / name).manifest for name in ("broken", "unbroken"))
     assert broken["files"] == unbroken["files"]
     assert broken["binaries"] == unbroken["binaries"]

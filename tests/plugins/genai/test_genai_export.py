@@ -20,7 +20,7 @@ from llmconv_plugins.genai.exporter import GenAI, check
 from llmconv_plugins.genai.pipeline import PAST, TOKENS, TOTAL
 from llmconv_plugins.runtimes import OnnxRuntime
 
-GROUPS, CONTEXT, HEAD_DIM, LAYERS, VOCABULARY = 4, 128, 64, 4, 2048
+GROUPS, CONTEXT, HEAD_DIM, LAYERS, VOCABULARY = 2, 128, 8, 3, 2048
 
 
 def ports(values: object) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -123,9 +123,9 @@ def test_compiled_parts_are_there_where_the_bundle_has_twins(genai_bundle: Bundl
     assert len(on_npu) == 4
 
 
-def test_bundles_that_genai_cannot_read(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_bundles_that_genai_cannot_read(small_bundle: Bundle, tmp_path: Path) -> None:
     def refused(change: dict[str, object]) -> str:
-        shutil.copyfile(tiny_bundle.folder / "manifest.json", tmp_path / "manifest.json")
+        shutil.copyfile(small_bundle.folder / "manifest.json", tmp_path / "manifest.json")
         bundle = Bundle(tmp_path)
         bundle.manifest["graphs"] = [{**g, **change} for g in bundle.manifest["graphs"]]
         with pytest.raises(BundleError) as caught:
@@ -137,12 +137,12 @@ def test_bundles_that_genai_cannot_read(tiny_bundle: Bundle, tmp_path: Path) -> 
     assert "ar divides" in refused({"context": 130})
 
 
-def test_last_row_alone_is_refused(tiny_bundle: Bundle) -> None:
-    bundle = Bundle(tiny_bundle.folder)
+def test_last_row_alone_is_refused(small_bundle: Bundle) -> None:
+    bundle = Bundle(small_bundle.folder)
     graph = bundle.graphs["prompt"]
     *parts, last = graph.parts
     outputs = tuple(replace(t, shape=(1, 1, VOCABULARY)) if t.kind == "logits" else t for t in last.outputs)
     bundle.graphs["prompt"] = replace(graph, parts=(*parts, replace(last, outputs=outputs)))
     with pytest.raises(BundleError, match=r'all rows; convert with kv_cache_io\.logits = "all"'):
         GenAI().export(bundle, Registry.load(), lambda _stage, _item: None)
-    assert not (tiny_bundle.folder / "genai").exists()
+    assert not (small_bundle.folder / "genai").exists()

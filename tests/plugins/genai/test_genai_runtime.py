@@ -26,11 +26,11 @@ GREEDY, CONTEXT = Sampling(), 128
 
 
 @pytest.fixture(scope="module")
-def text(tiny_bundle: Bundle) -> list[int]:
+def text(small_bundle: Bundle) -> list[int]:
     """Ids of held-out text."""
     registry = Registry.load()
-    tokenizer = source_of(tiny_bundle, registry).tokenizer()
-    return [1, *tokenizer.encode((tiny_bundle.folder / "evaluation.txt").read_text()[:2000])]
+    tokenizer = source_of(small_bundle, registry).tokenizer()
+    return [1, *tokenizer.encode((small_bundle.folder / "evaluation.txt").read_text()[:2000])]
 
 
 @contextmanager
@@ -124,10 +124,10 @@ def test_compiled_parts_write_what_the_simulator_writes(genai_bundle: Bundle, te
     assert same(genai_bundle, text[:40], wanted, found)
 
 
-def test_bundle_without_the_form(tiny_bundle: Bundle) -> None:
+def test_bundle_without_the_form(small_bundle: Bundle) -> None:
     with (
         pytest.raises(BackendError, match=r"lacks genai/genai_config.json \(llmconv export .* --format genai\)"),
-        GenAIRuntime().dialog(tiny_bundle, GREEDY, ()),
+        GenAIRuntime().dialog(small_bundle, GREEDY, ()),
     ):
         pass
 

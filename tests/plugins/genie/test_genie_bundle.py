@@ -27,12 +27,12 @@ MODEL = GenieModel(context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64,
 
 
 @pytest.fixture
-def config(tiny_bundle: Bundle) -> dict[str, Any]:
-    return dict(json.loads(tiny_bundle.path(CONFIG).read_text()))
+def config(small_bundle: Bundle) -> dict[str, Any]:
+    return dict(json.loads(small_bundle.path(CONFIG).read_text()))
 
 
-def test_values_are_the_models(tiny_bundle: Bundle, config: dict[str, Any]) -> None:
-    dialog, model = config["dialog"], tiny_bundle.manifest["config"]
+def test_values_are_the_models(small_bundle: Bundle, config: dict[str, Any]) -> None:
+    dialog, model = config["dialog"], small_bundle.manifest["config"]
     assert dialog["context"] == {
         "version": 1,
         "size": 128,
@@ -42,27 +42,29 @@ def test_values_are_the_models(tiny_bundle: Bundle, config: dict[str, Any]) -> N
         "pad-token": 2,
     }
     engine = dialog["engine"]
-    assert engine["model"]["positional-encoding"] == {"type": "rope", "rope-dim": 32, "rope-theta": 10000.0}
-    assert engine["backend"]["QnnHtp"]["kv-dim"] == model["head_dim"] == 64
+    assert engine["model"]["positional-encoding"] == {"type": "rope", "rope-dim": 4, "rope-theta": 10000.0}
+    assert engine["backend"]["QnnHtp"]["kv-dim"] == model["head_dim"] == 8
     assert engine["model"]["binary"]["ctx-bins"] == ["qnn/part_1_of_2.bin", "qnn/part_2_of_2.bin"]
     assert engine["backend"]["extensions"] == EXTENSIONS
 
 
-def test_files_are_in_the_manifest(tiny_bundle: Bundle, config: dict[str, Any]) -> None:
+def test_files_are_in_the_manifest(small_bundle: Bundle, config: dict[str, Any]) -> None:
     engine = config["dialog"]["engine"]
     named = [CONFIG, EXTENSIONS, config["dialog"]["tokenizer"]["path"], *engine["model"]["binary"]["ctx-bins"]]
-    assert set(named) <= set(tiny_bundle.manifest["files"])
-    assert tiny_bundle.report["genie"] == f"{CONFIG}, {EXTENSIONS}, tokenizer.json"
+    assert set(named) <= set(small_bundle.manifest["files"])
+    assert small_bundle.report["genie"] == f"{CONFIG}, {EXTENSIONS}, tokenizer.json"
 
 
-def test_tokenizer_gives_the_checkpoints_ids(tiny_bundle: Bundle) -> None:
+def test_tokenizer_gives_the_checkpoints_ids(small_bundle: Bundle) -> None:
     text = "Return the number of bytes,  or None.\n"
-    fast = FastTokenizer.from_file(str(tiny_bundle.path("tokenizer.json")))
-    assert fast.encode(text, add_special_tokens=False).ids == Tokenizer.find(tiny_bundle.folder / "source").encode(text)
+    fast = FastTokenizer.from_file(str(small_bundle.path("tokenizer.json")))
+    assert fast.encode(text, add_special_tokens=False).ids == Tokenizer.find(small_bundle.folder / "source").encode(
+        text
+    )
 
 
-def test_the_proof_holds_the_check(tiny_bundle: Bundle) -> None:
-    check = next(c for c in QnnBackend().prove(tiny_bundle) if c.name.startswith(CONFIG))
+def test_the_proof_holds_the_check(small_bundle: Bundle) -> None:
+    check = next(c for c in QnnBackend().prove(small_bundle) if c.name.startswith(CONFIG))
     assert (check.measured, check.passed) == ("valid", True)
 
 
@@ -102,8 +104,8 @@ def test_configuration_without_a_dialog_is_refused() -> None:
     assert faults({}) == ["the file must hold 'dialog' alone, not nothing"]
 
 
-def test_a_changed_file_fails_the_proof(tiny_bundle: Bundle, tmp_path: Path, config: dict[str, Any]) -> None:
-    shutil.copyfile(tiny_bundle.folder / "manifest.json", tmp_path / "manifest.json")
+def test_a_changed_file_fails_the_proof(small_bundle: Bundle, tmp_path: Path, config: dict[str, Any]) -> None:
+    shutil.copyfile(small_bundle.folder / "manifest.json", tmp_path / "manifest.json")
     copy = Bundle(tmp_path)
     assert prove_genie_files(copy) == []
     config["dialog"]["context"]["size"] = -1
@@ -133,8 +135,8 @@ def job_of(recipe: Path, folder: Path, *changes: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tiny_job(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return job_of(tiny_recipe, tmp_path_factory.mktemp("job"))
+def tiny_job(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return job_of(small_recipe, tmp_path_factory.mktemp("job"))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def tiny_job(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
         ({"eos": ()}, "no id ends the text"),
         ({"eos": (2, 5000)}, "token 5000 is outside the vocabulary of 2048"),
         ({"vocabulary": 2047}, r"'logits' as \(1, 32, 2048\); Genie needs \(1, 32, 2047\)"),
-        ({"head_dim": 32}, r"'position_ids_cos' as \(1, 1, 32, 32\); Genie needs \(1, 1, 32, 16\)"),
+        ({"head_dim": 4}, r"'position_ids_cos' as \(1, 1, 32, 4\); Genie needs \(1, 1, 32, 2\)"),
         ({"rope_theta": 5e5}, "rotary embedding is not the plain one of theta 500000"),
     ],
 )
@@ -163,7 +165,7 @@ def test_other_names_leave_no_files(tiny_job: Any, monkeypatch: pytest.MonkeyPat
     assert not (tiny_job.folder / CONFIG).exists()
 
 
-def test_logits_of_the_last_row_alone_leave_no_files(tiny_recipe: Path, tmp_path: Path) -> None:
-    job = job_of(tiny_recipe, tmp_path, "passes.kv_cache_io.logits='last'")
+def test_logits_of_the_last_row_alone_leave_no_files(small_recipe: Path, tmp_path: Path) -> None:
+    job = job_of(small_recipe, tmp_path, "passes.kv_cache_io.logits='last'")
     answer = genie_bundle.write_genie_files(job, [])
     assert answer == "no files for Genie: graph 'prompt' has 'logits' as (1, 1, 2048); Genie needs (1, 32, 2048)"

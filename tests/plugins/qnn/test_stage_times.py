@@ -28,8 +28,8 @@ def test_a_profile_of_another_form_tells_nothing(tmp_path: Path) -> None:
     assert read_stages(tmp_path / "p.csv", ["a"]) == {}
 
 
-def test_report_holds_the_stages_of_every_graph(tiny_bundle: Bundle) -> None:
-    for binary in tiny_bundle.report["binaries"]:
+def test_report_holds_the_stages_of_every_graph(small_bundle: Bundle) -> None:
+    for binary in small_bundle.report["binaries"]:
         assert set(binary["stages"]) == set(binary["graphs"])
         for stages in binary["stages"].values():
             assert "Graph Optimizations" in stages
