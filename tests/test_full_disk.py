@@ -11,13 +11,14 @@ import pytest
 resource = pytest.importorskip("resource")  # limits of a process, which Windows lacks
 
 
-def test_the_next_run_goes_on_from_the_last_finished_part(small_recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_next_run_goes_on_from_the_last_finished_part(tiny_recipe: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole", tmp_path / "out"
-    assert run(small_recipe, whole).returncode == 0
+    assert run(tiny_recipe, whole).returncode == 0
     first, second = (whole / f"onnx/part_{i}_of_2.data" for i in (1, 2))
     limit = first.stat().st_size + 1000
     assert limit < second.stat().st_size  # which is where the disk is full
-    stopped = run(small_recipe, output, limit)
+    stopped = run(tiny_recipe, output, limit)
     assert stopped.returncode == 2
     (error,) = (line for line in stopped.stderr.splitlines() if line.startswith("error: "))
     assert "File too large" in error
@@ -27,7 +28,7 @@ def test_the_next_run_goes_on_from_the_last_finished_part(small_recipe: Path, tm
     kept = steps / "calibrate_1_of_2.json"
     made = kept.stat().st_mtime_ns
     assert not (steps / "calibrate_2_of_2.json").exists()  # a failure is not kept
-    assert run(small_recipe, output).returncode == 0
+    assert run(tiny_recipe, output).returncode == 0
     assert (output / ".steps" / kept.name).stat().st_mtime_ns == made
     assert (output / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
 

@@ -21,13 +21,13 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, small_recipe: Path) -> Path:
+def recipe(tmp_path: Path, tiny_recipe: Path) -> Path:
     """A copy of the tiny recipe and its checkpoint that a test may spoil."""
     folder = tmp_path / "recipes"
     folder.mkdir()
-    shutil.copy(small_recipe, folder)
-    shutil.copytree(small_recipe.parent / "tiny_llama", folder / "tiny_llama", ignore=shutil.ignore_patterns("*.py"))
-    return folder / small_recipe.name
+    shutil.copy(tiny_recipe, folder)
+    shutil.copytree(tiny_recipe.parent / "tiny_llama", folder / "tiny_llama", ignore=shutil.ignore_patterns("*.py"))
+    return folder / tiny_recipe.name
 
 
 @pytest.fixture

@@ -98,9 +98,9 @@ def test_generate_writes_text(run: Run, small_bundle: Bundle, runtime: str) -> N
     assert "stopped: 12 tokens" in outcome.err or "stopped: end of text" in outcome.err
 
 
-def test_runtimes_write_the_same_greedy_text(run: Run, small_bundle: Bundle) -> None:
+def test_runtimes_write_the_same_greedy_text(run: Run, tiny_bundle: Bundle) -> None:
     texts = [
-        run("generate", small_bundle.folder, "--prompt", "If the", "--runtime", runtime, "--tokens", 16).out
+        run("generate", tiny_bundle.folder, "--prompt", "If the", "--runtime", runtime, "--tokens", 16).out
         for runtime in ("onnxruntime", "qnn")
     ]
     assert texts[0] == texts[1]

@@ -17,16 +17,16 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_recipe: Path, tmp_path: Path) -> Run:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_recipe: Path, tmp_path: Path) -> Run:
     """Plans the tiny recipe over a folder that holds config.json alone; gives code, stdout and stderr."""
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    shutil.copy(small_recipe.parent / "tiny_llama" / "config.json", checkpoint)
+    shutil.copy(tiny_recipe.parent / "tiny_llama" / "config.json", checkpoint)
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*options: str) -> tuple[int, str, str]:
         common = ("--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"))
-        monkeypatch.setattr(sys, "argv", ["llmconv", "plan", str(small_recipe), *common, *options])
+        monkeypatch.setattr(sys, "argv", ["llmconv", "plan", str(tiny_recipe), *common, *options])
         with pytest.raises(SystemExit) as left:
             main()
         captured = capsys.readouterr()
