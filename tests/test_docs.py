@@ -6,6 +6,8 @@ import inspect
 import re
 from pathlib import Path
 
+from import_picture import picture
+
 from llmconv import Registry
 from llmconv.plugins import hooks as hookspecs
 from llmconv.recipe.recipe import Recipe
@@ -37,3 +39,7 @@ def test_every_pass_and_every_section_is_documented() -> None:
 def test_readme_names_each_command_that_ci_runs() -> None:
     blocks = re.findall(r"```sh\n# (\w+)", (ROOT / "README.md").read_text())
     assert blocks == ["demo", "tests"]
+
+
+def test_the_picture_of_the_house_is_of_todays_imports() -> None:
+    assert picture() in (ROOT / "docs" / "architecture.md").read_text()
