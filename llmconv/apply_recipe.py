@@ -10,7 +10,6 @@ from typing import Any
 
 from safetensors.torch import save
 
-from llmconv import target as targets
 from llmconv.backends.backend import Backend, BuildJob, BuildResult, Progress
 from llmconv.bundle.bundle import EVALUATION, FORMAT, MANIFEST, ROPE, SOURCE, Bundle, check_output, list_files
 from llmconv.bundle.graph_spec import graph_spec
@@ -31,6 +30,7 @@ from llmconv.proof.proof import prove
 from llmconv.recipe.recipe import OutputSection, Recipe
 from llmconv.report import card, page
 from llmconv.sources.licence import licence_of
+from llmconv.target import Chipset
 from llmconv.work.identity import checkpoint_identity, code_identity
 from llmconv.work.steps import Steps, work_folder
 
@@ -62,7 +62,7 @@ def apply(
     """
     registry = registry or Registry.load()
     verify = recipe.verify.passes if verify is None else verify
-    chipset = targets.find(recipe.target.name)
+    chipset = registry.chipset(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
     backend.check(chipset)  # first: an account that is missing is found at once
     checked = check(recipe, registry)
@@ -131,7 +131,7 @@ def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
 def _manifest(
     checked: Checked,
     model: Model,
-    chipset: targets.Chipset,
+    chipset: Chipset,
     result: BuildResult,
     hashes: dict[str, str],
 ) -> dict[str, Any]:

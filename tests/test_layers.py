@@ -20,7 +20,8 @@ PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
 # From the ground up: a room imports from rows below its own, and within its row from itself alone.
 ROWS = """
 errors files naming quantities
-encodings plugins target tokenizer weights work
+target
+encodings plugins tokenizer weights work
 sources recipe
 graph
 decoding

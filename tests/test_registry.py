@@ -6,19 +6,23 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
 from tiny_graphs import tiny_causal
-from torch import fx
+from torch import fx, nn
 
 import llmconv.plugins.registry
-from llmconv import PluginError, RecipeError, Registry, hookimpl
+from llmconv import CheckpointError, PluginError, RecipeError, Registry, hookimpl
 from llmconv.graph import Graph, Model, aten, trace
 from llmconv.passes import GraphPass, PassManager, RewritePass
 from llmconv.plugins import hooks as hookspecs
+from llmconv.sources import ModelConfig, Source
 from llmconv.testing import random_weights
+from llmconv.tokenizer import Tokenizer
+from llmconv.weights import DictStore
 
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "llmconv_spec")]
 
@@ -82,20 +86,24 @@ NOTHING = hook_module(register_passes=lambda: [Nothing])
 
 def test_built_ins_come_through_the_group() -> None:
     found = {e.name: e.value for e in entry_points(group="llmconv") if e.value.startswith("llmconv_plugins.")}
-    modules = {kind: kind for kind in ("passes", "sources", "lowerings", "backends", "runtimes", "exporters")}
+    modules = {
+        kind: kind for kind in ("passes", "sources", "lowerings", "backends", "runtimes", "exporters", "chipsets")
+    }
     modules["qnn_ai_hub"] = "ai_hub"  # by itself, so that it is found without importing torch
     assert found == {name: f"llmconv_plugins.{module}" for name, module in modules.items()}
     registry = Registry.load()
     assert not registry.broken
-    assert {"kv_cache_io", "split_heads", "decompose", "linear_to_conv", "split_model", "w4a16"} <= set(registry.passes)
-    assert "llama" in registry.sources
-    assert {"onnx", "qnn", "qnn_ai_hub"} <= set(registry.backends)
-    assert registry.passes["w4a16"].distribution.startswith("llmconv ")
+    assert {"kv_cache_io", "split_heads", "decompose", "linear_to_conv", "split_model", "w4a16"} <= set(
+        registry.of_kind("pass")
+    )
+    assert "llama" in registry.of_kind("source")
+    assert {"onnx", "qnn", "qnn_ai_hub"} <= set(registry.of_kind("backend"))
+    assert registry.find("pass", "w4a16").distribution.startswith("llmconv ")
 
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_shipped_plugin_uses_every_hook(hook: str) -> None:
-    modules = [m for _, m in Registry.load().modules if m.__name__.startswith("llmconv_plugins.")]
+    modules = [p.module for p in Registry.load().loaded if p.module.__name__.startswith("llmconv_plugins.")]
     assert any(hook in vars(module) for module in modules)
 
 
@@ -105,10 +113,10 @@ def test_there_are_hooks() -> None:
 
 def test_plugin_with_an_entry_point_of_its_own_is_loaded_alone(install: Install) -> None:
     install(Entry("other", ImportError("never loaded"), "other-dist"), Entry("nothing", NOTHING, "good-dist"))
-    registry = Registry.load_only("nothing")
-    assert registry.find("pass", "nothing") is Nothing
+    registry = Registry.load("nothing")
+    assert registry.find("pass", "nothing").plugin is Nothing
     assert not registry.broken
-    assert not Registry.load_only("missing").modules
+    assert not Registry.load("missing").loaded
 
 
 def test_broken_plugin_is_a_warning(install: Install, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +125,7 @@ def test_broken_plugin_is_a_warning(install: Install, caplog: pytest.LogCaptureF
         registry = Registry.load()
     assert registry.broken == {"broken-dist 1.0 (bad)": "ImportError: no module named 'scipy'"}
     assert "broken-dist 1.0 (bad)" in caplog.text
-    assert registry.find("pass", "nothing") is Nothing
+    assert registry.find("pass", "nothing").plugin is Nothing
 
 
 def test_broken_plugin_is_an_error_once_something_is_missing(install: Install) -> None:
@@ -137,7 +145,7 @@ def test_hook_that_raises_breaks_its_own_plugin_alone(install: Install, caplog: 
     bad = hook_module(register_passes=register_passes, register_lowerings=register_lowerings)
     install(Entry("bad", bad, "broken-dist"), Entry("good", NOTHING, "good-dist"))
     registry = Registry.load()
-    assert registry.find("pass", "nothing") is Nothing
+    assert registry.find("pass", "nothing").plugin is Nothing
     assert registry.lowerings == {}
     assert "broken-dist 1.0" in caplog.text
     with pytest.raises(PluginError, match=r"broken-dist 1\.0 .*out of order"):
@@ -156,7 +164,7 @@ def test_misspelt_hook_of_an_installed_plugin_breaks_it_alone(install: Install) 
     )
     registry = Registry.load()
     assert "register_pases" in registry.broken["broken-dist 1.0 (bad)"]
-    assert "nothing" in registry.passes
+    assert "nothing" in registry.of_kind("pass")
 
 
 def test_name_given_twice_names_both_distributions(install: Install) -> None:
@@ -169,8 +177,41 @@ def test_op_lowered_twice_names_both_distributions(install: Install) -> None:
     table = {aten.relu.default: lambda low, node: None}
     modules = [hook_module(register_lowerings=lambda: table) for _ in range(2)]
     install(Entry("one", modules[0], "first-dist"), Entry("two", modules[1], "second-dist"))
+    lower = Registry.load().lowerings[aten.relu.default]  # a recipe whose graphs have no such op is not concerned
     with pytest.raises(PluginError, match=r"aten\.relu\.default is lowered by both first-dist 1\.0 and second-dist 1"):
-        _ = Registry.load().lowerings
+        lower(None, None)
+
+
+def test_what_is_not_decorated_is_no_hook_and_specname_is_one() -> None:
+    module = ModuleType("third_party")
+    module.register_passes = lambda: [Nothing]  # type: ignore[attr-defined]
+    assert not Registry.of(module).of_kind("pass")
+    module.passes_of_mine = hookimpl(specname="register_passes")(lambda: [Nothing])  # type: ignore[attr-defined]
+    assert set(Registry.of(module).of_kind("pass")) == {"nothing"}
+
+
+@dataclass(frozen=True)
+class Unnamed(Nothing):
+    """Has a name that is none."""
+
+    name: ClassVar[str] = 3  # type: ignore[assignment]
+
+
+def test_a_badly_named_plugin_and_a_name_given_twice_block_only_recipes_that_use_them(install: Install) -> None:
+    @dataclass(frozen=True)
+    class Other(Nothing):
+        """Changes nothing either."""
+
+        name: ClassVar[str] = "other"
+
+    first = hook_module(register_passes=lambda: [Unnamed, Nothing, Other])
+    install(Entry("one", first, "first-dist"), Entry("two", NOTHING, "second-dist"))
+    registry = Registry.load()
+    assert registry.find("pass", "other").distribution == "first-dist 1.0"
+    assert set(registry.of_kind("pass")) == {"other"}
+    assert "has a name that is not a string" in registry.broken["first-dist 1.0 (pass Unnamed)"]
+    with pytest.raises(PluginError, match="comes from both"):
+        registry.create("pass", "nothing", {"count": 1})
 
 
 def test_options_become_fields() -> None:
@@ -223,3 +264,39 @@ def test_third_party_pass_runs_in_the_manager() -> None:
     divisions = [n for n in model.graphs["prompt"].parts[0].graph.nodes if n.target is aten.div.Tensor]
     assert len(divisions) == 3
     assert all(n.args[1] == 4.0 for n in divisions)
+
+
+@dataclass(frozen=True)
+class Careless(Source):
+    """Fails where it is asked for its configuration."""
+
+    name: ClassVar[str] = "careless"
+
+    def config(self) -> ModelConfig:
+        return {}["layers"]  # type: ignore[no-any-return]
+
+    def module(self) -> nn.Module:
+        raise CheckpointError("says what is wrong itself")
+
+    def weights(self) -> DictStore:
+        return DictStore({})
+
+    def tokenizer(self) -> Tokenizer:
+        return NotImplemented
+
+    def description(self) -> list[Path]:
+        return []
+
+    def reference(self) -> str:
+        return "none"
+
+
+def test_an_error_in_a_plugins_method_names_class_method_line_and_cause(tmp_path: Path) -> None:
+    source = Careless(tmp_path)
+    with pytest.raises(
+        PluginError, match=r"Careless\.config failed: KeyError: 'layers' \(.*test_registry\.py:\d+\)"
+    ) as e:
+        source.config()
+    assert isinstance(e.value.__cause__, KeyError)
+    with pytest.raises(CheckpointError, match="^says what is wrong itself$"):
+        source.module()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llmconv.plugins.frame import Framed
+
 if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.bundle.bundle import Bundle
     from llmconv.bundle.check import Check
@@ -100,7 +102,7 @@ class BuildResult:
 
 
 @dataclass(frozen=True)
-class Backend(ABC):
+class Backend(Framed, ABC):
     """Builds a bundle's parts. A subclass is a frozen dataclass; its fields are the recipe's `[backend]` options."""
 
     name: ClassVar[str]

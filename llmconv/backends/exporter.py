@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from llmconv.backends.backend import Progress
 from llmconv.bundle.bundle import Bundle
+from llmconv.plugins.frame import Framed
 
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
 
 
 @dataclass(frozen=True)
-class Exporter(ABC):
+class Exporter(Framed, ABC):
     """Writes another form of a bundle. A subclass is a frozen dataclass; its fields are options."""
 
     name: ClassVar[str]

@@ -58,12 +58,12 @@ def verify(bundle: options.Bundle) -> None:
 
 def _check_backend(recipe: Recipe) -> None:
     """What the backend lacks, before torch is imported; where its plugin has an entry point of its own."""
-    from llmconv import target as targets
     from llmconv.plugins.registry import Registry
 
-    registry, name = Registry.load_only(recipe.backend.name), recipe.backend.name
-    if name in registry.backends:
-        registry.create("backend", name, recipe.backend.options).check(targets.find(recipe.target.name))
+    name = recipe.backend.name
+    registry = Registry.load("chipsets", name)
+    if name in registry.of_kind("backend"):
+        registry.create("backend", name, recipe.backend.options).check(registry.chipset(recipe.target.name))
 
 
 def export(

@@ -23,9 +23,9 @@ def passes() -> None:
 
 def targets() -> None:
     """List the chipsets, and devices that carry them; a recipe may name either."""
-    from llmconv.target import all_chipsets
+    from llmconv.plugins.registry import Registry
 
     table = Table("chipset", "model", "HTP", "devices")
-    for chipset in all_chipsets():
+    for chipset in Registry.load().chipsets:
         table.add_row(chipset.name, chipset.model, f"v{chipset.htp_arch}", ", ".join(chipset.devices))
     display.show(table)

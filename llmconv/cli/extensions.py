@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -9,7 +10,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llmconv.errors import PluginError
+from llmconv.plugins.frame import blame
 
+logger = logging.getLogger(__name__)
 GROUP = "llmconv.commands"  # command -> a typer app
 
 
@@ -28,15 +31,25 @@ class ExtensibleGroup(TyperGroup):
         """A command; a plugin's is not imported yet."""
         found = super().get_command(ctx, cmd_name)
         entries = [entry for entry in entry_points(group=GROUP) if entry.name == cmd_name]
+        brought = " and ".join(_distribution(entry) for entry in entries)
+        if found is not None and entries:
+            logger.warning("command '%s' of %s is not used: llmconv has one of that name", cmd_name, brought)
+        elif len(entries) > 1:
+            raise PluginError(f"command '{cmd_name}' comes from both {brought}; uninstall one")
         return found if found is not None or not entries else _Deferred(entries[0])
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "unknown distribution"
 
 
 class _Deferred(TyperCommand):
     """A plugin's command that is imported when its arguments are read."""
 
     def __init__(self, entry: EntryPoint) -> None:
-        brought_by = entry.dist.name if entry.dist else "unknown distribution"
-        super().__init__(entry.name, help=f"Commands that {brought_by} brings; see 'llmconv {entry.name} --help'.")
+        super().__init__(
+            entry.name, help=f"Commands that {_distribution(entry)} brings; see 'llmconv {entry.name} --help'."
+        )
         self._entry = entry
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -44,5 +57,6 @@ class _Deferred(TyperCommand):
         try:
             command = typer.main.get_command(self._entry.load())
         except Exception as error:  # a third party's module may raise anything
-            raise PluginError(f"command '{self.name}' cannot be loaded: {type(error).__name__}: {error}") from error
+            why = blame(ExtensibleGroup, error)
+            raise PluginError(f"command '{self.name}' cannot be loaded: {why}") from error
         return command.make_context(info_name, args, parent, **extra)

@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import sys
+import traceback
 from importlib.metadata import version
 
 import typer
@@ -14,6 +15,7 @@ from llmconv.cli import bundles, catalog, inspect, recipes, talk
 from llmconv.cli import plan_command as planning
 from llmconv.cli.extensions import ExtensibleGroup
 from llmconv.errors import LlmconvError
+from llmconv.plugins.frame import blame
 
 WRONG, INTERRUPTED = 2, 130  # exit codes; 1 is a proof that failed
 
@@ -54,11 +56,21 @@ def main() -> None:
         app()
     except LlmconvError as error:
         print(f"error: {error}", file=sys.stderr)
+        _show_traceback()
         sys.exit(WRONG)
     except OSError as error:  # a full disk, a folder without permission
         print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(WRONG)
+    except Exception as error:  # what a plugin's code or ours did not foresee
+        print(f"error: {blame(main, error)}; 'llmconv --verbose ...' shows the traceback", file=sys.stderr)
+        _show_traceback()
         sys.exit(WRONG)
     except SystemExit as left:
         if left.code == INTERRUPTED:  # what typer makes of Ctrl-C
             print("interrupted", file=sys.stderr)
         raise
+
+
+def _show_traceback() -> None:
+    if logging.getLogger().isEnabledFor(logging.INFO):  # --verbose
+        traceback.print_exc()

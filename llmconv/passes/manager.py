@@ -14,6 +14,7 @@ from llmconv.graph.model import Graph, Model
 from llmconv.passes.base import Pass
 from llmconv.passes.context import NOTHING, PassContext
 from llmconv.passes.verifier import Verifier
+from llmconv.plugins.frame import blame
 from llmconv.work.machine import peak_memory
 
 Announce = Callable[[str], None]
@@ -144,8 +145,7 @@ def _named(p: Pass, before: list[str]) -> Iterator[None]:
     except LlmconvError as error:
         raise PassError(f"{where}: {error}") from error
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise PassError(f"{where} failed: {type(error).__name__}: {reason}") from error
+        raise PassError(f"{where} failed: {blame(p, error)}") from error
 
 
 def _count(graph: Graph) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 from llmconv.graph.sizes import GraphSize, PartSize
 from llmconv.planning.resplit import ar_that_fits, part_count_that_fits
 from llmconv.quantities import Unit, quantity
-from llmconv.target import PART_SECONDS, Chipset
+from llmconv.target import Chipset
 
 # The one figure at hand: part 4 of Llama-2-7B at ar 1024 (942 MB of weights, 143 MB in and out) "needs 2,347,229 KB",
 # while parts 1 to 3 of 4 loaded. Twice the sum of weights, embedding tables apart, of what goes in and out, past keys
@@ -86,7 +86,7 @@ def limits(parts: Sequence[PartSize], chipset: Chipset) -> list[Limit]:
         found.append(_domain(name, part, parts, chipset))
         found.append(_graph(name, part, parts, chipset))
         if chipset.bandwidth is not None:
-            found.append(_time(name, part, parts, chipset.bandwidth))
+            found.append(_time(name, part, parts, chipset))
     return found
 
 
@@ -114,12 +114,13 @@ def _graph(name: str, part: PartSize, parts: Sequence[PartSize], chipset: Chipse
     return Limit(name, "graph memory", need, bound, "B", verdict, " or ".join(advice))
 
 
-def _time(name: str, part: PartSize, parts: Sequence[PartSize], bandwidth: float) -> Limit:
+def _time(name: str, part: PartSize, parts: Sequence[PartSize], chipset: Chipset) -> Limit:
+    bandwidth, bound = chipset.bandwidth or 0.0, chipset.part_seconds
     need = seconds_a_token(part, bandwidth)
-    if need <= PART_SECONDS:
-        return Limit(name, "time a token", need, PART_SECONDS, "s", "ok")
-    count = part_count_that_fits(parts, lambda made: all(seconds_a_token(p, bandwidth) <= PART_SECONDS for p in made))
-    return Limit(name, "time a token", need, PART_SECONDS, "s", "warning", _more_parts(count))
+    if need <= bound:
+        return Limit(name, "time a token", need, bound, "s", "ok")
+    count = part_count_that_fits(parts, lambda made: all(seconds_a_token(p, bandwidth) <= bound for p in made))
+    return Limit(name, "time a token", need, bound, "s", "warning", _more_parts(count))
 
 
 def _more_parts(count: int | None) -> str:

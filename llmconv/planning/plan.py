@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmconv import target as targets
 from llmconv.backends.backend import Backend, Stage
 from llmconv.errors import ResourceError
 from llmconv.graph.model import Model
@@ -157,7 +156,7 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
         LlmconvError: the recipe or the checkpoint's configuration is wrong, or a pass cannot be applied.
     """
     registry = registry or Registry.load()
-    chipset = targets.find(recipe.target.name)
+    chipset = registry.chipset(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
     checked = check(recipe, registry)
     return make(checked, *lay_out(checked), Device(backend, chipset, jobs))

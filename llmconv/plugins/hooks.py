@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmconv.passes.base import Pass
     from llmconv.runtimes.runtime import Runtime
     from llmconv.sources.source import Source
+    from llmconv.target import Chipset
 
 hookspec = pluggy.HookspecMarker("llmconv")
 hookimpl = pluggy.HookimplMarker("llmconv")
@@ -47,3 +48,8 @@ def register_runtimes() -> Iterable[type[Runtime]]:  # type: ignore[empty-body]
 @hookspec
 def register_exporters() -> Iterable[type[Exporter]]:  # type: ignore[empty-body]
     """Exporters that can give a bundle another form."""
+
+
+@hookspec
+def register_chipsets() -> Iterable[Chipset]:  # type: ignore[empty-body]
+    """Chipsets that a recipe's target may name, by themselves or by a device."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pluggy
-from pydantic import TypeAdapter, ValidationError
 
-from llmconv.errors import PluginError, RecipeError
+from llmconv.errors import PluginError
 from llmconv.naming import nearest
-from llmconv.plugins import hooks as hookspecs
+from llmconv.plugins import hooks
+from llmconv.plugins.contract import lacks
+from llmconv.plugins.frame import plugin_code
+from llmconv.plugins.options import validated
+from llmconv.target import Chipset, find
 
 if TYPE_CHECKING:
     from llmconv.lowering.lower import LoweringTable
@@ -43,32 +45,38 @@ class Registered:
     distribution: str
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """One hook module; pluggy calls its hooks through a manager of its own, so that its errors are its own."""
+
+    distribution: str
+    module: Any
+    manager: pluggy.PluginManager
+
+
 @dataclass
 class Registry:
     """All plugins that can be loaded, and those that cannot, with the reason.
 
     Attributes:
-        modules: (distribution, hook module) of every plugin.
-        broken: distribution and entry point -> why it cannot be loaded.
+        loaded: every hook module.
+        broken: distribution and entry point, hook or class -> why it cannot be used.
     """
 
-    modules: list[tuple[str, Any]] = field(default_factory=list)
+    loaded: list[Loaded] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
+    _found: dict[Kind, dict[str, list[Registered]]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls) -> Registry:
-        """Load every entry point of the group `llmconv`; one that fails is a warning, and an error only when needed."""
+    def load(cls, *names: str) -> Registry:
+        """Load the entry points of the group `llmconv`; one that fails is a warning, and an error only when needed.
+
+        Args:
+            names: of the entry points to load, so that the others are not imported; all by default.
+        """
         registry = cls()
         for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name)):
-            registry._load(entry)
-        return registry
-
-    @classmethod
-    def load_only(cls, name: str) -> Registry:
-        """Load the entry points of that name alone: a plugin that has its own is found without importing the others."""
-        registry = cls()
-        for entry in entry_points(group=GROUP):
-            if entry.name == name:
+            if not names or entry.name in names:
                 registry._load(entry)
         return registry
 
@@ -81,96 +89,81 @@ class Registry:
         return registry
 
     def add(self, distribution: str, module: Any) -> None:
-        """Add one hook module.
+        """Add one hook module: what of it is decorated with `hookimpl` is called.
 
         Raises:
             PluginError: it implements a hook that does not exist.
         """
-        manager = _manager()
-        manager.register(module)
+        manager = pluggy.PluginManager(GROUP)
+        manager.add_hookspecs(hooks)
         try:
+            manager.register(module)
             manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise PluginError(f"{distribution}: {error}") from error
-        self.modules.append((distribution, module))
-
-    @cached_property
-    def passes(self) -> Mapping[str, Registered]:
-        """Passes by name."""
-        return self._collect("pass")
-
-    @cached_property
-    def sources(self) -> Mapping[str, Registered]:
-        """Sources by name."""
-        return self._collect("source")
-
-    @cached_property
-    def backends(self) -> Mapping[str, Registered]:
-        """Backends by name."""
-        return self._collect("backend")
-
-    @cached_property
-    def runtimes(self) -> Mapping[str, Registered]:
-        """Runtimes by name."""
-        return self._collect("runtime")
-
-    @cached_property
-    def exporters(self) -> Mapping[str, Registered]:
-        """Exporters by name."""
-        return self._collect("exporter")
+            raise PluginError(f"{distribution}: {' '.join(str(error).split())}") from error
+        self.loaded.append(Loaded(distribution, module, manager))
+        self._found.clear()
 
     def of_kind(self, kind: Kind) -> Mapping[str, Registered]:
-        """Plugins of one kind by name."""
-        found: Mapping[str, Registered] = getattr(self, {"pass": "passes"}.get(kind, f"{kind}s"))
-        return found
+        """Plugins of one kind by name, but for those whose name two distributions claim."""
+        return {name: found[0] for name, found in self._named(kind).items() if len(found) == 1}
 
     @cached_property
     def lowerings(self) -> LoweringTable:
-        """The function of each fx op, from all plugins.
+        """The function of each fx op, from all plugins; for an op that two lower, one that refuses."""
+        return {op: functions[0][1] if len(functions) == 1 else _refusal(op, functions) for op, functions in self._ops}
+
+    def lowered_by(self, op: Any) -> str:
+        """The distribution that lowers an op."""
+        return next((functions[0][0] for known, functions in self._ops if known == op), "")
+
+    @cached_property
+    def _ops(self) -> list[tuple[Any, list[tuple[str, Any]]]]:
+        found: dict[Any, list[tuple[str, Any]]] = {}
+        for distribution, table in self._call("register_lowerings"):
+            for op, function in table.items():
+                found.setdefault(op, []).append((distribution, function))
+        return list(found.items())
+
+    @cached_property
+    def chipsets(self) -> list[Chipset]:
+        """Every chipset that a plugin knows."""
+        return [chipset for _, found in self._call("register_chipsets") for chipset in found]
+
+    def chipset(self, name: str) -> Chipset:
+        """The chipset of that name, part number, or device.
 
         Raises:
-            PluginError: two plugins lower the same op.
+            RecipeError: no plugin knows it.
         """
-        table: dict[Any, Any] = {}
-        owner: dict[Any, str] = {}
-        for distribution, module in self.modules:
-            for op, function in self._call(distribution, module, "register_lowerings"):
-                if op in table:
-                    raise PluginError(f"op {op} is lowered by both {owner[op]} and {distribution}; uninstall one")
-                table[op], owner[op] = function, distribution
-        return table
+        return find(name, self.chipsets)
 
-    def find(self, kind: Kind, name: str) -> Any:
-        """The class that a recipe names.
+    def find(self, kind: Kind, name: str) -> Registered:
+        """The class that a recipe names, with the distribution that brought it.
 
         Raises:
-            PluginError: no plugin has that name.
+            PluginError: no plugin has that name, or two have.
         """
-        known = self.of_kind(kind)
-        if name in known:
-            return known[name].plugin
-        hint = nearest(name, known)
+        known = self._named(kind)
+        found = known.get(name, [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            both = " and ".join(f.distribution for f in found)
+            raise PluginError(f"{kind} '{name}' comes from both {both}; uninstall one")
         broken = "".join(f"; plugin {where} cannot be loaded: {why}" for where, why in self.broken.items())
-        raise PluginError(f"no {kind} named '{name}'{hint}{broken}")
+        raise PluginError(f"no {kind} named '{name}'{nearest(name, known)}{broken}")
 
     def create(self, kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
         """An instance of a plugin class with validated options.
 
         Raises:
-            PluginError: no plugin has that name.
+            PluginError: no plugin has that name, or its class fails.
             RecipeError: an option is unknown, missing, or of the wrong type.
         """
-        plugin, where = self.find(kind, name), f"{kind} '{name}'"
-        known = {f.name: f for f in fields(plugin)}
-        hints = get_type_hints(plugin)
-        for key in options:
-            if key not in known:
-                raise RecipeError(f"{where}: no option '{key}'{nearest(key, known)}")
-        for key, entry in known.items():
-            if key not in options and entry.default is MISSING and entry.default_factory is MISSING:
-                raise RecipeError(f"{where}: option '{key}' is missing")
-        values = {key: _validated(hints[key], value, f"{where}: option '{key}'") for key, value in options.items()}
-        return plugin(**values)
+        plugin, where = self.find(kind, name).plugin, f"{kind} '{name}'"
+        with plugin_code(plugin, where):
+            return plugin(**validated(plugin, options, where))
 
     def _load(self, entry: EntryPoint) -> None:
         distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
@@ -179,55 +172,37 @@ class Registry:
         except Exception as error:  # a third party's module may raise anything
             self._break(f"{distribution} ({entry.name})", error)
 
-    def _collect(self, kind: Kind) -> Mapping[str, Registered]:
-        found: dict[str, Registered] = {}
-        for distribution, module in self.modules:
-            for plugin in self._call(distribution, module, _HOOKS[kind]):
-                name = getattr(plugin, "name", None)
-                if not isinstance(name, str):
-                    raise PluginError(f"{kind} {plugin!r} of {distribution} has no attribute 'name'")
-                if name in found:
-                    raise PluginError(
-                        f"{kind} '{name}' comes from both {found[name].distribution} and {distribution}; uninstall one"
-                    )
-                found[name] = Registered(name, plugin, distribution)
-        return found
+    def _named(self, kind: Kind) -> Mapping[str, list[Registered]]:
+        if kind not in self._found:
+            found: dict[str, list[Registered]] = {}
+            for distribution, plugins in self._call(_HOOKS[kind]):
+                for plugin in plugins:
+                    if lacking := lacks(plugin, kind):
+                        where = f"{distribution} ({kind} {getattr(plugin, '__name__', plugin)!s})"
+                        self._break(where, PluginError(lacking))
+                    else:
+                        found.setdefault(plugin.name, []).append(Registered(plugin.name, plugin, distribution))
+            self._found[kind] = found
+        return self._found[kind]
 
-    def _call(self, distribution: str, module: Any, hook: str) -> list[Any]:
-        """What a module's hook gives, a table as pairs; nothing where it has none, or where it raises."""
-        try:
-            found: Any = getattr(module, hook, tuple)()
-            return list(found.items() if isinstance(found, Mapping) else found)
-        except Exception as error:  # as in `_load`
-            self._break(f"{distribution} ({hook})", error)
-            return []
+    def _call(self, hook: str) -> Iterator[tuple[str, Any]]:
+        """What the hooks of that name give, each with its distribution; nothing of one that raises."""
+        for plugin in self.loaded:
+            try:
+                results = getattr(plugin.manager.hook, hook)()
+                for found in results:
+                    yield plugin.distribution, found if isinstance(found, Mapping) else list(found)
+            except Exception as error:  # as in `_load`
+                self._break(f"{plugin.distribution} ({hook})", error)
 
     def _break(self, where: str, error: Exception) -> None:
-        self.broken[where] = reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning("plugin %s cannot be loaded: %s", where, reason)
+        if where not in self.broken:
+            self.broken[where] = reason = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("plugin %s cannot be loaded: %s", where, reason)
 
 
-def _manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    return manager
+def _refusal(op: Any, functions: list[tuple[str, Any]]) -> Any:
+    def refuse(*_: Any) -> None:
+        raise PluginError(f"op {op} is lowered by both {functions[0][0]} and {functions[1][0]}; uninstall one")
 
-
-def _validated(hint: Any, value: Any, where: str) -> Any:
-    try:
-        return TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)  # "2" and true are not 2
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f".{p}" for p in first["loc"] if isinstance(p, str) and p in str(value))
-        raise RecipeError(f"{where}{place}: {first['msg'].lower()}, not {value!r}") from error
-
-
-def option_schema(plugin: type) -> dict[str, Any]:
-    """JSON Schemas of a plugin's options by name, and whether each is required."""
-    hints = get_type_hints(plugin)
-    return {f.name: TypeAdapter(hints[f.name]).json_schema() for f in fields(plugin) if not f.name.startswith("_")}
-
-
-def required_options(plugin: type) -> Iterable[str]:
-    """Names of the options without a default."""
-    return [f.name for f in fields(plugin) if f.default is MISSING and f.default_factory is MISSING]
+    return refuse

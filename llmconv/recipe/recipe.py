@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from llmconv import target as targets
 from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
 from llmconv.recipe.overrides import override, substitute
@@ -178,7 +177,7 @@ class Recipe(_Section):
         Raises:
             RecipeError, PluginError: the first that does not.
         """
-        targets.find(self.target.name)
+        registry.chipset(self.target.name)
         registry.create("source", self.model.source, {"checkpoint": self.model.checkpoint, **self.model.options})
         for entry in self.passes:
             registry.create("pass", entry.name, entry.options)
@@ -229,7 +228,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     Raises:
         LlmconvError: a plugin's options have no schema.
     """
-    from llmconv.plugins.registry import option_schema, required_options  # noqa: PLC0415  plugins import pluggy and pydantic
+    from llmconv.plugins.options import option_schema, required_options  # noqa: PLC0415  plugins import pluggy and pydantic
 
     def named(kind: Any) -> list[dict[str, Any]]:
         return [

@@ -14,6 +14,7 @@ from llmconv.bundle.bundle import ROPE, SOURCE, Bundle
 from llmconv.decoding.decoder import Array, Decoder, Runner
 from llmconv.decoding.dialog import DecoderDialog, Dialog
 from llmconv.decoding.generate import Sampler, Sampling
+from llmconv.plugins.frame import Framed
 from llmconv.sources.source import Source
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Runtime(ABC):
+class Runtime(Framed, ABC):
     """Runs bundles. A subclass is a frozen dataclass without options."""
 
     name: ClassVar[str]

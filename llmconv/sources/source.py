@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from llmconv.plugins.frame import Framed
 from llmconv.tokenizer.tokenizer import Tokenizer
 from llmconv.weights.store import WeightStore
 
@@ -31,7 +32,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class Source(Framed, ABC):
     """Reads one family of checkpoints. A subclass is a frozen dataclass; its fields are `[model.options]`.
 
     Attributes:

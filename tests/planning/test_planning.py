@@ -14,14 +14,15 @@ from torch import fx
 
 import llmconv
 from llmconv import Bundle, Plan, Recipe, Registry, ResourceError, hookimpl
-from llmconv import target as targets
 from llmconv.graph import Graph, Model
 from llmconv.passes import GraphPass, PassContext
 from llmconv.planning import plan as planning
 from llmconv.planning.limits import domain_bytes, graph_bytes, limits, seconds_a_token
 from llmconv.planning.resplit import ar_that_fits, part_count_that_fits, resplit
+from llmconv.target import find
 from llmconv.work import machine
 from llmconv_plugins import backends, lowerings, passes, sources
+from llmconv_plugins.chipsets import CHIPSETS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 LLAMA_2_7B = {
@@ -144,7 +145,7 @@ def test_another_part_count_is_foreseen(published: Plan, planned: Planned) -> No
 
 
 def test_part_over_the_process_domain_names_the_part_count(published: Plan) -> None:
-    small = replace(targets.find("SM8550"), domain_bytes=1_100_000_000)
+    small = replace(find("SM8550", CHIPSETS), domain_bytes=1_100_000_000)
     plan = replace(published, chipset=small, limits=limits(published.parts, small), memory=64 * 10**9)
     with pytest.raises(ResourceError) as caught:
         plan.require()
@@ -156,7 +157,7 @@ def test_part_over_the_process_domain_names_the_part_count(published: Plan) -> N
 
 
 def test_graph_clearly_over_its_memory_names_ar(published: Plan) -> None:
-    small = replace(targets.find("SM8550"), graph_bytes=1_500_000_000)
+    small = replace(find("SM8550", CHIPSETS), graph_bytes=1_500_000_000)
     found = [x for x in limits(published.parts, small) if x.what == "graph memory"]
     assert [x.verdict for x in found] == ["warning", "warning", "warning", "error"]
     plan = replace(published, chipset=small, limits=found, memory=1)

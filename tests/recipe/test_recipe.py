@@ -11,7 +11,7 @@ import pytest
 
 from llmconv import Recipe, RecipeError, Registry
 from llmconv.errors import LlmconvError
-from llmconv.plugins.registry import required_options
+from llmconv.plugins.options import required_options
 from llmconv.recipe import shipped
 from llmconv.recipe.recipe import json_schema
 

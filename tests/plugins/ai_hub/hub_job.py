@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from llmconv import BackendError
-from llmconv import target as targets
 from llmconv.bundle import PartSpec, TensorSpec
 from llmconv.graph import Graph
+from llmconv.target import find
 from llmconv.work import Steps
 from llmconv_plugins.ai_hub import build as building
 from llmconv_plugins.ai_hub import flow, inference, patience, sending
 from llmconv_plugins.ai_hub.backend import AiHubBackend
 from llmconv_plugins.ai_hub.reference import Reference
+from llmconv_plugins.chipsets import CHIPSETS
 from llmconv_plugins.qnn.layout import PlannedBinary
 
 LABELS = ("prompt_ar32_cl128_1_of_1", "token_ar1_cl128_1_of_1")
@@ -105,7 +106,7 @@ def build(folder: Path, say: Callable[[str], None], **options: Any) -> Any:
     job: Any = SimpleNamespace(
         model=model,
         folder=folder,
-        chipset=targets.find("SM8550"),
+        chipset=find("SM8550", CHIPSETS),
         progress=lambda _stage, item: say(item),
         steps=steps,
         samples=[[1, 2, 3]],

@@ -13,11 +13,12 @@ from hub_job import fake_link
 from stand_in import TOKEN, StandIn, running, write_configuration
 
 from llmconv import BackendError, RecipeError, Registry
-from llmconv import target as targets
+from llmconv.target import Chipset, find
 from llmconv_plugins.ai_hub import account
 from llmconv_plugins.ai_hub.backend import AiHubBackend
+from llmconv_plugins.chipsets import CHIPSETS
 
-S23, ELITE = targets.find("SM8550"), targets.find("SM8750")
+S23, ELITE = find("SM8550", CHIPSETS), find("SM8750", CHIPSETS)
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]
         yield hub
 
 
-def refusal(backend: AiHubBackend, chipset: targets.Chipset = S23) -> str:
+def refusal(backend: AiHubBackend, chipset: Chipset = S23) -> str:
     with pytest.raises(BackendError) as caught:
         backend.check(chipset)
     message = str(caught.value)
@@ -88,7 +89,7 @@ def test_service_that_is_down(served: StandIn) -> None:
 @pytest.mark.parametrize("option", ["uploads", "jobs"])
 def test_limits_are_at_least_one(option: str) -> None:
     with pytest.raises(RecipeError, match=f"backend.{option} = 0: must be at least 1"):
-        Registry.load_only("qnn_ai_hub").create("backend", "qnn_ai_hub", {option: 0})
+        Registry.load("qnn_ai_hub").create("backend", "qnn_ai_hub", {option: 0})
 
 
 def test_apply_without_configuration_ends_before_torch_is_imported(small_recipe: Path, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from tiny_graphs import build_part
 from torch import fx
 
 from llmconv import BackendError, Recipe, Registry
-from llmconv import target as targets
 from llmconv.backends import BuildJob
 from llmconv.bundle import BundleStore
 from llmconv.encodings import Encoding, Encodings, WeightEncoding
@@ -39,11 +38,13 @@ from llmconv.graph import (
 )
 from llmconv.prepare.resolve import check
 from llmconv.prepare.run import prepare
+from llmconv.target import find
 from llmconv.weights import DictStore
 from llmconv_plugins.ai_hub.aimet_encodings import LISTS, check_encodings
 from llmconv_plugins.ai_hub.float_graph import norm_insides
 from llmconv_plugins.ai_hub.package import packaging, write_aimet_package, write_qdq_package
 from llmconv_plugins.backends.onnx_backend import OnnxBackend
+from llmconv_plugins.chipsets import CHIPSETS
 from llmconv_plugins.lowerings import TABLE
 from llmconv_plugins.qnn.compiler import GraphJob, compile_part
 from llmconv_plugins.qnn.context_binary import TensorInfo, read_info
@@ -55,7 +56,7 @@ GEN2 = {"soc_model": "43", "htp_arch": "73"}
 
 def built(model: Model, folder: Path) -> BuildJob:
     """The job of a backend after `onnx` has built."""
-    job = BuildJob(model, folder, targets.find("Galaxy S23 Ultra"), TABLE, lambda _stage, _item: None)
+    job = BuildJob(model, folder, find("Galaxy S23 Ultra", CHIPSETS), TABLE, lambda _stage, _item: None)
     OnnxBackend().build(job)
     return job
 

@@ -1,0 +1,88 @@
+"""What is said when code of a plugin fails: whose it is, where, and why, in one line."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from llmconv.errors import LlmconvError, PluginError
+
+
+@contextmanager
+def plugin_code(owner: object, doing: str) -> Iterator[None]:
+    """Errors of a plugin's code inside become one line; those that llmconv raises on purpose pass.
+
+    Args:
+        owner: the plugin's class, an instance of it, or a function.
+        doing: what the plugin was asked for, e.g. "source 'llama', config".
+
+    Raises:
+        PluginError: names the distribution, what was asked, the line of the plugin's file, and the cause.
+    """
+    try:
+        yield
+    except LlmconvError:
+        raise
+    except Exception as error:  # a third party's code may raise anything
+        raise PluginError(f"{doing} failed: {blame(owner, error)}") from error
+
+
+class Framed:
+    """Base of plugin classes: an error in a public method that a plugin defines says whose it is, and where."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if _module(cls).partition(".")[0] != "llmconv":
+            for name, method in list(vars(cls).items()):
+                if inspect.isfunction(method) and not name.startswith("_"):
+                    setattr(cls, name, _framed(method))
+
+
+def _framed(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with plugin_code(self, f"{type(self).__name__}.{method.__name__}"):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def blame(owner: object, error: BaseException) -> str:
+    """The cause's type and text, the line of the owner's code that it passed last, and the owner's distribution."""
+    text = " ".join(str(error).split())
+    cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{cause} ({', '.join(filter(None, (_line(owner, error.__traceback__), distribution_of(owner))))})"
+
+
+def distribution_of(owner: object) -> str:
+    """Name and version of the distribution that brought a class or function; empty for one that none did."""
+    package = _module(owner).partition(".")[0]
+    names = packages_distributions().get(package, ())
+    return f"{names[0]} {version(names[0])}" if names else ""
+
+
+def _line(owner: object, trace: TracebackType | None) -> str:
+    frames = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line) for frame, line in _walk(trace)]
+    package = _module(owner).partition(".")[0]
+    own = [(file, line) for module, file, line in frames if module.partition(".")[0] == package]
+    file, line = (own or [(file, line) for _, file, line in frames] or [("?", 0)])[-1]
+    module = inspect.getmodule(type(owner)) if package == "__main__" else sys.modules.get(package)
+    root = Path(getattr(module, "__file__", None) or "").parent.parent
+    return f"{Path(file).relative_to(root) if Path(file).is_relative_to(root) else file}:{line}"
+
+
+def _walk(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    return traceback.walk_tb(trace)
+
+
+def _module(owner: object) -> str:
+    found = owner if isinstance(owner, type) or inspect.isroutine(owner) else type(owner)
+    return getattr(found, "__module__", "") or ""

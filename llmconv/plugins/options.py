@@ -1,0 +1,52 @@
+"""A plugin's options: the fields of its class, as a recipe writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from llmconv.errors import RecipeError
+from llmconv.naming import nearest
+
+
+def validated(plugin: type, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options with the types that a plugin's fields have.
+
+    Args:
+        where: names the plugin in messages.
+
+    Raises:
+        RecipeError: an option is unknown, missing, or of the wrong type.
+    """
+    known, hints = {f.name: f for f in fields(plugin)}, get_type_hints(plugin)
+    for key in options:
+        if key not in known:
+            raise RecipeError(f"{where}: no option '{key}'{nearest(key, known)}")
+    for key in required_options(plugin):
+        if key not in options:
+            raise RecipeError(f"{where}: option '{key}' is missing")
+    return {key: _validated(hints[key], value, f"{where}: option '{key}'") for key, value in options.items()}
+
+
+def _validated(hint: Any, value: Any, where: str) -> Any:
+    try:
+        return TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)  # "2" and true are not 2
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f".{p}" for p in first["loc"] if isinstance(p, str) and p in str(value))
+        raise RecipeError(f"{where}{place}: {first['msg'].lower()}, not {value!r}") from error
+
+
+def option_schema(plugin: type) -> dict[str, Any]:
+    """JSON Schemas of a plugin's options by name, and whether each is required."""
+    hints = get_type_hints(plugin)
+    return {f.name: TypeAdapter(hints[f.name]).json_schema() for f in fields(plugin) if not f.name.startswith("_")}
+
+
+def required_options(plugin: type) -> Iterable[str]:
+    """Names of the options without a default."""
+    return [f.name for f in fields(plugin) if f.default is MISSING and f.default_factory is MISSING]
