@@ -297,6 +297,6 @@ def test_an_error_in_a_plugins_method_names_class_method_line_and_cause(tmp_path
         PluginError, match=r"Careless\.config failed: KeyError: 'layers' \(.*test_registry\.py:\d+\)"
     ) as e:
         source.config()
-    assert isinstance(e.value.__cause__, KeyError)
-    with pytest.raises(CheckpointError, match="^says what is wrong itself$"):
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(CheckpointError, match="says what is wrong itself"):
         source.module()
