@@ -24,7 +24,7 @@ from llmconv.graph import aten, evaluate, insert, name_of, trace
 from llmconv.tokenizer import Tokenizer
 from llmconv.weights import DictStore
 
-THREADS, TIMES = 4, 5
+THREADS, TIMES = 4, 3
 
 
 def switches() -> dict[str, Any]:
