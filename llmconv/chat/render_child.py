@@ -18,7 +18,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 1  # of the CPU, for one rendering; 500 messages take a hundredth of it
+SECONDS = 1  # of the CPU, for one rendering; 500 messages take a twentieth of it
 MEMORY = 512 << 20  # bytes of address space; a tenth of it is Python and Jinja
 LENGTH = 8 << 20  # characters of a rendering
 ERROR_LENGTH = 500
