@@ -66,9 +66,12 @@ def stream_text(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterator[in
             continue
         new = text[len(shown) :]
         yield new
-        shown, alone = text, tokenizer.decode(piece)
-        if new.strip() and alone.strip() == new.strip():  # what follows it is written as if all were before it
-            window, shown, piece = piece, alone, []
+        shown = text
+        if new.strip():  # behind a space or a control token alone, the next token would be written otherwise
+            alone = tokenizer.decode(piece)
+            if alone.strip() == new.strip():
+                window, shown = piece, alone
+            piece = []
     rest = tokenizer.decode(window)[len(shown) :]
     if rest:
         yield rest
