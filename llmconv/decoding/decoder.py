@@ -1,4 +1,4 @@
-"""The host's side of decoding: chunks of tokens through the graphs, the KV cache kept between them."""
+"""The host's side of decoding: chunks of tokens through graphs that share one KV cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.decoding.cache import Slot
+from llmconv.encodings.value import Encoding
 from llmconv.errors import ContextFullError, LlmconvError
 from llmconv.graph.model import IO
 
@@ -19,14 +21,40 @@ MASKED = -100.0  # what a masked position adds to a score; e^-100 is zero in any
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output of a graph as the host sees it: float32, or int32 for ids."""
+    """One input or output of a graph as the host sees it: float32, or int32 for ids.
+
+    Attributes:
+        encoding: of keys and values that the host caches as the integers that the graph has; None where it has floats.
+    """
 
     io: IO
     shape: tuple[int, ...]
+    encoding: Encoding | None = None
+
+    @property
+    def slot(self) -> tuple[str, int] | None:
+        """Where it is cached: "key" or "value" and the layer; None for what is not.
+
+        Raises:
+            LlmconvError: it is a key or value without a layer or a token axis.
+        """
+        _, _, what = self.io.kind.partition("_")
+        if what not in ("key", "value"):
+            return None
+        if self.io.layer is None or self.io.token_axis is None:
+            raise LlmconvError("a key or value without a layer or a token axis")
+        return what, self.io.layer
+
+    def floats(self, value: NDArray[np.generic]) -> NDArray[np.generic]:
+        """An array of it as floats."""
+        if self.encoding is None:
+            return value
+        shifted = value.astype(np.float32) - np.float32(self.encoding.zero_point)
+        return np.asarray(shifted * np.float32(self.encoding.scale))
 
 
 class Runner(Protocol):
-    """A graph that can be run, all its parts in turn, on float arrays."""
+    """A graph that can be run, all its parts in turn."""
 
     name: str
     ar: int
@@ -43,7 +71,11 @@ class Runner(Protocol):
         ...
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """The outputs by I/O name."""
+        """The outputs by I/O name.
+
+        Args:
+            inputs: to be read during the run alone: what is cached is given as the cache itself.
+        """
         ...
 
 
@@ -69,18 +101,23 @@ class Decoder:
     Args:
         runners: at least one graph; for each chunk the largest that fits is taken.
         rope: cos and sin, each (context, head_dim / 2), where graphs take them as inputs.
+
+    Raises:
+        LlmconvError: two graphs have a layer's keys or values in different encodings.
     """
 
     def __init__(self, runners: Sequence[Runner], rope: tuple[Array, Array] | None) -> None:
         self.runners = sorted(runners, key=lambda r: -r.ar)
         self.rope = rope
         self.context = max(r.context for r in runners)
+        self._cache = _slots(self.runners)
         self.reset()
 
     def reset(self) -> None:
         """Forget all tokens."""
         self.length = 0
-        self._cache: dict[tuple[str, int], Array] = {}
+        for slot in self._cache.values():
+            slot.reset()
 
     def read(self, tokens: Sequence[int]) -> Array:
         """Read tokens after those read before, each chunk through the largest graph that fits.
@@ -128,8 +165,8 @@ class Decoder:
         outputs = runner.run(self.inputs_for(runner, chunk))
         logits = None
         for name, tensor in runner.outputs.items():
-            if tensor.io.kind in ("new_key", "new_value"):
-                self._keep(tensor, outputs[name], len(chunk))
+            if (key := tensor.slot) is not None:
+                self._cache[key].write(outputs[name], len(chunk), self.length)
             elif tensor.io.kind == "logits":
                 logits = outputs[name]
         if logits is None:
@@ -152,8 +189,8 @@ class Decoder:
             return self.rope[kind == "rope_sin"][positions].reshape(tensor.shape)
         if kind == "attention_mask":
             return self._mask(runner).reshape(tensor.shape)
-        if kind in ("past_key", "past_value"):
-            return self._past(tensor)
+        if (key := tensor.slot) is not None:
+            return self._cache[key].past(tensor.shape, self.length)
         raise LlmconvError(
             f"graph '{runner.name}' has an input of kind {kind} that the host cannot fill (layer {tensor.io.layer})"
         )
@@ -166,22 +203,26 @@ class Decoder:
         mask[:, past:][np.tril_indices(runner.ar)] = 0.0
         return mask
 
-    def _slot(self, tensor: Tensor) -> tuple[str, int]:
-        if tensor.io.layer is None or tensor.io.token_axis is None:
-            raise LlmconvError("a key or value without a layer or a token axis")
-        return tensor.io.kind.removeprefix("past_").removeprefix("new_"), tensor.io.layer
 
-    def _past(self, tensor: Tensor) -> Array:
-        past = np.zeros(tensor.shape, dtype=np.float32)
-        cached, axis = self._cache.get(self._slot(tensor)), tensor.io.token_axis
-        if cached is not None and axis is not None:
-            index = [slice(None)] * past.ndim
-            index[axis] = slice(0, self.length)
-            past[tuple(index)] = cached
-        return past
+def _slots(runners: Sequence[Runner]) -> dict[tuple[str, int], Slot]:
+    """Every slot of the cache that graphs share."""
+    found: dict[tuple[str, int], tuple[Runner, Tensor]] = {}
+    room: dict[tuple[str, int], int] = {}
+    for runner in runners:
+        for tensor in (*runner.inputs.values(), *runner.outputs.values()):
+            if (key := tensor.slot) is None:
+                continue
+            other, first = found.setdefault(key, (runner, tensor))
+            if (tensor.encoding, tensor.io.token_axis) != (first.encoding, first.io.token_axis):
+                raise LlmconvError(
+                    f"graphs '{other.name}' and '{runner.name}' cannot share a cache: "
+                    f"the {key[0]}s of layer {key[1]} have another encoding or token axis; convert again"
+                )
+            past = runner.context - runner.ar if tensor.io.kind.startswith("past_") else 0
+            room[key] = max(past, room.get(key, 0))
+    return {key: _slot(tensor, room[key]) for key, (_, tensor) in found.items()}
 
-    def _keep(self, tensor: Tensor, value: NDArray[np.generic], count: int) -> None:
-        slot, axis = self._slot(tensor), tensor.io.token_axis
-        new = np.take(value.astype(np.float32), np.arange(count), axis=axis)
-        old = self._cache.get(slot)
-        self._cache[slot] = new if old is None else np.concatenate([old, new], axis=axis)
+
+def _slot(tensor: Tensor, room: int) -> Slot:
+    encoding, axis = tensor.encoding, tensor.io.token_axis or 0
+    return Slot(axis, encoding.dtype, encoding.zero_point, room) if encoding else Slot(axis, "float32", 0, room)

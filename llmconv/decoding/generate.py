@@ -56,14 +56,22 @@ def stream_text(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterator[in
     Args:
         prompt: the ids before them, which decide whether the first token begins with a space.
     """
-    ids = list(prompt)
-    shown = tokenizer.decode(ids)
+    window = list(prompt)  # ids that are decoded again for each token
+    piece: list[int] = []  # the last of them, not shown yet
+    shown = tokenizer.decode(window)
     for token in tokens:
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if not text.endswith(REPLACEMENT):
-            yield text[len(shown) :]
-            shown = text
-    rest = tokenizer.decode(ids)[len(shown) :]
+        window, piece = [*window, token], [*piece, token]
+        text = tokenizer.decode(window)
+        if text.endswith(REPLACEMENT):
+            continue
+        new = text[len(shown) :]
+        yield new
+        shown = text
+        if new.strip():  # behind a space or a control token alone, the next token would be written otherwise
+            alone = tokenizer.decode(piece)
+            if alone.strip() == new.strip():
+                window, shown = piece, alone
+            piece = []
+    rest = tokenizer.decode(window)[len(shown) :]
     if rest:
         yield rest

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from llmconv.encodings.value import Encodings
-from llmconv.graph.model import inputs_of, is_weight, name_of, outputs_of
+from llmconv.graph.model import aten, inputs_of, is_weight, name_of, outputs_of
 from llmconv.weights.store import WeightStore
 
 Observer = Callable[[fx.Node, Tensor], None]
@@ -45,8 +44,8 @@ class Program:
         Returns:
             The outputs by I/O name, for each of the inputs.
         """
-        with torch.no_grad(), _weights_as_they_lie():
-            values = {node: [self._settle(node, x[name]) for x in inputs] for name, node in self._inputs.items()}
+        with torch.no_grad():
+            values = {node: [self._observed(node, x[name]) for x in inputs] for name, node in self._inputs.items()}
             for node, dead in self._steps:
                 values[node] = self._compute(node, values, len(inputs))
                 for unused in dead:
@@ -58,12 +57,11 @@ class Program:
             return [self.weights.read(str(node.target))] * count
         if node in self._shared:  # computed from weights alone
             return [_call(node, values, 0)] * count
-        return [self._settle(node, _call(node, values, i)) for i in range(count)]
+        return [self._observed(node, _call(node, values, i)) for i in range(count)]
 
-    def _settle(self, node: fx.Node, value: Any) -> Any:
-        if (
-            not isinstance(value, Tensor) or not value.is_floating_point()
-        ):  # ids, and what an op with many results gives
+    def _observed(self, node: fx.Node, value: Any) -> Any:
+        """The value as the nodes after it see it: shown to the observer, then fake-quantized."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():  # ids, and an op with many results
             return value
         if self.observer is not None:
             self.observer(node, value)
@@ -71,23 +69,29 @@ class Program:
         return value if encoding is None else encoding.fake_quantize(value)
 
 
-@contextmanager
-def _weights_as_they_lie() -> Iterator[None]:
-    """Keep oneDNN from convolutions: it would copy each weight into a layout of its own, for a single use.
-
-    (`torch.backends.mkldnn.flags` warns about Intel GPUs when it is left.)
-    """
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
-
-
 def _call(node: fx.Node, values: Mapping[fx.Node, list[Any]], i: int) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n][i])
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    run: Any = _convolve if node.target is aten.conv2d.default else node.target
+    return run(*args, **kwargs)
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """aten.conv2d without oneDNN, which would copy each weight into a layout of its own, for a single use.
+
+    `torch.backends.mkldnn.enabled` would keep oneDNN from it as well, but from every thread of the program.
+    """
+    if groups != 1 or tuple(dilation) != (1, 1):
+        return aten.conv2d.default(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+    size = weight.shape[2:]
+    return aten.thnn_conv2d.default(x, weight, size, bias, stride, padding)  # type: ignore[no-any-return]
 
 
 def _with_last_uses(part: fx.GraphModule, keep: set[fx.Node]) -> list[tuple[fx.Node, list[fx.Node]]]:

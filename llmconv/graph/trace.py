@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from llmconv.errors import PassError
 from llmconv.graph import ops
 from llmconv.graph.edit import collector_paused, finish, graph_module, set_outputs
 from llmconv.graph.model import IO, IO_META, NAME, ROLE, Graph, aten, op_name, output_node
+
+_ONE_AT_A_TIME = threading.Lock()  # torch.export, and what is set around it, are switches of the whole process
 
 
 def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
@@ -34,7 +37,7 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
     hook = rotary.register_forward_hook(_mark_rotary)
     try:
-        with torch.no_grad(), collector_paused(), _no_stack_traces(), _use_lazy_graph_module(True):
+        with _ONE_AT_A_TIME, torch.no_grad(), collector_paused(), _no_stack_traces(), _use_lazy_graph_module(True):
             exported = torch.export.export(module, (ids, positions), strict=False)
             gm = exported.module(check_guards=False)
     finally:

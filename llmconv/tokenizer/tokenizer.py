@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -33,7 +34,7 @@ class Tokenizer:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.control: dict[str, int]
-        self._fast: tokenizers.Tokenizer | None = None
+        self._marked: Callable[[], tokenizers.Tokenizer] | None = None
         self._encode: Callable[[str], Sequence[int]]
         self._decode: Callable[[list[int]], str]
         try:
@@ -43,8 +44,9 @@ class Tokenizer:
                 self.size = int(pieces.get_piece_size())
                 self.control = {pieces.id_to_piece(i): i for i in range(self.size) if pieces.is_control(i)}
             else:
-                self._fast = fast = tokenizers.Tokenizer.from_file(str(file))
-                fast.encode_special_tokens = True  # their strings in a text are text
+                fast = tokenizers.Tokenizer.from_file(str(file))
+                fast.encode_special_tokens = True  # their strings in a text are text; threads share it, so it stays so
+                self._marked = cache(lambda: tokenizers.Tokenizer.from_str(fast.to_str()))  # here they are tokens
                 self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
                 self._decode = lambda ids: fast.decode(ids, skip_special_tokens=True)
                 self.size = int(fast.get_vocab_size(with_added_tokens=True))
@@ -74,12 +76,9 @@ class Tokenizer:
         Args:
             stand_ins: characters of the text -> those that they stand for, which form no control token.
         """
-        if self._fast is not None and not any(character in text for character in stand_ins):
-            self._fast.encode_special_tokens = False  # as the model was trained: what lies before a text counts
-            try:
-                return list(self._encode(text))
-            finally:
-                self._fast.encode_special_tokens = True
+        if self._marked is not None and not any(character in text for character in stand_ins):
+            fast = self._marked()  # as the model was trained: what lies before a text counts
+            return list(fast.encode(text, add_special_tokens=False).ids)
         table = str.maketrans(dict(stand_ins))
         ids: list[int] = []
         for piece in self._split(text):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,13 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from llmconv import ChatError, Recipe, Registry
+from llmconv.chat import template
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import ChatTemplate
 from llmconv.prepare.resolve import check
 from llmconv.recipe import shipped
 from llmconv.tokenizer import Tokenizer
+from llmconv.work.machine import peak_memory
 
 PIECES = shipped.folder() / "tiny_llama" / "tokenizer.model"
 LLAMA2 = Recipe.load(shipped.folder() / "llama2_7b_chat.toml").chat.template or ""
@@ -156,6 +161,11 @@ def test_llama2_refuses_its_tags() -> None:
         ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe"),
         ("{{ cycler.__init__.__globals__.os.system('id') }}", "is unsafe"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does not come to an end"),
+        ("{{ 9 ** (9 ** 9) }}", "does not come to an end"),
+        ("{{ 'a' * 2000000000 }}", "takes more than 512 MiB of memory"),
+        ("{{ '%2000000000d' % 1 }}", "takes more than 512 MiB of memory"),
+        ("{{ messages[0].content * 20000000 }}", "renders more than 8,388,608 characters"),
+        ("{{ 'x' | unheard_of }}", "No filter named 'unheard_of'"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{{ range(10 ** 9) | list }}", "Range too big"),
         ("{{ raise_exception('no\nsystem role') }}", "no system role"),
@@ -169,6 +179,72 @@ def test_a_template_that_misbehaves_is_one_line(text: str, said: str) -> None:
     assert str(caught.value).startswith("where: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_after_one_that_misbehaves_others_are_rendered() -> None:
+    good, bad = ChatTemplate("{{ messages | length }}", "good", TOKENS), ChatTemplate("{{ 9**(9**9) }}", "bad", TOKENS)
+    assert good.render([message("user", "x")]) == "1"
+    with pytest.raises(ChatError, match="bad: does not come to an end"):
+        bad.render([message("user", "x")])
+    assert good.render([message("user", "x")]) == "1"
+
+
+def test_this_process_holds_nothing_of_what_a_template_takes() -> None:
+    before = peak_memory()
+    with pytest.raises(ChatError):
+        ChatTemplate("{{ messages[0].content * 400000000 }}", "where", TOKENS).render([message("user", "x")])
+    assert peak_memory() - before < 100 << 20
+
+
+@pytest.mark.parametrize("text", ["{{ 9" + "9" * 5000 + " }}", "{{ " + "(" * 100000 + " }}"])
+def test_what_the_parser_gives_up_on_is_one_line(text: str) -> None:
+    with pytest.raises(ChatError, match=r"^where: (ValueError|RecursionError): [^\n]*$"):
+        ChatTemplate(text, "where", TOKENS)
+
+
+PARENT = """
+import os, sys
+from llmconv.chat import template
+template.ChatTemplate("{{ 1 }}", "where", {}).render([])
+print(template._RENDERER._process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("killed", [True, False])
+def test_the_child_ends_with_its_parent(killed: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        child = Path("/proc", parent.stdout.readline().decode().strip())
+        assert (child / "cmdline").read_bytes()
+        if killed:
+            parent.kill()
+        else:
+            parent.stdin.close()
+        parent.wait()
+    deadline = time.monotonic() + 10
+    while child.exists() and "State:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_interrupt_leaves_no_answer_for_the_next_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ChatTemplate("{{ messages[0].content }}", "where", TOKENS)
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "_exchange", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            made.render([message("user", "first")])
+    assert made.render([message("user", "second")]) == "second"
+
+
+def test_where_there_are_no_limits_patience_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows; here the limits of the CPU are behind the clock's."""
+    made = ChatTemplate("{{ 9**(9**9) }}", "where", TOKENS)
+    monkeypatch.setattr(template, "PATIENCE", 0.5)
+    with pytest.raises(ChatError, match="does not come to an end"):
+        made.render([message("user", "x")])
 
 
 def test_no_jinja() -> None:

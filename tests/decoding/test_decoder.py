@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from tiny_graphs import tiny_causal
 from llmconv import LlmconvError
 from llmconv.decoding import MASKED, Arrays, Decoder, TorchRunner
 from llmconv.decoding.decoder import Tensor, takes_past
+from llmconv.encodings import Encoding
 from llmconv.errors import ContextFullError
 from llmconv.graph import IO, Model, trace
 from llmconv.passes import PassManager
@@ -57,10 +58,33 @@ class FakeRunner:
         }
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
-        self.seen.append(dict(inputs))
+        self.seen.append({name: value.copy() for name, value in inputs.items()})  # the cache is written in place
         ids = inputs["ids"].astype(np.float32)
         logits = np.stack([ids[0], inputs["positions"][0]], axis=-1)[None]
         return {"key_out": 10 + ids[None, None], "logits": logits[:, -1:] if self.last_row else logits}
+
+
+STEP = Encoding(8, 0.5, 128)
+
+
+class QuantizedRunner(FakeRunner):
+    """Has its keys as integers: that of a token is its id."""
+
+    encoding = STEP
+
+    def _quantized(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {n: replace(t, encoding=self.encoding) if t.slot else t for n, t in tensors.items()}
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        return self._quantized(super().inputs)
+
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        return self._quantized(super().outputs)
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        return super().run(inputs) | {"key_out": inputs["ids"][None, None].astype(np.uint8)}
 
 
 ROPE = (np.arange(CONTEXT, dtype=np.float32)[:, None], -np.arange(CONTEXT, dtype=np.float32)[:, None])
@@ -99,6 +123,36 @@ def test_padding_never_enters_the_cache() -> None:
     reader.read([7])
     assert token.seen[0]["key_in"].reshape(-1).tolist() == [15, 16, 0, 0, 0, 0, 0]
     assert token.seen[0]["positions"].tolist() == [[2]]
+
+
+def test_the_cache_holds_the_integers_of_the_graphs_and_zero_where_it_is_empty() -> None:
+    prompt, token = QuantizedRunner("prompt", 4), QuantizedRunner("token", 1)
+    reader = decoder(prompt, token)
+    reader.read([5, 6])
+    reader.read([7])
+    found = token.seen[0]["key_in"]
+    assert found.dtype == np.uint8
+    assert found.reshape(-1).tolist() == [5, 6, 128, 128, 128, 128, 128]
+    assert Tensor(IO("past_key", 0, 0, 3), found.shape, STEP).floats(found).reshape(-1)[:3].tolist() == [-61.5, -61, 0]
+
+
+def test_a_token_moves_nothing_of_the_past() -> None:
+    """What the host makes for a token is its mask and small change, not another cache."""
+    runner = QuantizedRunner("token", 1)
+    reader = decoder(runner)
+    reader.read([1, 2])
+    before = reader.inputs_for(runner, [3])["key_in"]
+    reader.read([3])
+    assert reader.inputs_for(runner, [4])["key_in"] is before
+    assert before.reshape(-1)[:4].tolist() == [1, 2, 3, 128]
+
+
+def test_graphs_that_differ_in_their_keys_share_no_cache() -> None:
+    other = QuantizedRunner("prompt", 4)
+    other.encoding = replace(STEP, scale=0.25)
+    for runners in ([other, QuantizedRunner("token", 1)], [QuantizedRunner("prompt", 4), FakeRunner("token", 1)]):
+        with pytest.raises(LlmconvError, match="'prompt' and 'token' cannot share a cache: the keys of layer 0"):
+            decoder(*runners)
 
 
 def test_mask_shows_the_past_that_is_filled_and_the_new_causally() -> None:

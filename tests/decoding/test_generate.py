@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from llmconv.decoding.generate import REPLACEMENT, Sampler, Sampling, stream_text
+from llmconv.recipe import shipped
+from llmconv.tokenizer import Tokenizer
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.3, 0.1], dtype=np.float32))
 
@@ -58,6 +60,32 @@ def test_pieces_hold_whole_characters() -> None:
     tokenizer: Any = Bytes()
     pieces = list(stream_text(tokenizer, list(b"a"), iter("bé×c".encode())))
     assert pieces == ["b", "é", "×", "c"]
+
+
+TEXTS = ["Once upon a time,  two\n\n\t cats.", "é 日本 😀😀 a", "   ", "<s> a </s>", "", "x\n 日 . y"]
+
+
+@pytest.mark.parametrize("begin", [0, 1, 3])
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_are_the_text_that_all_ids_together_are(text: str, begin: int) -> None:
+    tokenizer = Tokenizer(shipped.folder() / "tiny_llama" / "tokenizer.model")
+    ids = [1, *tokenizer.encode("a"), *tokenizer.encode(text), 2, 1, *tokenizer.encode(text)]
+    shown = tokenizer.decode(ids[:begin])
+    assert "".join(stream_text(tokenizer, ids[:begin], iter(ids[begin:]))) == tokenizer.decode(ids)[len(shown) :]
+
+
+def test_a_token_has_few_others_decoded_again() -> None:
+    class Counted(Bytes):
+        longest = 0
+
+        def decode(self, ids: Sequence[int]) -> str:
+            self.longest = max(self.longest, len(ids))
+            return super().decode(ids)
+
+    tokenizer: Any = Counted()
+    text = "a day, 日本 and é; " * 50
+    assert "".join(stream_text(tokenizer, [], iter(text.encode()))) == text
+    assert tokenizer.longest < 10
 
 
 def test_half_a_character_at_the_end_is_shown() -> None:

@@ -14,6 +14,7 @@ from llmconv.bundle import Check
 from llmconv.bundle.check import at_least, at_most
 from llmconv.decoding import Arrays
 from llmconv.decoding.decoder import Tensor
+from llmconv.encodings import Encoding
 from llmconv.evaluation.agreement import Comparison, PairedRunner, sqnr
 from llmconv.graph import IO
 
@@ -113,6 +114,25 @@ def test_pair_gives_the_first_and_compares_integers_of_the_cache() -> None:
     assert pair.run({}) is first.found
     assert comparison.sqnr == pytest.approx(20.0)
     assert (comparison.kv_off, comparison.kv_count, comparison.same_token) == (1, 1, 1)
+
+
+def test_a_pair_of_which_one_caches_floats() -> None:
+    class Taking(Fixed):
+        encoding: Encoding | None = None
+
+        @property
+        def inputs(self) -> Mapping[str, Tensor]:
+            return {"past": Tensor(IO("past_key", 0, 0, 3), (1, 1, 1, 1), self.encoding)}
+
+        def run(self, inputs: Mapping[str, Any]) -> Arrays:
+            self.raw = {**inputs, "key": array(0.0)}
+            return {"logits": array([[1.0, 0.0]]), "key": array(0.0)}
+
+    first, second = Taking({}, {}), Taking({}, {})
+    first.encoding = Encoding(8, 0.5, 128)
+    PairedRunner(first, second, Comparison()).run({"past": np.full((1, 1, 1, 1), 130, np.uint8)})
+    assert first.raw["past"].tolist() == [[[[130]]]]
+    assert second.raw["past"].tolist() == [[[[1.0]]]]
 
 
 def test_checks_pass_at_their_bounds() -> None:

@@ -138,3 +138,18 @@ def test_runner_walks_the_parts_and_hides_what_lies_between() -> None:
     assert set(runner.outputs) == {"logits"}
     found = runner.run({"mask": np.array([[1.0, 2.0]], dtype=np.float32)})
     assert {name: value.tolist() for name, value in found.items()} == {"logits": [[3.0, 6.0]]}
+
+
+@pytest.mark.parametrize(
+    "options", [(), (None, (2, 2), (1, 0)), (None, (1, 1), (0, 0), (2, 1)), (None, (1, 1), (0, 0), (1, 1), 2)]
+)
+def test_convolutions_give_what_torch_gives(options: tuple[object, ...]) -> None:
+    def body(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+        return {"y": insert(graph, aten.conv2d.default, (nodes["x"], nodes["w"], *options), "conv")}
+
+    groups = 2 if len(options) == 5 else 1
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(shape, generator=generator) for shape in ((1, 4, 5, 5), (6, 4 // groups, 2, 2)))
+    part = build_part(body, {"x": tuple(x.shape)}, {"w": tuple(w.shape)})
+    expected = aten.conv2d.default(x, w, *options)
+    assert torch.allclose(evaluate(part, {"x": x}, DictStore({"w": w}))["y"], expected, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +92,28 @@ def test_parts_run_in_turn_on_integers() -> None:
     assert seen[1]["hidden_state_1"].tolist() == [[7, 65535]]  # as the first part left it
     assert {name: value.tolist() for name, value in found.items()} == {
         "logits": [[0.0, 1.0]],
-        "key": [[-64.0, 63.5]],
+        "key": [[0, 255]],  # as it is cached
     }
+    assert runner.outputs["key"].encoding == Encoding(8, 0.5, 128)
     assert runner.raw["hidden_state_1"].tolist() == [[7, 65535]]
     assert runner.raw["key"].dtype == np.uint8
+
+
+def test_cached_integers_go_in_as_they_are() -> None:
+    past = replace(KEY, kind="past_key", name="past")
+    graph = GraphSpec("g", 1, 2, (PartSpec("g_1_of_1", "", (past,), (LOGITS,)),))
+    seen: list[Arrays] = []
+
+    def run_part(_i: int, inputs: Arrays) -> Arrays:
+        seen.append(inputs)
+        return {"logits": np.array([[4, 8]], np.uint16)}
+
+    runner = PartsRunner(graph, run_part)
+    integers = np.array([[0, 255]], np.uint8)
+    runner.run({"past": integers})
+    assert seen[0]["past"] is integers
+    runner.run({"past": runner.inputs["past"].floats(integers)})  # as a runner beside it may have them
+    assert (seen[1]["past"].dtype, seen[1]["past"].tolist()) == (np.uint8, [[0, 255]])
 
 
 def test_host_sees_no_hidden_state() -> None:
