@@ -295,7 +295,7 @@ def test_an_error_in_a_plugins_method_names_class_method_line_and_cause(tmp_path
     source = Careless(tmp_path)
     with pytest.raises(
         PluginError, match=r"Careless\.config failed: KeyError: 'layers' \(.*test_registry\.py:\d+\)"
-    ) as e:
+    ) as caught:
         source.config()
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(CheckpointError, match="says what is wrong itself"):
