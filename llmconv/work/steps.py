@@ -125,7 +125,7 @@ class Steps:
 
     def ledger(self, name: str) -> Path:
         """A file beside the records, for notes on work that is under way elsewhere; its owner alone changes it."""
-        return self.scratch(f"{name}{LEDGER}")
+        return self.folder / STEPS / f"{name}{LEDGER}"
 
     def sweep(self) -> None:
         """Remove every file that no step made: what a run that was killed left behind."""
