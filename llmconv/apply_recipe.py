@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.specs import ONNX_FOLDER, graph_to_dict
 from llmconv.errors import RecipeError
 from llmconv.files import digest, write_json
-from llmconv.graph.edit import collector_spared
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import part_sizes, score_bytes, widths_of
 from llmconv.passes.manager import PassReport
@@ -31,14 +30,20 @@ from llmconv.recipe.recipe import OutputSection, Recipe
 from llmconv.report import card, page
 from llmconv.sources.licence import licence_of
 from llmconv.target import Chipset
+from llmconv.work.collector import collector_spared
+from llmconv.work.faults import reach
+from llmconv.work.folder import work_folder
 from llmconv.work.identity import checkpoint_identity, code_identity
-from llmconv.work.steps import Steps, work_folder
+from llmconv.work.steps import Steps, key_of
+
+BUNDLE = "bundle"  # the step that is finished last; its value is the manifest's sha256
 
 
 def apply(
     recipe: Recipe,
     *,
     registry: Registry | None = None,
+    backend: Backend | None = None,
     verify: bool | None = None,
     force: bool = False,
     fresh: bool = False,
@@ -47,7 +52,11 @@ def apply(
 ) -> Bundle:
     """Convert a checkpoint; what an earlier run with the same inputs has finished is not done again.
 
+    On a bundle that the same recipe, checkpoint and code have made before, whatever came after it (a proof that was
+    killed or that failed), only the proof runs.
+
     Args:
+        backend: the recipe's, made and checked already; by default that is done here.
         verify: verify each pass and prove the bundle; by default what the recipe says.
         force: replace a bundle that is in the output folder.
         fresh: do everything again.
@@ -62,46 +71,112 @@ def apply(
     """
     registry = registry or Registry.load()
     verify = recipe.verify.passes if verify is None else verify
-    chipset = registry.chipset(recipe.target.name)
-    backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
-    backend.check(chipset)  # first: an account that is missing is found at once
+    chipset, ready = registry.chipset(recipe.target.name), backend
+    backend = ready or registry.create("backend", recipe.backend.name, recipe.backend.options)
     checked = check(recipe, registry)
-    check_output(recipe.folder, force)
-    weights = checked.source.weights()
-    with work_folder(recipe.folder, fresh=fresh) as folder:
-        steps = Steps(folder, _inputs(checked))
-        steps.sweep()
-        with PartFiles(folder / ONNX_FOLDER, weights) as files:
-            model, context, reports = prepare(
-                checked,
-                weights,
-                verify=verify,
-                announce=lambda name: progress("pass", name),
-                laid_out=lambda model, widths: preflight(checked, model, widths, Device(backend, chipset, jobs)),
-                sink=files,
-                steps=steps,
-            )
-            if not any(graph.rope for graph in model.graphs.values()):
-                raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
-            tokenizer = checked.source.tokenizer()
-            job = BuildJob(
-                model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer, context.samples
-            )
-            with collector_spared():
-                result = backend.build(job)
-        steps.drop_unclaimed()
-        progress("bundle", "manifest")
-        _copy_inputs(checked, model, folder)
-        manifest = _manifest(checked, model, chipset, result, context.hashes)
-        card.write(folder, manifest, licence_of(recipe.model.checkpoint))
-        write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
-        bundle = Bundle(folder)
-        bundle.write_report(_report(reports, result) | _sizes(model, files))
-        page.write(bundle)
-    bundle = Bundle(recipe.folder)
+    key = _key(checked, backend, registry)
+
+    def announce(stage: str, item: str) -> None:
+        progress(stage, item)
+        reach(f"{stage} {item}")
+
+    bundle = None if force or fresh else _made_before(recipe.folder, key)
+    reports = None
+    if bundle is None:
+        check_output(recipe.folder, force)
+        if ready is None:
+            backend.check(chipset)
+        with work_folder(recipe.folder, fresh=fresh) as folder:
+            reports = _convert(checked, backend, registry, folder, key, verify=verify, jobs=jobs, progress=announce)
+        bundle = Bundle(recipe.folder)
+    elif not verify:
+        bundle.check_files()
     if verify:
-        prove(bundle, registry=registry, progress=progress, passes=reports)
+        prove(bundle, registry=registry, progress=announce, passes=reports)
     return bundle
+
+
+def _convert(
+    checked: Checked,
+    backend: Backend,
+    registry: Registry,
+    folder: Path,
+    key: str,
+    *,
+    verify: bool,
+    jobs: int | None,
+    progress: Progress,
+) -> list[PassReport]:
+    """Make a whole bundle in a work folder; what the passes did is in its report, and returned.
+
+    Args:
+        key: of the bundle.
+    """
+    chipset, weights = registry.chipset(checked.recipe.target.name), checked.source.weights()
+    steps = Steps(folder, _inputs(checked))
+    steps.sweep()
+    with PartFiles(folder / ONNX_FOLDER, weights) as files:
+        model, context, reports = prepare(
+            checked,
+            weights,
+            verify=verify,
+            announce=lambda name: progress("pass", name),
+            laid_out=lambda model, widths: preflight(checked, model, widths, Device(backend, chipset, jobs)),
+            sink=files,
+            steps=steps,
+        )
+        if not any(graph.rope for graph in model.graphs.values()):
+            raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
+        tokenizer = checked.source.tokenizer()
+        job = BuildJob(
+            model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer, context.samples
+        )
+        with collector_spared():
+            result = backend.build(job)
+    steps.drop_unasked()
+    progress("bundle", "manifest")
+    _copy_inputs(checked, model, folder)
+    manifest = {
+        **_manifest(checked, model, chipset, result, context.hashes),
+        "plugins": plugins_of(checked.recipe, model, registry),
+    }
+    card.write(folder, manifest, licence_of(checked.recipe.model.checkpoint))
+    write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
+    bundle = Bundle(folder)
+    bundle.write_report(_report(reports, result) | _sizes(model, files))
+    page.write(bundle)
+    steps.finish(BUNDLE, key, [], digest(folder / MANIFEST))
+    return reports
+
+
+def _made_before(folder: Path, key: str) -> Bundle | None:
+    """The bundle that the same command has made before, if that is what the output folder holds."""
+    manifest = folder / MANIFEST
+    sha256 = Steps(folder, {}).holds(BUNDLE, key)
+    if sha256 is None or not manifest.is_file() or sha256 != digest(manifest):
+        return None
+    bundle = Bundle(folder)
+    return bundle if all(_has(*made_by) for made_by in bundle.manifest["versions"].items()) else None
+
+
+def _has(distribution: str, made_by: str) -> bool:
+    """Whether a distribution is the one that made a bundle; true of what is none, such as a service."""
+    try:
+        return version(distribution) == made_by
+    except PackageNotFoundError:
+        return True
+
+
+def _key(checked: Checked, backend: Backend, registry: Registry) -> str:
+    """Of everything that a bundle is made from, whichever machine it goes to and whether or not it is proved."""
+    recipe = checked.recipe
+    texts = [recipe.calibration and recipe.calibration.text, recipe.verify.text]
+    return key_of(
+        inputs=_inputs(checked),
+        recipe=recipe.model_copy(update={"output": OutputSection()}).to_dict(),
+        texts=[digest(text) for text in texts if text and text.is_file()],
+        code=code_identity(backend, *registry.lowerings.values()),
+    )
 
 
 def _inputs(checked: Checked) -> dict[str, Any]:
@@ -115,6 +190,20 @@ def _inputs(checked: Checked) -> dict[str, Any]:
         "code": code_identity(checked.source, *checked.passes),
         "torch": version("torch"),
     }
+
+
+def plugins_of(recipe: Recipe, model: Model, registry: Registry) -> dict[str, str]:
+    """The distributions whose plugins made a bundle, with their versions."""
+    named = [
+        ("source", recipe.model.source),
+        *(("pass", p.name) for p in recipe.passes),
+        ("backend", recipe.backend.name),
+    ]
+    found = {registry.find(kind, name).distribution for kind, name in named}
+    parts = (part for graph in model.graphs.values() for part in graph.parts)
+    ops = {node.target for part in parts for node in part.graph.nodes if node.op == "call_function"}
+    found |= {registry.lowered_by(op) for op in ops}
+    return dict(sorted((name, made_by) for name, _, made_by in (one.rpartition(" ") for one in found if one)))
 
 
 def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:

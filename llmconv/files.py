@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-__all__ = ["digest", "write_json"]
+__all__ = ["digest", "stays_inside", "write_json"]
 
 
 def digest(file: Path) -> str:
@@ -26,3 +26,10 @@ def write_text(file: Path, text: str) -> None:
     beside = file.with_name(f".{file.name}.partial")
     beside.write_text(text, encoding="utf-8")
     beside.replace(file)
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a name, as a file from elsewhere gives it, is that of something below a folder, on any system."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    inside = not posix.is_absolute() and not windows.anchor and ".." not in {*posix.parts, *windows.parts}
+    return inside and bool(posix.parts) and "\0" not in name

@@ -1,32 +1,43 @@
-"""Killed anywhere, a second run goes on and ends in the same bundle, byte for byte."""
+"""Killed anywhere, the same command goes on and ends in the same bundle, byte for byte."""
 
 from __future__ import annotations
 
 import filecmp
-import random
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-KILLS = 12
+from llmconv import Bundle
+from llmconv.work.faults import KILL_AT
+
 TIMED = ("report.json", "report.html", ".steps")  # seconds and peak memory are of the run that did the work
+SMALL = ("--backend", "onnx", "--set", "calibration.samples=4")
+POINTS = (
+    "pass trace",
+    "before calibrate_1_of_2",
+    "after calibrate_1_of_2",
+    "after calibrate_2_of_2",
+    "lower prompt_ar32_cl128_2_of_2",
+    "bundle manifest",
+    "before bundle",
+    "before the bundle takes its place",
+    "while the bundle takes its place",
+)
+COMPILING = ("before qnn/part_2_of_2.bin", "after qnn/part_1_of_2.bin")
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a process is not killed by a signal there")
 
 
-def apply(recipe: Path, output: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--no-verify", "--output", str(output), *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def run(recipe: Path, output: Path, *options: str) -> str:
-    with apply(recipe, output, *options) as process:
-        assert process.stderr is not None
-        said = process.stderr.read()
-    assert process.returncode == 0, said
-    return said
+def run(recipe: Path, output: Path, *options: str, kill_at: str = "") -> str:
+    """Run `llmconv apply` to its end, or to the point where it kills itself."""
+    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--output", str(output), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, KILL_AT: kill_at}, check=False)
+    assert done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr
+    return done.stderr
 
 
 def files(bundle: Path) -> list[str]:
@@ -34,38 +45,76 @@ def files(bundle: Path) -> list[str]:
     return sorted(str(p) for p in found if p.parts[0] not in TIMED)
 
 
-@pytest.fixture(scope="module")
-def unbroken(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A bundle that nothing disturbed, and the seconds it took."""
-    output = tmp_path_factory.mktemp("unbroken") / "out"
-    began = time.monotonic()
-    run(tiny_recipe, output)
-    return output, time.monotonic() - began
-
-
-@pytest.mark.parametrize("part", range(KILLS))
-def test_killed_at_a_random_point(unbroken: tuple[Path, float], tiny_recipe: Path, tmp_path: Path, part: int) -> None:
-    whole, seconds = unbroken
-    output = tmp_path / "out"
-    with apply(tiny_recipe, output) as process:
-        time.sleep((part + random.Random(part).random()) / KILLS * seconds)  # each in its own twelfth of the time
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not output.exists() or files(output) == files(whole)  # never half a bundle
-    run(tiny_recipe, output, *(["--force"] if output.exists() else []))
+def assert_same(whole: Path, output: Path) -> None:
     assert files(output) == files(whole)
     assert filecmp.cmpfiles(whole, output, files(whole), shallow=False)[1:] == ([], [])
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in output.parent.iterdir()) == [".out.lock", "out"]
 
 
-def test_only_what_a_late_option_touches_is_done_again(unbroken: tuple[Path, float], tiny_recipe: Path) -> None:
-    whole, _ = unbroken
-    before = records(whole)
-    run(tiny_recipe, whole, "--force", "--set", "backend.optimization=2")
-    after = records(whole)
-    kept = {name for name in before if before[name] == after.get(name)}
-    assert kept == {name for name in before if name.startswith("calibrate")}
-    assert len(kept) == 2
+@pytest.fixture(scope="module")
+def lowered(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that nothing disturbed, of ONNX files."""
+    output = tmp_path_factory.mktemp("lowered") / "out"
+    run(tiny_recipe, output, *SMALL, "--no-verify")
+    return output
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that nothing disturbed, of binaries."""
+    output = tmp_path_factory.mktemp("compiled") / "out"
+    run(tiny_recipe, output, "--no-verify")
+    return output
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_before_the_bundle_is_there(lowered: Path, tiny_recipe: Path, tmp_path: Path, point: str) -> None:
+    output = tmp_path / "out"
+    run(tiny_recipe, output, *SMALL, "--no-verify", kill_at=point)
+    assert not output.exists()  # never half a bundle
+    run(tiny_recipe, output, *SMALL, "--no-verify")
+    assert_same(lowered, output)
+
+
+@pytest.mark.parametrize("point", COMPILING)
+def test_killed_while_parts_compile(compiled: Path, tiny_recipe: Path, tmp_path: Path, point: str) -> None:
+    output = tmp_path / "out"
+    run(tiny_recipe, output, "--no-verify", kill_at=point)
+    assert not output.exists()
+    run(tiny_recipe, output, "--no-verify")
+    assert_same(compiled, output)
+
+
+def test_killed_while_it_takes_the_place_of_another_bundle(lowered: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(tiny_recipe, output, *SMALL, "--no-verify", "--set", "graphs.prompt.ar=16")
+    run(tiny_recipe, output, *SMALL, "--no-verify", "--force", kill_at="while the bundle takes its place")
+    run(tiny_recipe, output, *SMALL, "--no-verify")
+    assert_same(lowered, output)
+
+
+def test_killed_during_the_proof_the_same_command_goes_on_with_it(
+    lowered: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run(tiny_recipe, output, *SMALL, kill_at="prove passes")
+    made = records(output)
+    assert "proof" not in Bundle(output).report
+    said = run(tiny_recipe, output, *SMALL)
+    assert "prove source" in said
+    assert "lower" not in said
+    assert all(check["passed"] is not False for check in Bundle(output).report["proof"])
+    assert records(output) == made
+    assert_same(lowered, output)
+
+
+def test_only_what_a_late_option_touches_is_done_again(compiled: Path, tiny_recipe: Path) -> None:
+    before = records(compiled)
+    run(tiny_recipe, compiled, "--no-verify", "--force", "--set", "backend.optimization=2")
+    after = records(compiled)
+    same = {name for name in before if before[name] == after.get(name)}
+    assert same == {name for name in before if name.startswith("calibrate")}
+    assert len(same) == 2
     assert len(after) == len(before)
 
 

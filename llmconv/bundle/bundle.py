@@ -11,7 +11,7 @@ from typing import Any
 
 from llmconv.bundle.specs import GraphSpec, graph_from_dict
 from llmconv.errors import BundleError
-from llmconv.files import digest, write_json
+from llmconv.files import digest, stays_inside, write_json
 from llmconv.work.steps import STEPS
 
 MANIFEST = "manifest.json"
@@ -53,9 +53,11 @@ class Bundle:
         """A file of the bundle, by its name in the manifest.
 
         Raises:
-            BundleError: it is missing.
+            BundleError: it is missing, or the name leads out of the bundle.
         """
         path = self.folder / file
+        if not stays_inside(file):
+            raise BundleError(f"{self.folder / MANIFEST}: names '{file}', which is outside the bundle; convert again")
         if not path.is_file():
             raise BundleError(f"{path}: missing; convert again")
         return path
@@ -89,7 +91,7 @@ def list_files(folder: Path, known: Mapping[str, str] = MappingProxyType({})) ->
     """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, REPORT, PAGE))
     files = [p for p in files if p.parent.name != STEPS]
-    named = {str(f.relative_to(folder)): f for f in files}
+    named = {f.relative_to(folder).as_posix(): f for f in files}
     return {name: {"bytes": f.stat().st_size, "sha256": known.get(name) or digest(f)} for name, f in named.items()}
 
 

@@ -13,6 +13,7 @@ import typer
 from llmconv.cli import display, options
 
 if TYPE_CHECKING:
+    from llmconv.backends.backend import Backend
     from llmconv.recipe.recipe import Recipe
 
 
@@ -35,12 +36,12 @@ def apply(
     from llmconv.recipe.recipe import Recipe
 
     loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output), backend=backend)
-    _check_backend(loaded)
+    ready = _checked_backend(loaded)
     started = time.monotonic()
-    with display.progress("importing torch") as step, _kept(loaded.folder):
+    with display.progress("importing torch") as step, _left(loaded.folder):
         import llmconv
 
-        bundle = llmconv.apply(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs, progress=step)
+        bundle = llmconv.apply(loaded, backend=ready, verify=verify, force=force, fresh=fresh, jobs=jobs, progress=step)
     display.show_conversion(bundle, time.monotonic() - started)
     _exit_by(bundle.report.get("proof", []))
 
@@ -56,14 +57,21 @@ def verify(bundle: options.Bundle) -> None:
     _exit_by(opened.report["proof"])
 
 
-def _check_backend(recipe: Recipe) -> None:
-    """What the backend lacks, before torch is imported; where its plugin has an entry point of its own."""
+def _checked_backend(recipe: Recipe) -> Backend | None:
+    """The backend, after it has said what it lacks, before torch is imported.
+
+    None where its plugin has no entry point of its own; or where a bundle is there, which may need no backend any more.
+    """
+    from llmconv.bundle.bundle import MANIFEST
     from llmconv.plugins.registry import Registry
 
     name = recipe.backend.name
     registry = Registry.load("chipsets", name)
-    if name in registry.of_kind("backend"):
-        registry.create("backend", name, recipe.backend.options).check(registry.chipset(recipe.target.name))
+    if name not in registry.of_kind("backend") or (recipe.folder / MANIFEST).is_file():
+        return None
+    backend: Backend = registry.create("backend", name, recipe.backend.options)
+    backend.check(registry.chipset(recipe.target.name))
+    return backend
 
 
 def export(
@@ -83,18 +91,18 @@ def export(
 
 
 @contextmanager
-def _kept(output: Path) -> Iterator[None]:
+def _left(output: Path) -> Iterator[None]:
     """After an error, say what an interrupted run has left."""
     try:
         yield
     except BaseException as error:
-        from llmconv.work.steps import work_of
+        from llmconv.work.folder import work_of
 
         for line in getattr(error, "__notes__", ()):
             display.note(line)
 
         if work_of(output).is_dir():
-            display.note(f"finished steps are kept in {work_of(output)}; the same command goes on from there")
+            display.note(f"finished steps are in {work_of(output)}; the same command goes on from there")
         raise
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,37 +25,6 @@ def graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     for tens of thousands of nodes it takes seconds.
     """
     return _LazyGraphModule(root, graph)
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector, which else walks all of a growing graph again and again (a quarter of the time).
-
-    Not for code that runs a graph on numbers: tensors in cycles would stay.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextmanager
-def collector_spared() -> Iterator[None]:
-    """Keep the garbage collector from walking the graphs that are there, while work that leaves them be makes garbage.
-
-    Of 7B, they are a million objects: walking them again and again took a third of calibration and of lowering.
-    """
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(100 * thresholds[0], *thresholds[1:])  # what is made meanwhile is mostly kept, too
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 def set_outputs(part: fx.GraphModule, outputs: Mapping[str, fx.Node], io: Mapping[str, IO]) -> None:

@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
 from llmconv.graph import ops
-from llmconv.graph.edit import collector_paused, finish, graph_module, set_outputs
+from llmconv.graph.edit import finish, graph_module, set_outputs
 from llmconv.graph.model import IO, IO_META, NAME, ROLE, Graph, aten, op_name, output_node
+from llmconv.work.collector import collector_paused
 
 _ONE_AT_A_TIME = threading.Lock()  # torch.export, and what is set around it, are switches of the whole process
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from llmconv.errors import LlmconvError, PassError
-from llmconv.graph.edit import collector_paused
 from llmconv.graph.model import Graph, Model
 from llmconv.passes.base import Pass
 from llmconv.passes.context import NOTHING, PassContext
 from llmconv.passes.verifier import Verifier
 from llmconv.plugins.frame import blame
+from llmconv.work.collector import collector_paused
 from llmconv.work.machine import peak_memory
 
 Announce = Callable[[str], None]

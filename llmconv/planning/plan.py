@@ -23,7 +23,7 @@ from llmconv.recipe.recipe import Recipe
 from llmconv.sources.source import ModelConfig
 from llmconv.target import Chipset
 from llmconv.work import machine
-from llmconv.work.steps import work_of
+from llmconv.work.folder import work_of
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from llmconv.graph.edit import collector_spared
 from llmconv.graph.model import Model
 from llmconv.passes.context import PassContext, WeightSink
 from llmconv.passes.manager import PassManager, PassReport
@@ -14,6 +13,7 @@ from llmconv.prepare.text import calibration_samples, held_out
 from llmconv.prepare.trace import make_verifier, trace_graphs
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.weights.store import WeightStore
+from llmconv.work.collector import collector_spared
 from llmconv.work.steps import Steps
 
 

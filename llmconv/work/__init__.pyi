@@ -1,3 +1,7 @@
+from .collector import collector_paused as collector_paused
+from .collector import collector_spared as collector_spared
+from .ending import end_with_parent as end_with_parent
+from .folder import work_of as work_of
 from .identity import code_identity as code_identity
 from .local import in_processes as in_processes
 from .machine import give_back_memory as give_back_memory
@@ -5,4 +9,3 @@ from .machine import memory_at_hand as memory_at_hand
 from .machine import peak_memory as peak_memory
 from .steps import Steps as Steps
 from .steps import key_of as key_of
-from .steps import work_of as work_of

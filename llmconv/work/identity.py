@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import sys
+from collections.abc import Iterable
 from functools import cache
-from importlib import import_module
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import distribution, packages_distributions, version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 HEAD = 1 << 20  # bytes of each checkpoint file that are hashed: all of a configuration, the header of weights
 
@@ -23,16 +28,71 @@ def checkpoint_identity(folder: Path) -> list[list[Any]]:
 
 
 def code_identity(*plugins: object) -> dict[str, list[str]]:
-    """Versions and source hashes of the packages that these classes or instances come from, and of llmconv."""
-    modules = {(p if isinstance(p, type) else type(p)).__module__ for p in plugins}
-    return {name: _of_package(name) for name in sorted({"llmconv", *(m.partition(".")[0] for m in modules)})}
+    """Versions and source hashes of all that these classes, functions or instances come with, and of llmconv.
+
+    That is every module of their distribution; where none was installed, of their package, or beside their module.
+    Code that has no file, of a notebook or a shell, is known by its source; where that is not known either, it is
+    never the same as another.
+    """
+    found = {"llmconv": _of_package("llmconv", _file_of("llmconv"))}
+    for plugin in plugins:
+        code = plugin if isinstance(plugin, type | FunctionType) else type(plugin)
+        package, file = code.__module__.partition(".")[0], _file_of(code.__module__)
+        if file is not None:
+            found[package] = _of_package(package, file)
+        else:
+            found[f"{code.__module__}.{code.__qualname__}"] = _of_source(code)
+    return dict(sorted(found.items()))
+
+
+def _file_of(module: str) -> Path | None:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file).resolve() if file is not None and Path(file).is_file() else None
 
 
 @cache
-def _of_package(name: str) -> list[str]:
+def _of_package(name: str, file: Path | None) -> list[str]:
+    """Versions, and the hash of all modules.
+
+    Args:
+        name: of a top-level package or module.
+        file: of a module in it.
+    """
+    installed = sorted(set(_distributions().get(name, [])))
+    modules = {at: source for d in installed for at, source in _modules_of(d)}
+    if file not in modules.values():  # installed to be edited, or not at all
+        modules = dict(_modules_around(name, file))
     hashed = hashlib.sha256()
-    file = Path(str(import_module(name).__file__))
-    for source in sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]:
-        hashed.update(f"{source.relative_to(file.parent)}\n".encode() + source.read_bytes())
-    versions = [f"{d} {version(d)}" for d in sorted(set(packages_distributions().get(name, [])))]
-    return [*versions, hashed.hexdigest()]
+    for at, source in sorted(modules.items()):
+        hashed.update(f"{at}\n".encode() + source.read_bytes())
+    return [*(f"{d} {version(d)}" for d in installed), hashed.hexdigest()]
+
+
+_distributions = cache(packages_distributions)  # a look at everything that is installed
+
+
+def _modules_of(name: str) -> Iterable[tuple[str, Path]]:
+    """The modules that a distribution has installed."""
+    for file in distribution(name).files or ():
+        at = Path(str(file.locate())).resolve()
+        if file.suffix == ".py" and at.is_file():
+            yield str(file), at
+
+
+def _modules_around(name: str, file: Path | None) -> Iterable[tuple[str, Path]]:
+    """The modules of a package, in all its folders; or a module and those beside it."""
+    folders = [Path(folder) for folder in getattr(sys.modules.get(name), "__path__", ())]
+    for folder in folders:
+        yield from ((str(source.relative_to(folder)), source) for source in folder.rglob("*.py"))
+    if not folders and file is not None:
+        yield from ((source.name, source) for source in {file, *file.parent.glob("*.py")})
+
+
+_NAMELESS: WeakKeyDictionary[object, str] = WeakKeyDictionary()  # code -> what no other code, or process, has
+
+
+def _of_source(code: type | FunctionType) -> list[str]:
+    try:
+        return [hashlib.sha256(inspect.getsource(code).encode()).hexdigest()]
+    except (OSError, TypeError):
+        return [repr(code), _NAMELESS.setdefault(code, uuid4().hex)]

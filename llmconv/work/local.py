@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llmconv.errors import LlmconvError
+from llmconv.work.ending import end_with_parent
 
 T = TypeVar("T")
 
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _work: Callable[..., object]  # of a forked process
 
 
@@ -45,25 +42,43 @@ def in_processes(
             announce(item)
             work(item)
         return
-    with ProcessPoolExecutor(count, get_context("fork"), initializer=_begin, initargs=(work, os.getpid())) as pool:
+    context = _Fork()
+    with ProcessPoolExecutor(count, context, initializer=_begin, initargs=(work, os.getpid())) as pool:
         try:
             for item, result in [(item, pool.submit(_call, item)) for item in items]:
                 announce(item)
                 result.result()
         except BrokenProcessPool as error:
             raise LlmconvError("a process beside this one was killed; is memory short? pass --jobs 1") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # also Ctrl-C
+            context.kill()  # else the pool would wait until they have done all that is in its queue
+            raise
+
+
+if sys.platform == "linux":
+    from multiprocessing.context import ForkContext, ForkProcess
+
+    class _Fork(ForkContext):
+        """Forks processes, and knows them."""
+
+        def __init__(self) -> None:
+            self._started: list[ForkProcess] = []
+
+        def Process(self, *args: Any, **kwargs: Any) -> ForkProcess:  # type: ignore[override]  # noqa: N802  inherited
+            self._started.append(super().Process(*args, **kwargs))
+            return self._started[-1]
+
+        def kill(self) -> None:
+            """End them all, whatever they do; the pool that they are of then ends, too."""
+            for process in self._started:
+                process.kill()
 
 
 def _begin(work: Callable[..., object], parent: int) -> None:
     """In a new process: it ends with its parent, leaves Ctrl-C to it, and has none of its threads."""
     global _work  # noqa: PLW0603  how a forked process knows what cannot be pickled
     _work = work
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended just before
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)  # OpenMP would wait for threads that a fork does not copy
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import math
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from llmconv.work.collector import collect
 
 _PROC = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -38,8 +39,7 @@ class Memory:
 
 def give_back_memory() -> None:
     """Return memory that is free inside this process to the system, before child processes need it; glibc can."""
-    gc.unfreeze()  # the graph that calibration ran on may be among what was frozen
-    gc.collect()
+    collect()  # the graph that calibration ran on may be among what was frozen
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -83,6 +83,19 @@ def test_missing_file_is_noticed(tmp_path: Path) -> None:
         bundle.path("tokenizer.json")
 
 
+@pytest.mark.parametrize("name", ["../x", "{}", "..", "onnx/../../x", "c:\\x"])
+def test_a_manifest_reaches_no_file_outside_the_bundle(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").write_text("not of the bundle")
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    named = name.format(tmp_path / "x")
+    (bundle / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": {named: {"bytes": 1, "sha256": "0"}}}))
+    with pytest.raises(BundleError, match="which is outside the bundle"):
+        Bundle(bundle).path(named)
+    with pytest.raises(BundleError, match="which is outside the bundle"):
+        Bundle(bundle).check_files()
+
+
 def test_report_is_replaced_and_belongs_to_no_check(tmp_path: Path) -> None:
     bundle = Bundle(make(tmp_path))
     assert bundle.report == {}

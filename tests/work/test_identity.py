@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import linecache
 import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from safetensors import safe_open
 
 from llmconv import Bundle, Recipe, apply
+from llmconv.work import code_identity
 from llmconv.work.identity import HEAD, checkpoint_identity
 
 FILE = "model.safetensors"
@@ -46,22 +49,91 @@ def test_a_checkpoint_is_known_by_header_size_and_time(tmp_path: Path, change: C
     assert checkpoint_identity(tmp_path) != before
 
 
-@pytest.mark.parametrize("module", ["somebodys_pass.py", "somebodys_pass/__init__.py"])
-def test_code_is_known_by_its_source(tmp_path: Path, module: str) -> None:
-    file = tmp_path / module
-    file.parent.mkdir(exist_ok=True)
+LOOK = "from llmconv.work import code_identity\n{}\nprint(code_identity(P()))"
 
-    def identity(source: str) -> str:
-        file.write_text(source)
-        look = "from llmconv.identity import code_identity; from somebodys_pass import P; print(code_identity(P()))"
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.check_output([sys.executable, "-c", look], env=environment, text=True)
 
-    first = identity("class P: pass")
-    assert "somebodys_pass" in first
+def _identity(folder: Path, where: str = "from somebodys_pass import P") -> str:
+    """What a new process says, which sees what is in a folder; its program comes through the standard input."""
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.check_output([sys.executable], input=LOOK.format(where), env=environment, text=True)
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("module", "where", "beside"),
+    [
+        ("somebodys_pass.py", "somebodys_pass", "somebodys_tables.py"),
+        ("somebodys_pass/__init__.py", "somebodys_pass", "somebodys_pass/deep/tables.py"),
+        ("somebodys_space/a_pass.py", "somebodys_space.a_pass", "somebodys_space/other/tables.py"),
+    ],
+    ids=["module", "package", "namespace package"],
+)
+def test_code_is_known_by_its_source_and_by_that_of_its_modules(
+    tmp_path: Path, module: str, where: str, beside: str
+) -> None:
+    def identity(source: str, tables: str) -> str:
+        _write(tmp_path / module, source)
+        _write(tmp_path / beside, tables)
+        return _identity(tmp_path, f"from {where} import P")
+
+    first = identity("class P: pass", "A = 1")
+    assert where.partition(".")[0] in first
     assert "llmconv 0" in first  # its version, beside the hash of its source
-    assert identity("class P: pass") == first
-    assert identity("class P: x = 1") != first
+    assert identity("class P: pass", "A = 1") == first
+    assert identity("class P: x = 1", "A = 1") != first
+    assert identity("class P: pass", "A = 2") != first
+
+
+def test_code_is_known_by_every_module_that_its_distribution_installed(tmp_path: Path) -> None:
+    files = {"somebodys_pass.py": "class P: pass", "somebodys_tables/__init__.py": "A = 1"}
+    for name, text in {**files, "other.py": ""}.items():
+        _write(tmp_path / name, text)
+    record = "".join(f"{name},,\n" for name in files)
+    for name, text in {
+        "METADATA": "Metadata-Version: 2.1\nName: somebodys\nVersion: 3.5\n",
+        "RECORD": record,
+        "top_level.txt": "somebodys_pass\nsomebodys_tables\n",
+    }.items():
+        _write(tmp_path / "somebodys-3.5.dist-info" / name, text)
+    first = _identity(tmp_path)
+    assert "somebodys 3.5" in first
+    _write(tmp_path / "other.py", "changed, and of nobody")
+    assert _identity(tmp_path) == first
+    _write(tmp_path / "somebodys_tables/__init__.py", "A = 2")
+    assert _identity(tmp_path) != first
+
+
+def test_code_without_a_file_is_never_the_same(tmp_path: Path) -> None:
+    first, second = (_identity(tmp_path, "class P: pass") for _ in range(2))  # of the standard input
+    assert "__main__.P" in first
+    assert first != second
+
+    def known(code: object) -> str:
+        return json.dumps(code_identity(code))
+
+    def made() -> type:
+        return type("P", (), {"__module__": "nowhere"})
+
+    one, other = made(), made()
+    assert known(one) == known(one()) != known(other)  # the same within a run
+
+
+def test_code_of_a_notebook_is_known_by_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("of_a_notebook")
+    monkeypatch.setitem(sys.modules, "of_a_notebook", module)
+
+    def known(source: str) -> str:
+        cell = f"<cell {len(source)}>"
+        linecache.cache[cell] = (len(source), None, source.splitlines(keepends=True), cell)
+        exec(compile(source, cell, "exec"), module.__dict__)
+        return json.dumps(code_identity(module.__dict__["lower"]))
+
+    assert known("def lower(): return 1\n") == known("def lower(): return 1\n") != known("def lower(): return 12\n")
 
 
 def test_manifest_holds_the_hash_of_each_weight_as_the_checkpoint_has_it(

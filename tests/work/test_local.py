@@ -89,7 +89,7 @@ def test_a_killed_process_is_an_error_that_says_what_to_do() -> None:
 
 PARENT = """
 import os, sys, time
-from llmconv import in_processes
+from llmconv.work import in_processes
 
 def work(item):
     with open(item, "w") as file:
@@ -110,6 +110,46 @@ def test_processes_end_with_their_parent(tmp_path: Path, how: signal.Signals) ->
     parent.send_signal(how)
     parent.wait()
     _until(lambda: not any(_lives(child) for child in children))
+
+
+INTERRUPTED = """
+import os, sys, time
+from pathlib import Path
+from llmconv.work import in_processes
+
+def work(item):
+    Path(item).write_text(str(os.getpid()))
+    time.sleep(100)
+
+def announce(item):
+    if sys.argv[1] == "raise":
+        while not all(Path(file).is_file() for file in sys.argv[2:4]):
+            time.sleep(0.01)
+        raise OSError("cannot say so")
+
+try:
+    in_processes(work, sys.argv[2:], 2, announce)
+except BaseException as error:
+    children = [int(Path(file).read_text()) for file in sys.argv[2:4]]
+    alive = [child for child in children if Path(f"/proc/{child}").exists()]
+    print(type(error).__name__, alive)  # the lock would be released now
+"""
+
+
+@forking
+@pytest.mark.parametrize("how", ["interrupt", "raise"])
+def test_an_interrupted_call_leaves_no_process_behind_and_begins_nothing_more(tmp_path: Path, how: str) -> None:
+    files = [tmp_path / item for item in ITEMS]
+    command = [sys.executable, "-c", INTERRUPTED, how, *map(str, files)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        _until(lambda: all(file.is_file() and file.read_text() for file in files[:2]))
+        began = time.monotonic()
+        if how == "interrupt":
+            parent.send_signal(signal.SIGINT)
+        said, _ = parent.communicate(timeout=20)
+        assert time.monotonic() - began < 5  # a fraction of a second on a quiet machine
+    assert said == {"interrupt": "KeyboardInterrupt []\n", "raise": "OSError []\n"}[how]
+    assert not any(file.exists() for file in files[2:])
 
 
 def _until(holds: Callable[[], bool], seconds: float = 20.0) -> None:

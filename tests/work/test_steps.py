@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from llmconv import BundleError
 from llmconv.work import Steps, key_of
-from llmconv.work.steps import STEPS, work_folder, work_of
+from llmconv.work.folder import work_folder, work_of
+from llmconv.work.steps import STEPS
+
+
+def present(folder: Path) -> list[str]:
+    """What is in a folder, beside the lock, which stays."""
+    return sorted(p.name for p in folder.iterdir() if p.name != ".out.lock")
 
 
 def finished(folder: Path, name: str = "compile", content: str = "binary", **inputs: object) -> Steps:
@@ -67,9 +77,79 @@ def test_steps_that_nobody_asked_for_are_dropped(tmp_path: Path) -> None:
     finished(tmp_path, "part_1_of_4")
     steps = Steps(tmp_path, {"checkpoint": 1})
     assert steps.finished("part_1_of_4", steps.key())
-    steps.drop_unclaimed()
+    steps.drop_unasked()
     assert [p.name for p in (tmp_path / "qnn").iterdir()] == ["part_1_of_4.bin"]
     assert [p.name for p in (tmp_path / STEPS).iterdir()] == ["part_1_of_4.json"]
+
+
+RECORD = {"name": "compile", "key": "k", "files": {}, "value": 1}
+DAMAGED: list[object] = [[], None, 1, "x", {"name": "compile"}, {**RECORD, "files": ["x"]}, {**RECORD, "value": None}]
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=str)
+def test_a_damaged_record_is_a_step_that_is_not_finished(tmp_path: Path, damage: object) -> None:
+    finished(tmp_path)
+    (tmp_path / STEPS / "compile.json").write_text(json.dumps(damage))
+    steps = Steps(tmp_path, {"checkpoint": 1})
+    assert steps.finished("compile", steps.key()) is None
+    steps.sweep()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "{}", "a/../../x", "..", "", "c:\\x", "..\\x"])
+def test_a_record_reaches_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+    outside, folder = tmp_path / "x", tmp_path / "deep" / "bundle"
+    (folder / STEPS).mkdir(parents=True)
+    outside.write_text("mine")
+    (tmp_path / "deep" / "x").write_text("mine")
+    record = {**RECORD, "files": {name.format(outside): "0"}}
+    (folder / STEPS / "compile.json").write_text(json.dumps(record))
+    steps = Steps(folder, {})
+    assert steps.finished("compile", "k") is None
+    steps.drop_unasked()
+    with work_folder(folder, fresh=False):  # takes nothing over from outside, either
+        pass
+    assert [f.read_text() for f in (outside, tmp_path / "deep" / "x")] == ["mine", "mine"]
+
+
+def test_a_record_under_another_steps_name_is_none(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / STEPS / "compile.json").rename(tmp_path / STEPS / "other.json")
+    assert Steps(tmp_path, {"checkpoint": 1}).finished("compile", Steps(tmp_path, {"checkpoint": 1}).key()) is None
+
+
+def test_once_does_the_work_once(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def work() -> int:
+        (tmp_path / "file").write_text("made")
+        done.append(1)
+        return len(done)
+
+    for key, expected in (("a", 1), ("a", 1), ("b", 2)):
+        assert Steps(tmp_path, {}).once("step", key, [tmp_path / "file"], work) == expected
+    (tmp_path / "file").unlink()
+    assert Steps(tmp_path, {}).once("step", "b", [tmp_path / "file"], work) == 3
+
+
+def test_a_forgotten_step_leaves_nothing_behind(tmp_path: Path) -> None:
+    steps = finished(tmp_path)
+    finished(tmp_path, "other")
+    assert steps.digests()
+    steps.forget("compile")
+    assert steps.digests() == {}  # nor does this run count it among what it made
+    assert steps.finished("compile", steps.key()) is None
+    assert [p.name for p in (tmp_path / "qnn").iterdir()] == ["other.bin"]
+    assert [p.name for p in (tmp_path / STEPS).iterdir()] == ["other.json"]
+
+
+def test_looking_at_a_step_changes_nothing(tmp_path: Path) -> None:
+    finished(tmp_path, optimization=3)
+    steps = Steps(tmp_path, {"checkpoint": 1})
+    assert steps.holds("compile", steps.key(optimization=2)) is None
+    assert steps.holds("compile", steps.key(optimization=3)) == {"seconds": 3}
+    steps.drop_unasked()  # looking is not asking
+    assert steps.holds("compile", steps.key(optimization=3)) is None
 
 
 def test_work_takes_its_place_whole(tmp_path: Path) -> None:
@@ -78,7 +158,7 @@ def test_work_takes_its_place_whole(tmp_path: Path) -> None:
         (folder / "new").write_text("whole")
         assert not target.exists()
     assert (target / "new").read_text() == "whole"
-    assert list(target.parent.iterdir()) == [target]
+    assert present(target.parent) == ["out"]
 
 
 def test_work_replaces_an_old_bundle_whole(tmp_path: Path) -> None:
@@ -89,7 +169,7 @@ def test_work_replaces_an_old_bundle_whole(tmp_path: Path) -> None:
         (folder / "new").write_text("new")
         assert [p.name for p in target.iterdir()] == ["old"]
     assert [p.name for p in target.iterdir()] == ["new"]
-    assert list(tmp_path.iterdir()) == [target]
+    assert present(tmp_path) == ["out"]
 
 
 def fail(target: Path, error: type[BaseException], *, finish: bool) -> None:
@@ -109,7 +189,7 @@ def test_failure_without_a_finished_step_leaves_everything_as_it_was(
     (target / "old").write_text("old")
     with pytest.raises(error):
         fail(target, error, finish=False)
-    assert list(tmp_path.iterdir()) == [target]
+    assert present(tmp_path) == ["out"]
     assert [p.name for p in target.iterdir()] == ["old"]
 
 
@@ -118,11 +198,11 @@ def test_failure_keeps_finished_steps_for_the_next_run(tmp_path: Path, fresh: bo
     target = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         fail(target, KeyboardInterrupt, finish=True)
-    assert list(tmp_path.iterdir()) == [work_of(target)]
+    assert present(tmp_path) == [work_of(target).name]
     with work_folder(target, fresh=fresh) as folder:
         steps = Steps(folder, {"checkpoint": 1})
         assert steps.finished("compile", steps.key()) == (None if fresh else {"seconds": 3})
-    assert list(tmp_path.iterdir()) == [target]
+    assert present(tmp_path) == ["out"]
 
 
 def test_steps_of_the_bundle_that_is_replaced_are_taken_over(tmp_path: Path) -> None:
@@ -136,7 +216,7 @@ def test_steps_of_the_bundle_that_is_replaced_are_taken_over(tmp_path: Path) -> 
 
 
 def test_second_process_on_one_output_folder_stops(tmp_path: Path) -> None:
-    script = "import sys; from pathlib import Path; from llmconv.work.steps import work_folder\n"
+    script = "import sys; from pathlib import Path; from llmconv.work.folder import work_folder\n"
     script += "with work_folder(Path(sys.argv[1]), fresh=False):\n    print('working', flush=True)\n    input()"
     command = [sys.executable, "-c", script, str(tmp_path / "out")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True) as other:
@@ -147,4 +227,22 @@ def test_second_process_on_one_output_folder_stops(tmp_path: Path) -> None:
         assert work_of(tmp_path / "out").is_dir()  # the other's
         other.communicate("\n")
     assert other.returncode == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert present(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_removed_without_the_lock(tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else a run that begins as another ends would lose what it has made."""
+    removed: list[Path] = []
+
+    def remove(folder: Path, **_options: object) -> None:
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / ".out.lock").acquire(timeout=0)
+        removed.append(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    with contextlib.suppress(KeyboardInterrupt), work_folder(tmp_path / "out", fresh=True):
+        if fails:
+            raise KeyboardInterrupt
+    assert removed.count(work_of(tmp_path / "out")) == 1
+    assert (tmp_path / ".out.lock").is_file()  # a process that waits for it and one that comes have the same one

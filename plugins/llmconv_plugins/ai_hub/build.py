@@ -16,7 +16,7 @@ from llmconv_plugins.ai_hub.account import find_device
 from llmconv_plugins.ai_hub.backend import AiHubBackend
 from llmconv_plugins.ai_hub.flow import Flow
 from llmconv_plugins.ai_hub.inference import Inference
-from llmconv_plugins.ai_hub.ledger import Ledger
+from llmconv_plugins.ai_hub.ledger import NAME, Ledger
 from llmconv_plugins.ai_hub.package import packaging
 from llmconv_plugins.ai_hub.patience import Patience, StoppedError
 from llmconv_plugins.ai_hub.profile import profile_report
@@ -47,10 +47,12 @@ def build(backend: AiHubBackend, job: BuildJob) -> BuildResult:
     service = Service()
     device = patience.persist("devices", lambda: find_device(service.devices(), backend.device, job.chipset))
     limits = threading.Semaphore(backend.uploads), threading.Semaphore(backend.jobs)
-    sending = Sending(service, Ledger(job.steps), patience, job.folder, *limits)
+    ledger = Ledger(job.steps.ledger(NAME) if job.steps is not None else None)
+    sending = Sending(service, ledger, patience, job.folder, *limits)
     flow = Flow(job, sending, device, packaging(backend.package), backend.profile or backend.inference)
     with tempfile.TemporaryDirectory(prefix=".reference-", dir=job.folder, ignore_cleanup_errors=True) as folder:
         _send_all(backend, flow, Inference(flow, Path(folder)), result, messages)
+    ledger.drop_unasked()
     result.versions |= {"qai-hub": version("qai-hub"), **flow.versions}
     return result
 
@@ -61,8 +63,8 @@ def _send_all(
     """Every upload and job, side by side; what came of them goes into the result."""
     job, sending = flow.job, flow.sending
     binaries = list(planned_binaries(job, backend.twins))
-    flow.claim(binaries)
-    inference.claim(binaries)
+    flow.reserve(binaries)
+    inference.reserve(binaries)
     compiled = {label: in_background(flow.compiled, label) for label in flow.wanted(binaries)}
     linked = {b.file: in_background(flow.linked, b, compiled) for b in binaries}
     runs = [(b, i, linked[b.file]) for b in binaries for i in flow.to_measure(b)]

@@ -11,7 +11,7 @@ from rich.console import Console
 from llmconv import BackendError
 from llmconv.work import Steps, work_of
 from llmconv_plugins.ai_hub.account import check_configuration
-from llmconv_plugins.ai_hub.ledger import Entry, Ledger, entries_of
+from llmconv_plugins.ai_hub.ledger import NAME, Entry, Ledger
 
 app = typer.Typer(no_args_is_help=True, help="Uploads and jobs at Qualcomm AI Hub.", pretty_exceptions_enable=False)
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="The output folder of 'llmconv apply'.")]
@@ -23,7 +23,7 @@ def jobs(output: Output) -> None:
     """List what was sent for an output folder, and how each job stands."""
     from llmconv_plugins.ai_hub.service import Service  # noqa: PLC0415  imports the client
 
-    entries = _entries(_kept(output))
+    entries = _ledger(output).entries
     check_configuration()
     service, console = Service(), Console(highlight=False)
     width = max(len(entry.slot) for entry in entries)
@@ -38,10 +38,10 @@ def cancel(output: Output) -> None:
     """Let go of unfinished jobs, so that the next run submits them again; the client cannot stop those that run."""
     from llmconv_plugins.ai_hub.service import Service  # noqa: PLC0415  imports the client
 
-    steps = _kept(output)
+    ledger = _ledger(output)
     check_configuration()
-    service, ledger, console = Service(), Ledger(steps), Console()
-    unfinished = [e for e in _entries(steps) if not e.complete and not e.slot.startswith(UPLOAD)]
+    service, console = Service(), Console()
+    unfinished = [e for e in ledger.entries if not e.complete and not e.slot.startswith(UPLOAD)]
     for entry in unfinished:
         ledger.drop(entry)
         console.print(f"{entry.slot}: {service.link(entry.id) if entry.id else 'was not submitted'}", soft_wrap=True)
@@ -51,18 +51,13 @@ def cancel(output: Output) -> None:
     )
 
 
-def _kept(output: Path) -> Steps:
-    """The steps of an output folder: of the run that works on it or broke off, else of its bundle."""
-    folders = (work_of(output.absolute()) / "bundle", output)
-    for folder in folders:
-        steps = Steps(folder, {})
-        if entries_of(steps.values("")):
-            return steps
+def _ledger(output: Path) -> Ledger:
+    """What an output folder has sent: the run that works on it or broke off, else its bundle."""
+    for folder in (work_of(output.absolute()) / "bundle", output):
+        ledger = Ledger(Steps(folder, {}).ledger(NAME))
+        if ledger.entries:
+            return ledger
     raise BackendError(f"{output}: nothing was sent to AI Hub for this output folder")
-
-
-def _entries(steps: Steps) -> list[Entry]:
-    return entries_of(steps.values(""))
 
 
 def _state(service: object, entry: Entry) -> str:

@@ -51,7 +51,7 @@ class Flow:
         self._kept: dict[str, Any] = {}  # file -> figures
         self.contents = {label: self.packaging.key(self.job, *place) for label, place in self._graphs.items()}
 
-    def claim(self, binaries: Iterable[PlannedBinary]) -> None:
+    def reserve(self, binaries: Iterable[PlannedBinary]) -> None:
         """Keep what the ledger knows of these, whether or not this run asks for it."""
         known = [(f"upload {label}", self._upload_key(label)) for label in self._graphs]
         known += [(f"compile {label}", self._compile_key(label)) for label in self._graphs]

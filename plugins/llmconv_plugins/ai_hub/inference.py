@@ -45,7 +45,7 @@ class Inference:
         self.datasets = Datasets(self.sending.service)
         self._rows: dict[str, Any] = {}
 
-    def claim(self, binaries: Iterable[PlannedBinary]) -> None:
+    def reserve(self, binaries: Iterable[PlannedBinary]) -> None:
         """Keep what is known of these, whether or not this run asks for it."""
         for binary in (b for b in binaries if not b.simulator):
             for graph, label in zip(binary.graphs, binary.labels, strict=True):

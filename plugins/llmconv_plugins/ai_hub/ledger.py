@@ -6,14 +6,18 @@ key, so that an entry without an id (the process was killed between the two) can
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from llmconv.work import Steps
+from pydantic import TypeAdapter
 
-PREFIX = "ai_hub/"
+from llmconv.files import write_json
+
+NAME = "ai_hub"  # of the ledger among an output folder's
 KEY_DIGITS = 16  # of 64; 2^64 names
 
 
@@ -41,47 +45,67 @@ class Entry:
     seconds: float = 0.0
 
 
+_ENTRIES = TypeAdapter(list[Entry])
+
+
 class Ledger:
-    """The entries of one output folder.
+    """The entries of one output folder; its methods are called from many threads.
 
     Args:
-        steps: keeps them; without it they live in memory.
+        file: holds them, as of `Steps.ledger`; without it they live in memory. One that is damaged holds none.
     """
 
-    def __init__(self, steps: Steps | None) -> None:
-        self._steps = steps
-        self._held: dict[str, Entry] = {}
+    def __init__(self, file: Path | None) -> None:
+        self._file, self._lock = file, threading.Lock()
+        self._entries: dict[str, Entry] = {}
+        self._asked: set[str] = set()  # slots
+        if file is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._entries = {entry.slot: entry for entry in _ENTRIES.validate_json(file.read_bytes())}
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All of them, by slot."""
+        return [entry for _, entry in sorted(self._entries.items())]
 
     def entry(self, slot: str, key: str) -> Entry | None:
         """What was sent under that key, or None; what was sent for the slot under another key is forgotten."""
-        if self._steps is None:
-            held = self._held.get(slot)
-            return held if held is not None and held.key == key else None
-        value = self._steps.finished(PREFIX + slot, key)
-        return Entry(**value) if value else None
+        with self._lock:
+            self._asked.add(slot)
+            held = self._entries.get(slot)
+            if held is not None and held.key != key:
+                del self._entries[slot]
+                self._write()
+            return self._entries.get(slot)
 
     def begin(self, slot: str, key: str) -> Entry:
         """Write down that something is about to be sent."""
-        return self._write(Entry(slot, key, f"llmconv {slot} {key[:KEY_DIGITS]}", time.time()))
+        return self._put(Entry(slot, key, f"llmconv {slot} {key[:KEY_DIGITS]}", time.time()))
 
     def update(self, entry: Entry, **changes: Any) -> Entry:
         """Write down what has become known."""
-        return self._write(replace(entry, **changes))
+        return self._put(replace(entry, **changes))
 
     def drop(self, entry: Entry) -> None:
         """Forget an entry: it will be sent again."""
-        self._held.pop(entry.slot, None)
-        if self._steps is not None:
-            self._steps.forget(PREFIX + entry.slot)
+        with self._lock:
+            self._entries.pop(entry.slot, None)
+            self._write()
 
-    def _write(self, entry: Entry) -> Entry:
-        if self._steps is None:
-            self._held[entry.slot] = entry
-        else:
-            self._steps.finish(PREFIX + entry.slot, entry.key, [], asdict(entry))
+    def drop_unasked(self) -> None:
+        """Forget the entries that this run did not ask for."""
+        with self._lock:
+            self._entries = {slot: entry for slot, entry in self._entries.items() if slot in self._asked}
+            self._write()
+
+    def _put(self, entry: Entry) -> Entry:
+        with self._lock:
+            self._entries[entry.slot] = entry
+            self._asked.add(entry.slot)
+            self._write()
         return entry
 
-
-def entries_of(values: Mapping[str, Any]) -> list[Entry]:
-    """The entries among the values of an output folder's steps."""
-    return [Entry(**value) for name, value in sorted(values.items()) if name.startswith(PREFIX)]
+    def _write(self) -> None:
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._file, [asdict(entry) for entry in self.entries])

@@ -8,14 +8,13 @@ from typing import Any
 
 import onnxruntime_genai as og
 
-from llmconv_plugins.qnn.inside_child import end_with_parent, leave, leave_signals_to_parent
+from llmconv_plugins.qnn.inside_child import begin, leave
 from llmconv_plugins.qnn.message import receive, send
 
 
 def main(folder: str, provider: str) -> None:
     """Load, say so, then answer requests until the parent closes the pipe: {"read": ids, ...} or {"write": 1}."""
-    leave_signals_to_parent()
-    end_with_parent()
+    begin()
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # native code prints to stdout

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmconv_plugins.genie.library import library
-from llmconv_plugins.qnn.inside_child import end_with_parent, leave, leave_signals_to_parent
+from llmconv_plugins.qnn.inside_child import begin, leave
 from llmconv_plugins.qnn.message import receive, send
 
 CONFIG = "config.json"
@@ -62,8 +62,7 @@ class Genie:
 
 def main() -> None:
     """Open the dialog that CONFIG describes, and answer requests until the parent closes the pipe."""
-    leave_signals_to_parent()
-    end_with_parent()
+    begin()
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # Genie prints to stdout

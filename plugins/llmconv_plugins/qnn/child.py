@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from llmconv import BackendError
+from llmconv_plugins.qnn.inside_child import PARENT
 from llmconv_plugins.qnn.message import Arrays, receive, send
 
 PACKAGES = Path(__file__).parents[2]  # the folder that holds llmconv_plugins
@@ -57,7 +58,7 @@ class Child:
         if qnn:
             check_installed()
         path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
         if libraries is not None:
             variables["LD_LIBRARY_PATH"] = os.pathsep.join(
                 [str(libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]

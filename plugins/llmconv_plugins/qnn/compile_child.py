@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.work import peak_memory
-from llmconv_plugins.qnn.inside_child import end_with_parent, leave, leave_signals_to_parent, register
+from llmconv_plugins.qnn.inside_child import begin, leave, register
 from llmconv_plugins.qnn.stage_times import PROFILE
 
 JOB, STAGE, RESULT, TRACE = "job.json", "stage.txt", "result.json", "qnn_op_trace.json"
@@ -31,8 +31,7 @@ def binary_file() -> str:
 
 def main() -> None:
     """Compile, then write RESULT: peak_rss_bytes, or error."""
-    leave_signals_to_parent()
-    end_with_parent()
+    begin()
     job = json.loads(Path(JOB).read_text())
     device, backend = register()
     sessions: list[Any] = []  # kept alive: the last one writes what all of them share

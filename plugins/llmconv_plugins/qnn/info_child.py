@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmconv_plugins.qnn.inside_child import leave, leave_signals_to_parent, system_library
+from llmconv_plugins.qnn.inside_child import begin, leave, system_library
 from llmconv_plugins.qnn.qnn_system import read
 
 
 def main(file: str) -> None:
     """Print {"info": ...} or {"error": ...}."""
-    leave_signals_to_parent()
+    begin()
     answer: dict[str, Any]
     try:
         answer = {"info": read(Path(file), system_library())}

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
+from llmconv.work import end_with_parent
+
+PARENT = "LLMCONV_PARENT"  # environment variable: the process that starts a child
 
 
-def leave_signals_to_parent() -> None:
-    """Ctrl-C reaches every process of a terminal; only the parent answers it, by ending this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process when the thread that started it ends, however it ends (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def begin() -> None:
+    """What a child does first: leave Ctrl-C to its parent, and end when that ends."""
+    end_with_parent(int(os.environ[PARENT]))
 
 
 def register() -> tuple[Any, str]:

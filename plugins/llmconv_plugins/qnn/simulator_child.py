@@ -11,14 +11,14 @@ import onnxruntime as ort
 
 from llmconv_plugins.qnn.child import give
 from llmconv_plugins.qnn.ep_context import ep_context
-from llmconv_plugins.qnn.inside_child import leave, leave_signals_to_parent, register, system_library
+from llmconv_plugins.qnn.inside_child import begin, leave, register, system_library
 from llmconv_plugins.qnn.message import receive, send
 from llmconv_plugins.qnn.qnn_system import read
 
 
 def main() -> None:
     """Answer requests until the parent closes the pipe."""
-    leave_signals_to_parent()
+    begin()
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # native code prints to stdout

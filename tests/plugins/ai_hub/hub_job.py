@@ -112,7 +112,7 @@ def build(folder: Path, say: Callable[[str], None], **options: Any) -> Any:
         samples=[[1, 2, 3]],
     )
     result = building.build(AiHubBackend(**{"patience": 5, "package": "qdq", **options}), job)
-    steps.drop_unclaimed()
+    steps.drop_unasked()
     return result
 
 
