@@ -67,7 +67,7 @@ class WeightEncoding:
     """
 
     bits: int
-    clip: bool = True
+    clip: bool = False
     encoding: Encoding | None = None
 
     @property
