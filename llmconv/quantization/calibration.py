@@ -135,7 +135,8 @@ class _Held:
 
 def _tables(piece: fx.GraphModule) -> dict[str, str]:
     lookups = [n for n in piece.graph.nodes if n.target is aten.embedding.default]
-    return {name_of(weight_of(n.args[0])): name_of(n) for n in lookups}
+    weights = {n: weight_of(n.args[0]) for n in lookups}
+    return {str(weight.target): name_of(n) for n, weight in weights.items() if weight is not None}
 
 
 def _hidden(part: fx.GraphModule) -> dict[str, str]:

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
+import torch
 from torch import fx
 
 from llmconv.graph.edit import ancestors_of, copy_node, graph_module, nodes_between, set_outputs
@@ -31,7 +32,8 @@ def segments(part: fx.GraphModule) -> list[fx.GraphModule]:
     for i, nodes in enumerate(pieces):
         taken = dict.fromkeys(inputs_of(part).values() if i == 0 else ())
         taken |= dict.fromkeys(source for n in sorted(nodes) for source in n.all_input_nodes if source not in nodes)
-        given = [n for n in sorted(nodes) if n in hidden or any(number.get(user, i) > i for user in n.users)]
+        onward = {n for n in nodes & number.keys() if any(number.get(user, i) > i for user in n.users)}
+        given = sorted(onward | (nodes & hidden))
         made.append(_module(part, list(taken), sorted(nodes), given))
     return made
 
@@ -65,9 +67,11 @@ def _cuts(carriers: Sequence[fx.Node], main: Sequence[fx.Node], ends: set[fx.Nod
         last = len(order) if node in ends else max((position[u] for u in node.users if u in position), default=i)
         alive[i] += 1
         alive[last] -= 1
-    single = [i for i, count in enumerate(accumulate(alive)) if count == 1 and len(carriers) <= i < len(order) - 1]
+    inner = range(len(carriers), len(order) - 1)
     runs: list[list[int]] = []
-    for i in single:
+    for i, count in enumerate(accumulate(alive)):
+        if count != 1 or i not in inner or not isinstance(order[i].meta["val"], torch.Tensor):
+            continue
         if runs and runs[-1][-1] == i - 1:
             runs[-1].append(i)
         else:
