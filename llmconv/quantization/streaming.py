@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import fx
 
+from llmconv.encodings.grid import Block
 from llmconv.encodings.value import WeightEncoding
 from llmconv.graph.model import Model, io_of
 from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
+from llmconv.quantization.quantizer import encoded_blocks
 from llmconv.quantization.segments import segments
 from llmconv.weights.store import WeightStore
 
@@ -114,5 +117,9 @@ def _reading(
     """The model's weights, written to its sink as calibration reads them."""
     if context.sink is None:
         return nullcontext(model.weights)
+
+    def encode(name: str, weight: torch.Tensor) -> Iterator[Block]:
+        return encoded_blocks(weight, weights.get(name))
+
     order = [str(n.target) for piece in pieces for n in piece.graph.nodes if n.op == "get_attr"]
-    return context.sink.while_reading(i, len(model.graphs[CALIBRATION].parts), weights, order)
+    return context.sink.while_reading(i, len(model.graphs[CALIBRATION].parts), encode, order)
