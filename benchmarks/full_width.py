@@ -67,7 +67,7 @@ def floats(bundle: Bundle, name: str, runner: Runner) -> np.ndarray[tuple[int, .
     """The hidden state of a runner's last run, less its zero point (the scale does not change a ratio)."""
     (spec,) = (t for t in bundle.graphs[name].parts[0].outputs if t.name == HIDDEN)
     assert spec.encoding is not None
-    return runner.raw[HIDDEN].astype(np.float32) - spec.encoding["zero_point"]  # type: ignore[attr-defined, no-any-return]
+    return runner.raw[HIDDEN].astype(np.float32) - spec.encoding.zero_point  # type: ignore[attr-defined, no-any-return]
 
 
 def main() -> None:

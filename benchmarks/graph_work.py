@@ -11,7 +11,7 @@ import argparse
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -21,8 +21,8 @@ import onnx
 import torch
 from geometry import Geometry, add_arguments, chosen
 
-from llmconv.bundle.part_file import Placed, WeightFile
-from llmconv.encodings import Encodings
+from llmconv.bundle.part_file import Placed
+from llmconv.encodings import Encodings, WeightEncoding
 from llmconv.graph import Graph, Model, trace
 from llmconv.lowering.lower import Lowering
 from llmconv.passes import Pass, PassContext, PassManager
@@ -56,10 +56,13 @@ class ShapesOnly:
         return torch.tensor([-1.0, 1.0])
 
 
-class PlacesOnly(WeightFile):
-    """A weight file that says where weights would lie, and writes none."""
+class PlacesOnly:
+    """Says where weights would lie in a file, and writes none."""
 
-    end = 0
+    def __init__(self, path: Path, weights: WeightStore, encodings: Mapping[str, WeightEncoding]) -> None:
+        self.path, self.weights, self.encodings = path, weights, encodings
+        self.placed: dict[str, Placed] = {}
+        self.end = 0
 
     def place(self, name: str) -> Placed:
         """The next place of the size that the weight would take."""

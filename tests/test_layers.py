@@ -26,7 +26,8 @@ sources recipe
 graph
 decoding
 passes bundle
-quantization lowering testing runtimes
+quantization
+lowering testing runtimes
 backends chat
 report prepare
 evaluation planning

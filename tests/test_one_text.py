@@ -57,7 +57,7 @@ def gap(bundle: Bundle, read: Sequence[int], one: int, other: int) -> float:
     assert spec.encoding is not None
     with registry().create("runtime", "torch", {}).open(bundle) as runners:
         logits = Decoder(runners, rope_table(bundle)).read(read)[-1]
-    return float(abs(logits[one] - logits[other]) / spec.encoding["scale"])
+    return float(abs(logits[one] - logits[other]) / spec.encoding.scale)
 
 
 @pytest.mark.parametrize("runtime", OTHERS)

@@ -22,7 +22,7 @@ def graph_spec(model: Model, graph: Graph) -> GraphSpec:
 
 
 def _tensor_spec(model: Model, name: str, node: Any, io: Any) -> TensorSpec:
-    encoding = model.encodings and model.encodings.values.get(name_of(node))
+    encoding = model.encodings.values.get(name_of(node)) if model.encodings else None
     dtype = encoding.dtype if encoding else "float32" if value_of(node).is_floating_point() else "int32"
     return TensorSpec(
         name,
@@ -32,5 +32,5 @@ def _tensor_spec(model: Model, name: str, node: Any, io: Any) -> TensorSpec:
         io.layer,
         io.head_axis,
         io.token_axis,
-        encoding.to_dict() if encoding else None,
+        encoding,
     )

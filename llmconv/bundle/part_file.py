@@ -1,26 +1,26 @@
-"""The one file of a part's weights, quantized and packed block by block, appended as each is first needed."""
+"""The one file of a part's weights: packed and appended block by block, and read back."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmconv.encodings.value import WeightEncoding
+from llmconv.encodings.grid import Block, Encoded, Grid, PerRow
+from llmconv.encodings.noise import squares
 from llmconv.errors import LoweringError
-from llmconv.weights.store import WeightStore
 
 _ALIGNMENT = 64  # bytes; where a weight starts
 COMPARED = 32  # of so many blocks, one is compared with what rounding made of it, which takes as long as rounding
-_BLOCK = 1 << 18  # elements of the rows that are quantized at once: small enough for a core's cache
+_DTYPES = {4: np.uint8, 8: np.int8, 16: np.uint16, 32: np.float32}  # of the file, by bits
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,16 @@ class Placed:
     zero_point: int
     shape: tuple[int, ...]
 
+    @property
+    def rows(self) -> int:
+        """How many rows there are; a scalar is one."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the integers."""
+        return Grid(self.bits, PerRow()) if self.bits < 16 else Grid(self.bits, symmetric=False)
+
 
 def pack_int4(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Two signed 4-bit integers a byte, the first in the low half, as ONNX stores INT4."""
@@ -59,14 +69,35 @@ def unpack_int4(packed: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
     return np.where(halves > 7, halves - 16, halves).astype(np.int8)
 
 
+def read_placed(file: BinaryIO, item: Mapping[str, Any]) -> Placed:
+    """A weight's place from its entry in an index; its scales are read from the file."""
+    shape = tuple(item["shape"])
+    file.seek(item["offset"] + item["row_bytes"] * (shape[0] if shape else 1))
+    scale = np.frombuffer(file.read(4 * item["scale"]), np.float32)
+    return Placed(item["bits"], item["offset"], item["row_bytes"], scale, item["zero_point"], shape)
+
+
+def read_rows(file: BinaryIO, placed: Placed, rows: slice | None = None) -> torch.Tensor:
+    """A weight, or a range of its rows, as float32; reads those rows alone."""
+    start, stop, _ = (rows or slice(None)).indices(placed.rows)
+    file.seek(placed.offset + placed.row_bytes * start)
+    raw = np.frombuffer(bytearray(file.read(placed.row_bytes * (stop - start))), dtype=_DTYPES[placed.bits])
+    shape = (stop - start, *placed.shape[1:]) if placed.shape else ()
+    stored = torch.from_numpy(unpack_int4(raw, prod(shape)) if placed.bits == 4 else raw).reshape(shape)
+    if placed.bits == 32:
+        return stored
+    scale = placed.scale[start:stop] if placed.bits < 16 else placed.scale
+    return Encoded(stored, torch.from_numpy(scale.copy()), placed.zero_point, placed.grid).dequantize()
+
+
 class WeightFile:
     """Writes a part's weights; every graph of the part refers to the same bytes.
 
     Used as a context manager: the file is open inside it.
     """
 
-    def __init__(self, path: Path, weights: WeightStore, encodings: dict[str, WeightEncoding]) -> None:
-        self.path, self.weights, self.encodings = path, weights, encodings
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.placed: dict[str, Placed] = {}
         # Sums of squares over the blocks that are compared: of the weight, of what rounding changed.
         self.rounding: dict[str, tuple[float, float]] = {}
@@ -93,79 +124,46 @@ class WeightFile:
     def restore(self, index: dict[str, dict[str, Any]]) -> None:
         """Go on with a file that was written before; `index` is of then."""
         with self.path.open("rb") as file:
-            for name, item in index.items():
-                shape = tuple(item["shape"])
-                file.seek(item["offset"] + item["row_bytes"] * (shape[0] if shape else 1))
-                scale = np.frombuffer(file.read(4 * item["scale"]), np.float32)
-                self.placed[name] = Placed(**{**item, "shape": shape, "scale": scale})
+            self.placed |= {name: read_placed(file, item) for name, item in index.items()}
 
-    def place(self, name: str) -> Placed:
-        """Where the weight lies; reads and writes it when asked for the first time.
+    def write(self, name: str, shape: tuple[int, ...], blocks: Iterable[Block]) -> None:
+        """Append a weight.
+
+        Args:
+            blocks: its rows, in order.
 
         Raises:
             LoweringError: its rows are to have 4 bits, and do not end at a byte.
         """
-        if name not in self.placed:
-            shape, encoding = self.weights.shape(name), self.encodings.get(name)
-            whole = not shape or (encoding is not None and not encoding.per_row and encoding.encoding is None)
-            slices = [None] if whole else _row_slices(shape)
-            self._write(name, encoding, shape, (self.weights.read(name, rows) for rows in slices))
-        return self.placed[name]
-
-    def take(self, name: str, weight: torch.Tensor) -> None:
-        """Write a weight that has just been read for something else; raises as `place` does."""
-        if name in self.placed:
-            return
-        encoding, shape = self.encodings.get(name), tuple(weight.shape)
-        if encoding is not None and not encoding.per_row and encoding.encoding is None:
-            encoding = WeightEncoding(encoding.bits, encoding=encoding.of(weight))
-        slices = _row_slices(shape) if shape else [None]
-        self._write(name, encoding, shape, (weight if rows is None else weight[rows] for rows in slices))
-
-    def _write(
-        self, name: str, encoding: WeightEncoding | None, shape: tuple[int, ...], blocks: Iterable[torch.Tensor]
-    ) -> None:
-        bits, columns = 32 if encoding is None else encoding.bits, prod(shape[1:])
-        if bits == 4 and columns % 2:  # readers take rows by whole bytes
-            raise LoweringError(f"weight '{name}' of shape {list(shape)} has odd rows; give it 8 bits")
-        offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
-        self._append(b"\0" * (offset - self._file.tell()))
+        bits, zero_point, signal, noise = 32, 0, 0.0, 0.0
         scales: list[NDArray[np.float32]] = []
-        zero_point, signal, noise = 0, 0.0, 0.0
-        for i, block in enumerate(blocks):
-            if encoding is None:
-                self._append(block.contiguous().numpy().data)
+        offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
+        for i, (exact, encoded) in enumerate(blocks):
+            if i == 0:
+                bits = 32 if encoded is None else encoded.grid.bits
+                if bits == 4 and prod(shape[1:]) % 2:  # readers take rows by whole bytes
+                    raise LoweringError(f"weight '{name}' of shape {list(shape)} has odd rows; give it 8 bits")
+                self._append(b"\0" * (offset - self._file.tell()))
+            if encoded is None:
+                self._append(exact.contiguous().numpy().data)
                 continue
-            ints, scale, zero_point = encoding.quantize(block)
-            scales.append(scale.numpy())
+            zero_point = encoded.zero_point
+            scales.append(encoded.scale.numpy())
             if i % COMPARED == 0:
-                lost = _dequantized(ints, scale, zero_point).sub_(block).reshape(-1)
-                signal, noise = signal + _square(block.reshape(-1)), noise + _square(lost)
-            self._append(_bytes(ints, bits))
+                found = squares(exact.numpy(), encoded.dequantize().numpy())
+                signal, noise = signal + found[0], noise + found[1]
+            self._append(_bytes(encoded.ints, bits))
         if bits == 16:
             scales = scales[:1]  # per tensor: every block has the same
         every = np.concatenate([np.empty(0, np.float32), *scales])
         self._append(every.data)  # behind the integers, for readers other than ONNX
-        if encoding is not None:
+        if bits < 32:
             self.rounding[name] = (signal, noise)
-        self.placed[name] = Placed(bits, offset, columns * bits // 8, every, zero_point, shape)
+        self.placed[name] = Placed(bits, offset, prod(shape[1:]) * bits // 8, every, zero_point, shape)
 
     def _append(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
-
-
-def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
-    rows = max(1, _BLOCK // max(1, prod(shape[1:])))
-    return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
-
-
-def _dequantized(ints: torch.Tensor, scale: torch.Tensor, zero_point: int) -> torch.Tensor:
-    return ints.to(torch.float32).sub_(zero_point) * scale.reshape(-1, *[1] * (ints.ndim - 1))
-
-
-def _square(values: torch.Tensor) -> float:
-    return float(torch.dot(values, values))
 
 
 def _bytes(ints: torch.Tensor, bits: int) -> memoryview:

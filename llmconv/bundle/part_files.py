@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from llmconv.bundle.part_file import WeightFile
+from llmconv.encodings.grid import Block
 from llmconv.encodings.noise import decibels
-from llmconv.encodings.value import WeightEncoding
 from llmconv.weights.read_ahead import ReadAhead
 from llmconv.weights.store import WeightStore
 
 _WAITING = 2  # weights that wait to be quantized
+
+Encode = Callable[[str, torch.Tensor], Iterable[Block]]  # a weight by name, whole, to what its part file takes
 
 
 class PartFiles:
@@ -42,27 +44,24 @@ class PartFiles:
     ) -> None:
         self._stack.close()
 
-    def open(self, part: int, parts: int, encodings: dict[str, WeightEncoding]) -> WeightFile:
+    def open(self, part: int, parts: int) -> WeightFile:
         """A part's file, with what has been written to it."""
         if part not in self._files:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = WeightFile(self._path(part, parts), self.weights, encodings)
-            self._files[part] = self._stack.enter_context(file)
-        self._files[part].encodings = encodings
+            self._files[part] = self._stack.enter_context(WeightFile(self._path(part, parts)))
         return self._files[part]
 
     @contextmanager
-    def while_reading(
-        self, part: int, parts: int, encodings: dict[str, WeightEncoding], order: Sequence[str]
-    ) -> Iterator[WeightStore]:
-        """A store whose weights are quantized and written, in a thread, as they are read whole; biases stay floats.
+    def while_reading(self, part: int, parts: int, encode: Encode, order: Sequence[str]) -> Iterator[WeightStore]:
+        """A store whose weights are quantized and written, in a thread, as they are read whole.
 
         Args:
+            encode: quantizes a weight.
             order: names in the order of reading.
         """
-        file = self.open(part, parts, encodings)
+        file = self.open(part, parts)
         with ReadAhead(self.weights, order) as ahead, ThreadPoolExecutor(1, "quantize") as thread:
-            store = _Tee(ahead, file, thread, deque())
+            store = _Tee(ahead, file, encode, thread, deque())
             yield store
             store.finish()
 
@@ -73,7 +72,7 @@ class PartFiles:
 
     def restore(self, part: int, parts: int, written: Any) -> None:
         """Take over the file of a part that an earlier run has written."""
-        file = WeightFile(self._path(part, parts), self.weights, {})
+        file = WeightFile(self._path(part, parts))
         file.restore(written["index"])
         file.rounding |= {name: (signal, noise) for name, (signal, noise) in written["rounding"].items()}
         self._files[part] = self._stack.enter_context(file)
@@ -87,7 +86,7 @@ class PartFiles:
             name: {
                 "part": part,
                 "bits": placed.bits,
-                "bytes": placed.row_bytes * (placed.shape[0] if placed.shape else 1) + 4 * len(placed.scale),
+                "bytes": placed.row_bytes * placed.rows + 4 * len(placed.scale),
                 "sqnr": decibels(*file.rounding.get(name, (0.0, 0.0))),
             }
             for part, file in self._files.items()
@@ -102,6 +101,7 @@ class PartFiles:
 class _Tee:
     store: WeightStore
     file: WeightFile
+    encode: Encode
     thread: ThreadPoolExecutor
     waiting: deque[Future[None]]
 
@@ -113,8 +113,12 @@ class _Tee:
         if rows is None:
             while len(self.waiting) >= _WAITING:
                 self.waiting.popleft().result()
-            self.waiting.append(self.thread.submit(self.file.take, name, weight))
+            self.waiting.append(self.thread.submit(self._write, name, weight))
         return weight
+
+    def _write(self, name: str, weight: torch.Tensor) -> None:
+        if name not in self.file.placed:
+            self.file.write(name, tuple(weight.shape), self.encode(name, weight))
 
     def finish(self) -> None:
         while self.waiting:

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from llmconv.encodings.value import Encoding
 
 ONNX_FOLDER = "onnx"  # in a bundle
 
@@ -18,7 +21,7 @@ class TensorSpec:
     Attributes:
         kind, layer, head_axis, token_axis: as in `llmconv.IO`.
         dtype: of the integers that go in and out; float32 where the bundle is not quantized.
-        encoding: bits, scale and zero_point, or None for ids and floats.
+        encoding: None for ids and floats.
     """
 
     name: str
@@ -28,7 +31,7 @@ class TensorSpec:
     layer: int | None
     head_axis: int | None
     token_axis: int | None
-    encoding: dict[str, Any] | None
+    encoding: Encoding | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def graph_from_dict(item: dict[str, Any]) -> GraphSpec:
 
 
 def _tensor(item: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(**{**item, "shape": tuple(item["shape"])})
+    encoding = item["encoding"] and Encoding(**item["encoding"])
+    return TensorSpec(**{**item, "shape": tuple(item["shape"]), "encoding": encoding})
 
 
 def graph_to_dict(graph: GraphSpec) -> dict[str, Any]:
@@ -72,14 +76,12 @@ def quantize(value: NDArray[np.generic], spec: TensorSpec) -> NDArray[np.generic
     """A host's array as the part takes it."""
     if spec.encoding is None:
         return value.astype(spec.dtype)
-    top = 2 ** spec.encoding["bits"] - 1
-    scaled = np.round(value.astype(np.float32) / np.float32(spec.encoding["scale"])) + spec.encoding["zero_point"]
-    return np.asarray(np.clip(scaled, 0, top)).astype(spec.dtype)
+    floats = torch.from_numpy(np.require(value, np.float32, ["C", "W"]))
+    return spec.encoding.quantize(floats).numpy().astype(spec.dtype)
 
 
 def dequantize(value: NDArray[np.generic], spec: TensorSpec) -> NDArray[np.generic]:
     """A part's array as floats."""
     if spec.encoding is None:
         return value
-    shifted = value.astype(np.float32) - np.float32(spec.encoding["zero_point"])
-    return np.asarray(shifted * np.float32(spec.encoding["scale"]))
+    return spec.encoding.dequantize(torch.from_numpy(value.astype(np.int32))).numpy()

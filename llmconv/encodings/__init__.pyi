@@ -1,3 +1,9 @@
+from .grid import Block as Block
+from .grid import Encoded as Encoded
+from .grid import Granularity as Granularity
+from .grid import Grid as Grid
+from .grid import PerRow as PerRow
+from .grid import PerTensor as PerTensor
 from .noise import sqnr as sqnr
 from .noise import squares as squares
 from .value import Encoding as Encoding

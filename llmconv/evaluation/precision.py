@@ -59,5 +59,5 @@ class TensorNoise(Noise):
     def compare(self, first: Mapping[str, NDArray[np.generic]], second: Mapping[str, NDArray[np.generic]]) -> None:
         """Add the outputs of one run; scales cancel."""
         for name, spec in self.specs.items():
-            zero = spec.encoding["zero_point"] if spec.encoding is not None else 0
+            zero = spec.encoding.zero_point if spec.encoding is not None else 0
             self.add(name, *squares(first[name].astype(np.float64) - zero, second[name].astype(np.float64) - zero))

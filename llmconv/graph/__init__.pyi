@@ -24,7 +24,12 @@ from .model import outputs_of as outputs_of
 from .model import shape_of as shape_of
 from .model import value_of as value_of
 from .movement import simplify_movement as simplify_movement
+from .ops import ELEMENTWISE as ELEMENTWISE
+from .ops import MOVEMENT as MOVEMENT
 from .ops import REQUANTIZE as REQUANTIZE
+from .ops import RESHAPE as RESHAPE
+from .ops import SDPA as SDPA
+from .ops import weight_of as weight_of
 from .run import evaluate as evaluate
 from .sizes import PartSize as PartSize
 from .sizes import balance as balance

@@ -10,6 +10,7 @@ from torch import fx
 
 from llmconv.encodings.value import Encodings
 from llmconv.errors import PassError
+from llmconv.graph.ops import weight_of
 from llmconv.sources.source import ModelConfig
 from llmconv.weights.store import WeightStore
 
@@ -102,10 +103,8 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def is_weight(node: fx.Node) -> bool:
-    """Whether a node is a weight or computed from weights alone (a head's rows, a reshape)."""
-    while node.op == "call_function" and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
-    return node.op == "get_attr"
+    """Whether a node is a weight or computed from one weight alone (a head's rows, a reshape)."""
+    return weight_of(node) is not None
 
 
 def inputs_of(part: fx.GraphModule) -> dict[str, fx.Node]:

@@ -9,25 +9,17 @@ from __future__ import annotations
 from torch import fx
 
 from llmconv.graph.edit import drop_dead, insert
-from llmconv.graph.model import NAME, aten, name_of, shape_of
+from llmconv.graph.model import NAME, name_of, shape_of
+from llmconv.graph.ops import AXES, aten
 
 _NEW = -1  # an axis that unsqueeze made
-_OPS = {
-    aten.transpose.int,
-    aten.permute.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.t.default,
-    aten.alias.default,
-}
 
 
 def simplify_movement(graph: fx.Graph) -> bool:
     """Give each chain of movement its shortest form; a chain that moves nothing disappears."""
     changed = _share(graph)
     for node in list(graph.nodes):
-        if node.target not in _OPS:
+        if node.target not in AXES:
             continue
         root, axes, length = _chain(node)
         steps = _shortest(len(shape_of(root)), axes)
@@ -41,7 +33,7 @@ def simplify_movement(graph: fx.Graph) -> bool:
 def _chain(node: fx.Node) -> tuple[fx.Node, list[int], int]:
     """The root of a chain, the root's axes in the order the node has them, and the number of steps."""
     steps = []
-    while node.target in _OPS:
+    while node.target in AXES:
         steps.append(node)
         node = node.args[0]  # type: ignore[assignment]
     axes = list(range(len(shape_of(node))))
@@ -105,7 +97,7 @@ def _share(graph: fx.Graph) -> bool:
     seen: dict[tuple[object, ...], fx.Node] = {}
     changed = False
     for node in list(graph.nodes):
-        if node.target not in _OPS:
+        if node.target not in AXES:
             continue
         key = (node.target, node.args[0], str(node.args[1:]))
         if key in seen:

@@ -14,15 +14,14 @@ from llmconv.graph.model import (
     IO,
     Graph,
     Model,
-    aten,
     inputs_of,
     io_of,
-    is_weight,
     name_of,
     outputs_of,
     shape_of,
     value_of,
 )
+from llmconv.graph.ops import SDPA, aten, weight_of
 
 FLOAT_BITS = 32  # of what no pass gives a width
 
@@ -139,17 +138,11 @@ def _head(part: fx.GraphModule) -> set[str]:
     io = io_of(part)[1]
     nodes = [node for name, node in outputs_of(part).items() if io[name].kind == "logits"]
     while nodes:
-        found = {_root(i) for node in nodes for i in node.all_input_nodes if is_weight(i)}
-        if found:
-            return {name_of(node) for node in found}
+        roots = [weight_of(i) for node in nodes for i in node.all_input_nodes]
+        if found := {name_of(root) for root in roots if root is not None}:
+            return found
         nodes = [i for node in nodes for i in node.all_input_nodes]
     return set()
-
-
-def _root(weight: fx.Node) -> fx.Node:
-    while weight.op != "get_attr":
-        weight = weight.all_input_nodes[0]
-    return weight
 
 
 def weight_bytes(node: fx.Node, widths: Mapping[str, int]) -> int:
@@ -212,7 +205,7 @@ def _scores(node: fx.Node, widths: Mapping[str, int]) -> list[tuple[int, int]]:
     """Elements and bits of the scores that a node makes or takes, if it is attention."""
     if node.target is aten.softmax.int:
         return [(prod(shape_of(node)), widths.get(name_of(node), FLOAT_BITS))]
-    if node.target is aten.scaled_dot_product_attention.default:
+    if node.target is SDPA:
         q, k = node.args[:2]
         assert isinstance(q, fx.Node)
         assert isinstance(k, fx.Node)

@@ -40,7 +40,7 @@ class WeightView:
 
 
 class WeightPlaces(Protocol):
-    """Where a part's weights lie in the file that its ONNX refers to; a `WeightFile` writes one as it is asked."""
+    """Where a part's weights lie in the file that its ONNX refers to, e.g. `PlacedWeights`."""
 
     @property
     def path(self) -> Path:

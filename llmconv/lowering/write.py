@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from llmconv.bundle.part_file import Placed, WeightFile
 from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.specs import ONNX_FOLDER
 from llmconv.bundle.weights import ENCODINGS
-from llmconv.encodings.value import Encodings
+from llmconv.encodings.value import Encodings, WeightEncoding
 from llmconv.files import write_json
 from llmconv.graph.model import Model, name_of
 from llmconv.lowering.lower import Lowering, LoweringTable
+from llmconv.quantization.quantizer import place
+from llmconv.weights.store import WeightStore
 from llmconv.work.local import in_processes
+
+
+@dataclass(frozen=True)
+class PlacedWeights:
+    """A part's weights in its file; one that is not there yet is quantized and written when it is asked for."""
+
+    file: WeightFile
+    weights: WeightStore
+    encodings: Mapping[str, WeightEncoding]
+
+    @property
+    def path(self) -> Path:
+        """The file's path."""
+        return self.file.path
+
+    def place(self, name: str) -> Placed:
+        """Where the weight lies; raises as `WeightFile.write`."""
+        place(self.file, self.weights, self.encodings, name)
+        return self.file.placed[name]
 
 
 def write_onnx(
@@ -42,12 +65,12 @@ def write_onnx(
     encodings = model.encodings or Encodings()
     index: dict[str, Any] = {}
     with files or PartFiles(folder, model.weights) as part_files:
-        opened = [part_files.open(i, count, encodings.weights) for i in range(count)]
+        opened = [PlacedWeights(part_files.open(i, count), model.weights, encodings.weights) for i in range(count)]
         for i, weights in enumerate(opened):
             for node in (n for graph in graphs for n in graph.parts[i].graph.find_nodes(op="get_attr")):
                 weights.place(name_of(node))  # here: the processes below only refer to them
             file = f"{ONNX_FOLDER}/{weights.path.name}"
-            index |= {name: {"file": file, **item} for name, item in weights.index().items()}
+            index |= {name: {"file": file, **item} for name, item in weights.file.index().items()}
 
         parts = {graph.label(i): (graph.parts[i], weights) for i, weights in enumerate(opened) for graph in graphs}
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmconv.encodings.value import WeightEncoding
+import torch
+
+from llmconv.encodings.grid import Block
 from llmconv.weights.store import WeightStore
 from llmconv.work.steps import Steps
 
@@ -17,7 +19,7 @@ class WeightSink(Protocol):
     """Where quantized weights go; `llmconv.bundle.part_files.PartFiles`."""
 
     def while_reading(
-        self, part: int, parts: int, encodings: dict[str, WeightEncoding], order: Sequence[str]
+        self, part: int, parts: int, encode: Callable[[str, torch.Tensor], Iterable[Block]], order: Sequence[str]
     ) -> AbstractContextManager[WeightStore]:
         """A store whose weights are quantized and written to a part's file as they are read."""
         ...

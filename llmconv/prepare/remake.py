@@ -73,7 +73,7 @@ def _over(recipe: Recipe, bundle: Bundle, registry: Registry) -> Checked:
 
 def _spread(model: Model, bundle: Bundle, known: Mapping[str, Encoding]) -> dict[str, Encoding]:
     cache = {
-        (t.kind.rpartition("_")[2], t.layer): Encoding(**t.encoding)
+        (t.kind.rpartition("_")[2], t.layer): t.encoding
         for graph in bundle.graphs.values()
         for part in graph.parts
         for t in (*part.inputs, *part.outputs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import fx
@@ -11,30 +13,15 @@ from torch import fx
 from llmconv.decoding.decoder import Decoder
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.errors import PassError
-from llmconv.graph.model import Graph, aten, io_of, is_weight, name_of
+from llmconv.graph.model import Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of
+from llmconv.graph.ops import MOVEMENT, weight_of
 from llmconv.graph.run import Program
+from llmconv.quantization.stored_values import StoredValues
 from llmconv.weights.store import DictStore, WeightStore
 
 CALIBRATION = "calibration"  # the graph without past, as long as a sample, that passes see beside the recipe's own
 
-# Ops whose result holds their inputs' numbers, unchanged.
-MOVEMENT = {
-    aten.alias.default,
-    aten.cat.default,
-    aten.expand.default,
-    aten.flatten.using_ints,
-    aten.permute.default,
-    aten.reshape.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.t.default,
-    aten.transpose.int,
-    aten.unflatten.int,
-    aten.unsqueeze.default,
-    aten.view.default,
-}
+BATCH_TOKENS = 1024  # that run at once: their values are all that memory holds of the samples
 
 Range = tuple[float, float]
 
@@ -42,61 +29,120 @@ Range = tuple[float, float]
 class Calibration:
     """Samples on their way through the parts of a graph, which all of them pass before the next part begins.
 
+    A part is run in segments, each over the samples in batches; between segments the samples' values lie on disk.
+    So memory holds one segment's weights and one batch's values, however many samples there are.
+
     Args:
         graph: one without past, `ar` = `context` = length of a sample.
         samples: token ids; each starts with BOS, whose massive activations must be in range.
-
-    Attributes:
-        values: for each sample, the inputs of the parts to come.
+        folder: for the values; an empty one.
     """
 
-    def __init__(self, graph: Graph, samples: Sequence[Sequence[int]]) -> None:
-        runner = TorchRunner(graph, DictStore({}))
-        decoder = Decoder([runner], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
-        given = [decoder.inputs_for(runner, sample) for sample in samples]
-        self.values = [{name: torch.from_numpy(x) for name, x in inputs.items()} for inputs in given]
+    def __init__(self, graph: Graph, samples: Sequence[Sequence[int]], folder: Path) -> None:
+        self._host = TorchRunner(graph, DictStore({}))
+        self._decoder = Decoder([self._host], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
+        self._samples, self._stored = samples, StoredValues(folder, len(samples))
+        size = max(1, BATCH_TOKENS // graph.ar)
+        self._batches = [range(i, min(i + size, len(samples))) for i in range(0, len(samples), size)]
 
-    def run(self, part: fx.GraphModule, weights: WeightStore) -> dict[str, Range]:
-        """The smallest and largest number of every float value of the next part; reads each weight once.
+    def run(self, part: fx.GraphModule, pieces: Sequence[fx.GraphModule], weights: WeightStore) -> dict[str, Range]:
+        """The smallest and largest number of every float value of the next part.
+
+        An embedding's are those of its whole table: any row may be looked up.
+
+        Args:
+            pieces: the segments of the part.
+            weights: each is read once a segment.
 
         Raises:
             PassError: a value is not finite.
         """
-        ranges: dict[str, Range] = {}
-
-        def observe(node: fx.Node, value: torch.Tensor) -> None:
-            low, high = (float(x) for x in torch.aminmax(value))
-            if not math.isfinite(high - low):
-                raise PassError(
-                    f"value '{name_of(node)}' is not finite on calibration text; is the checkpoint damaged?"
-                )
-            old = ranges.get(name_of(node), (low, high))
-            ranges[name_of(node)] = (min(low, old[0]), max(high, old[1]))
-
-        borders = _borders(part)
-        results = Program(part, weights, observer=observe).run(self.values)
-        for sample, outputs in zip(self.values, results, strict=True):
-            sample |= {name: outputs[name].contiguous() for name in borders}  # as a file would give it back
+        ranges = _Ranges()
+        hidden = _hidden(part)
+        for i, piece in enumerate(pieces):
+            held = _Held(weights, ranges, _tables(piece))
+            program = Program(piece, held, observer=ranges.observe)
+            for batch in self._batches:
+                held.keep = batch != self._batches[-1]
+                for outputs in program.run([self._inputs(piece, sample) for sample in batch]):
+                    self._stored.add(outputs)
+            later = {name for following in pieces[i + 1 :] for name in inputs_of(following)}
+            self._stored.finish(later | set(hidden.values()))
+        for name, value in hidden.items():
+            self._stored.move(value, name)
         return ranges
 
-    def border(self, part: fx.GraphModule) -> dict[str, torch.Tensor]:
-        """What a part that has run gives to the next, all samples in one tensor each: (samples, *shape)."""
-        return {name: torch.stack([sample[name] for sample in self.values]) for name in _borders(part)}
+    def keep(self, part: fx.GraphModule, paths: Sequence[Path]) -> None:
+        """Move what a part that has run gives to the next, in the order of its outputs, out of the folder."""
+        for name, path in zip(_hidden(part), paths, strict=True):
+            self._stored.move(name, name, path)
 
-    def skip(self, border: Mapping[str, torch.Tensor]) -> None:
-        """Go on after a part whose `border` is known from an earlier run."""
-        for i, sample in enumerate(self.values):
-            sample |= {name: value[i] for name, value in border.items()}
+    def skip(self, part: fx.GraphModule, paths: Sequence[Path]) -> None:
+        """Go on after a part that an earlier run has kept so."""
+        for name, path in zip(_hidden(part), paths, strict=True):
+            self._stored.open(name, path)
+
+    def _inputs(self, piece: fx.GraphModule, sample: int) -> dict[str, torch.Tensor]:
+        given = self._decoder.inputs_for(self._host, self._samples[sample])
+        return {
+            name: torch.from_numpy(given[name]) if name in given else self._stored.read(name, sample)
+            for name in inputs_of(piece)
+        }
 
 
-def _borders(part: fx.GraphModule) -> list[str]:
-    return [name for name, io in io_of(part)[1].items() if io.kind == "hidden"]
+class _Ranges(dict[str, Range]):
+    """The smallest and largest number of each value so far."""
+
+    def observe(self, node: fx.Node, value: torch.Tensor) -> None:
+        self.add(name_of(node), value)
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        low, high = (float(x) for x in torch.aminmax(value))
+        if not math.isfinite(high - low):
+            raise PassError(f"value '{name}' is not finite on calibration text; is the checkpoint damaged?")
+        old = self.get(name, (low, high))
+        self[name] = (min(low, old[0]), max(high, old[1]))
 
 
-def collect_ranges(graph: Graph, weights: WeightStore, samples: Sequence[Sequence[int]]) -> dict[str, Range]:
-    """The smallest and largest number of every float value of a graph over all samples, as `Calibration` finds them."""
-    calibration = Calibration(graph, samples)
-    return {name: found for part in graph.parts for name, found in calibration.run(part, weights).items()}
+@dataclass
+class _Held:
+    """A segment's weights: each read once, and held while batches are to come.
+
+    Attributes:
+        tables: embedding table -> the value that is looked up in it.
+        keep: whether a batch is to come after the one that runs.
+    """
+
+    store: WeightStore
+    ranges: _Ranges
+    tables: Mapping[str, str]
+    keep: bool = False
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.store.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        weight = self.weights.pop(name, None)
+        if weight is None:
+            weight = self.store.read(name, rows)
+            if name in self.tables:
+                self.ranges.add(self.tables[name], weight)
+        if self.keep:
+            self.weights[name] = weight
+        return weight
+
+
+def _tables(piece: fx.GraphModule) -> dict[str, str]:
+    lookups = [n for n in piece.graph.nodes if n.target is aten.embedding.default]
+    weights = {n: weight_of(n.args[0]) for n in lookups}
+    return {str(weight.target): name_of(n) for n, weight in weights.items() if weight is not None}
+
+
+def _hidden(part: fx.GraphModule) -> dict[str, str]:
+    """What a part gives to the next: the structural names of its hidden states, by I/O name."""
+    io = io_of(part)[1]
+    return {name: name_of(node) for name, node in outputs_of(part).items() if io[name].kind == "hidden"}
 
 
 def sharing_groups(graphs: Iterable[Graph]) -> list[list[str]]:

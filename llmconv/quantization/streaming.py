@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import fx
 
+from llmconv.encodings.grid import Block
 from llmconv.encodings.value import WeightEncoding
-from llmconv.graph.model import Model
+from llmconv.graph.model import Model, io_of
 from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
+from llmconv.quantization.quantizer import encoded_blocks
+from llmconv.quantization.segments import segments
 from llmconv.weights.store import WeightStore
 
 
-def calibrate(
-    model: Model, context: PassContext, weights: dict[str, WeightEncoding], tables: Mapping[str, str]
-) -> dict[str, Range]:
+def calibrate(model: Model, context: PassContext, weights: dict[str, WeightEncoding]) -> dict[str, Range]:
     """The range of every value on the context's samples.
 
     Where the context has a sink, weights are written to it as they are read; where it has steps, parts that an earlier
     run has finished are not run again.
-
-    Args:
-        tables: embedding table -> the value that is looked up in it; its range is that of the whole table.
     """
     parts = model.graphs[CALIBRATION].parts
-    calibration = Calibration(model.graphs[CALIBRATION], context.samples)
     kept = _Kept(model, context, weights)
     ranges: dict[str, Range] = {}
-    start = kept.resume(calibration, ranges)
-    for i, part in enumerate(parts[start:], start):
-        with _reading(model, context, i, part, weights) as store:
-            watched = _Tables(store, tables)
-            found = calibration.run(part, watched) | watched.ranges
-        kept.finish(i, found, calibration.border(part))
-        ranges |= found
+    with TemporaryDirectory(dir=None if context.steps is None else context.steps.folder) as folder:
+        calibration = Calibration(model.graphs[CALIBRATION], context.samples, Path(folder))
+        start = kept.resume(calibration, ranges)
+        for i, part in enumerate(parts[start:], start):
+            pieces = segments(part)
+            with _reading(model, context, i, pieces, weights) as store:
+                found = calibration.run(part, pieces, store)
+            kept.finish(i, found, calibration)
+            ranges |= found
     kept.forget_borders()
     return ranges
 
 
 @dataclass
 class _Kept:
-    """What is kept of each part: its ranges, its weight file, and what it gave to the next part."""
+    """What is kept of each part: its ranges, its weight file, and what it gives to the next part."""
 
     model: Model
     context: PassContext
@@ -54,7 +54,8 @@ class _Kept:
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.count = len(self.model.graphs[CALIBRATION].parts)
+        self.parts = self.model.graphs[CALIBRATION].parts
+        self.count = len(self.parts)
         if self.context.steps is not None:
             widths = {name: [w.bits, w.clip] for name, w in self.weights.items()}
             self.key = self.context.steps.key(samples=self.context.samples, widths=widths)
@@ -71,14 +72,14 @@ class _Kept:
             last = len(records) - 1
             if not steps.finished(self._border_step(last), self.key):
                 return 0
-            calibration.skip(load_file(steps.scratch(f"border_{last + 1}.safetensors")))
+            calibration.skip(self.parts[last], self._border_files(last))
         for i, record in enumerate(records):
             sink.restore(i, self.count, record["weights"])
             ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
             self.context.hashes.update(record["hashes"])
         return len(records)
 
-    def finish(self, part: int, ranges: dict[str, Range], border: dict[str, torch.Tensor]) -> None:
+    def finish(self, part: int, ranges: dict[str, Range], calibration: Calibration) -> None:
         """Record a part that has run, its border first: a part that is finished can be gone on from."""
         known: Mapping[str, str] = getattr(self.model.weights, "hashes", {})
         hashes = {name: sha for name, sha in known.items() if name not in self.context.hashes}
@@ -86,10 +87,9 @@ class _Kept:
         steps, sink = self.context.steps, self.context.sink
         if steps is None or sink is None:
             return
-        if border:
-            file = steps.scratch(f"border_{part + 1}.safetensors")
-            save_file(border, file)
-            steps.finish(self._border_step(part), self.key, [file], True)
+        if border := self._border_files(part):
+            calibration.keep(self.parts[part], border)
+            steps.finish(self._border_step(part), self.key, border, True)
         files, weights = sink.written(part)
         value = {"ranges": ranges, "weights": weights, "hashes": hashes}
         steps.finish(self._step(part), self.key, list(files), value, known=files)
@@ -99,6 +99,11 @@ class _Kept:
         for part in range(self.count) if self.context.steps is not None else ():
             self.context.steps.forget(self._border_step(part))  # type: ignore[union-attr]
 
+    def _border_files(self, part: int) -> list[Path]:
+        assert self.context.steps is not None
+        hidden = [name for name, io in io_of(self.parts[part])[1].items() if io.kind == "hidden"]
+        return [self.context.steps.scratch(f"border_{part + 1}_{i}.npy") for i in range(len(hidden))]
+
     def _step(self, part: int) -> str:
         return f"calibrate_{part + 1}_of_{self.count}"
 
@@ -106,28 +111,15 @@ class _Kept:
         return f"border_{part + 1}_of_{self.count}"
 
 
-class _Tables:
-    """A store that notes the ranges of embedding tables as they are read: any row may be looked up."""
-
-    def __init__(self, store: WeightStore, tables: Mapping[str, str]) -> None:
-        self._store, self._tables = store, tables
-        self.ranges: dict[str, Range] = {}
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._store.shape(name)
-
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        weight = self._store.read(name, rows)
-        if name in self._tables:
-            self.ranges[self._tables[name]] = (float(weight.min()), float(weight.max()))
-        return weight
-
-
 def _reading(
-    model: Model, context: PassContext, i: int, part: fx.GraphModule, weights: dict[str, WeightEncoding]
+    model: Model, context: PassContext, i: int, pieces: Sequence[fx.GraphModule], weights: dict[str, WeightEncoding]
 ) -> AbstractContextManager[WeightStore]:
     """The model's weights, written to its sink as calibration reads them."""
     if context.sink is None:
         return nullcontext(model.weights)
-    order = [str(n.target) for n in part.graph.nodes if n.op == "get_attr"]
-    return context.sink.while_reading(i, len(model.graphs[CALIBRATION].parts), weights, order)
+
+    def encode(name: str, weight: torch.Tensor) -> Iterator[Block]:
+        return encoded_blocks(weight, weights.get(name))
+
+    order = [str(n.target) for piece in pieces for n in piece.graph.nodes if n.op == "get_attr"]
+    return context.sink.while_reading(i, len(model.graphs[CALIBRATION].parts), encode, order)

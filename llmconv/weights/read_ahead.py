@@ -22,7 +22,7 @@ class ReadAhead:
     """
 
     def __init__(self, store: WeightStore, order: Iterable[str]) -> None:
-        self._store, self._order = store, iter(order)
+        self._store, self._order = store, deque(order)
         self._ahead: deque[tuple[str, Future[torch.Tensor]]] = deque()
         self._thread = ThreadPoolExecutor(1, "read-ahead")
 
@@ -41,8 +41,11 @@ class ReadAhead:
         return self._store.shape(name)
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """A weight as float32; at once where it is the next of the order."""
-        if rows is not None or not self._ahead or self._ahead[0][0] != name:
+        """A weight as float32; at once where it is the next of the order.
+
+        One that is asked for later in the order has those before it dropped: the reader has gone on without them.
+        """
+        if rows is not None or not self._reach(name):
             return self._store.read(name, rows)
         _, future = self._ahead.popleft()
         weight = future.result()
@@ -50,6 +53,21 @@ class ReadAhead:
         self._fill()
         return weight
 
+    def _reach(self, name: str) -> bool:
+        """Make a name the first of those ahead; False where the order does not hold it, or no longer."""
+        ahead = [name for name, _ in self._ahead]
+        if name not in ahead and name not in self._order:
+            return False
+        while self._ahead and self._ahead[0][0] != name:
+            self._ahead.popleft()[1].cancel()
+        while not self._ahead:
+            if self._order[0] == name:
+                self._fill()
+            else:
+                self._order.popleft()
+        return True
+
     def _fill(self) -> None:
-        while len(self._ahead) < DEPTH and (name := next(self._order, None)) is not None:
+        while len(self._ahead) < DEPTH and self._order:
+            name = self._order.popleft()
             self._ahead.append((name, self._thread.submit(self._store.read, name)))

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from llmconv import LoweringError, hookimpl
-from llmconv.graph import REQUANTIZE, aten, name_of, shape_of
+from llmconv.graph import REQUANTIZE, RESHAPE, aten, name_of, shape_of
 from llmconv.lowering import Lowering, LoweringTable
 
 _SAME = {
@@ -22,15 +22,6 @@ _SAME = {
     aten.sigmoid.default: "Sigmoid",
     aten.neg.default: "Neg",
 }
-_RESHAPE = (
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unflatten.int,
-    aten.flatten.using_ints,
-    aten.view.default,
-    aten.reshape.default,
-)
 
 
 def _same(low: Lowering, node: fx.Node) -> gs.Tensor:
@@ -143,7 +134,7 @@ def _node(value: Any) -> fx.Node:
 
 TABLE: LoweringTable = {
     **dict.fromkeys(_SAME, _same),
-    **dict.fromkeys(_RESHAPE, _reshape),
+    **dict.fromkeys(RESHAPE, _reshape),
     aten.permute.default: _permute,
     aten.transpose.int: _transpose,
     aten.slice.Tensor: _slice,

@@ -12,10 +12,11 @@ import pytest
 from llmconv import Bundle, BundleError
 from llmconv.bundle import GraphSpec, PartSpec, TensorSpec
 from llmconv.bundle.bundle import FORMAT, check_output, list_files
+from llmconv.encodings import Encoding
 from llmconv.files import write_json
 
 IDS = TensorSpec("input_ids", (1, 4), "int32", "input_ids", None, None, None, None)
-KEY = TensorSpec("key_0", (2, 1, 4, 4), "uint8", "new_key", 0, 0, 3, {"bits": 8, "scale": 0.5, "zero_point": 128})
+KEY = TensorSpec("key_0", (2, 1, 4, 4), "uint8", "new_key", 0, 0, 3, Encoding(8, 0.5, 128))
 GRAPH = GraphSpec("prompt", 4, 8, (PartSpec("prompt_1_of_1", "onnx/prompt.onnx", (IDS,), (KEY,)),))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.files import digest
 from llmconv.graph import Graph, Model, aten, insert
 from llmconv.lowering import LoweringTable, write_onnx
+from llmconv.lowering.write import PlacedWeights
+from llmconv.quantization import nearest
 from llmconv.weights import DictStore
 
 ALIGNMENT = 64
@@ -35,6 +38,14 @@ MUL: LoweringTable = {
 def weights() -> DictStore:
     generator = torch.Generator().manual_seed(0)
     return DictStore({name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()})
+
+
+@contextmanager
+def written(
+    path: Path, encodings: Mapping[str, WeightEncoding], store: DictStore | None = None
+) -> Iterator[PlacedWeights]:
+    with WeightFile(path) as file:
+        yield PlacedWeights(file, store or weights(), encodings)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 16, 33])
@@ -56,7 +67,7 @@ def test_onnx_reads_the_packing_alike() -> None:
 
 
 def test_weights_start_aligned_and_do_not_overlap(tmp_path: Path) -> None:
-    with WeightFile(tmp_path / "w.data", weights(), ENCODINGS) as file:
+    with written(tmp_path / "w.data", ENCODINGS) as file:
         placed = [file.place(name) for name in SHAPES]
     end = 0
     for place, shape in zip(placed, SHAPES.values(), strict=True):
@@ -72,36 +83,36 @@ def test_weights_start_aligned_and_do_not_overlap(tmp_path: Path) -> None:
     [("w4", 4, 3, 3), ("w8", 8, 5, 2), ("w16", 16, 6, 1), ("w32", 32, 4, 0), ("scalar", 32, 4, 0)],
 )
 def test_place_says_how_to_read(tmp_path: Path, name: str, bits: int, row_bytes: int, scales: int) -> None:
-    with WeightFile(tmp_path / "w.data", weights(), ENCODINGS) as file:
+    with written(tmp_path / "w.data", ENCODINGS) as file:
         placed = file.place(name)
     assert (placed.bits, placed.row_bytes, len(placed.scale)) == (bits, row_bytes, scales)
 
 
 def test_weight_is_written_once(tmp_path: Path) -> None:
-    with WeightFile(tmp_path / "w.data", weights(), ENCODINGS) as file:
+    with written(tmp_path / "w.data", ENCODINGS) as file:
         first = file.place("w4")
         file.place("w8")
         assert file.place("w4") is first
-    with WeightFile(tmp_path / "once.data", weights(), ENCODINGS) as file:
+    with written(tmp_path / "once.data", ENCODINGS) as file:
         file.place("w4")
         file.place("w8")
     assert (tmp_path / "w.data").read_bytes() == (tmp_path / "once.data").read_bytes()
 
 
 def test_rounding_is_that_of_the_weights_as_they_are_read_back(tmp_path: Path) -> None:
-    with WeightFile(tmp_path / "w.data", weights(), ENCODINGS) as file:
+    with written(tmp_path / "w.data", ENCODINGS) as file:
         for name in SHAPES:
             file.place(name)
-    assert set(file.rounding) == set(ENCODINGS)
+    assert set(file.file.rounding) == set(ENCODINGS)
     for name, encoding in ENCODINGS.items():
         exact = weights().read(name)
-        noise = float((encoding.fake_quantize(exact) - exact).square().sum())
-        assert file.rounding[name] == pytest.approx((float(exact.square().sum()), noise))
+        noise = float((nearest(exact, encoding).dequantize() - exact).square().sum())
+        assert file.file.rounding[name] == pytest.approx((float(exact.square().sum()), noise))
 
 
 def test_rounding_outlives_an_interruption(tmp_path: Path) -> None:
     with PartFiles(tmp_path, weights()) as files:
-        files.open(0, 1, ENCODINGS).place("w4")
+        PlacedWeights(files.open(0, 1), weights(), ENCODINGS).place("w4")
         hashed, placed = files.written(0)
         assert hashed == {file: digest(file) for file in tmp_path.iterdir()}
         written = json.loads(json.dumps(placed))
@@ -117,7 +128,7 @@ def test_rounding_outlives_an_interruption(tmp_path: Path) -> None:
 def test_rows_of_4_bits_must_end_at_a_byte(tmp_path: Path) -> None:
     store = DictStore({"odd": torch.ones(3, 5)})
     with (
-        WeightFile(tmp_path / "w.data", store, {"odd": WeightEncoding(4)}) as file,
+        written(tmp_path / "w.data", {"odd": WeightEncoding(4)}, store) as file,
         pytest.raises(LoweringError, match=r"weight 'odd' of shape \[3, 5\] has odd rows"),
     ):
         file.place("odd")
@@ -149,7 +160,7 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", SHAPES_2D)
 def test_bundle_holds_exactly_the_fake_quantized_weight(bundle: Path, name: str) -> None:
     store, plain = BundleStore(bundle), weights().read(name)
-    expected = ENCODINGS[name].fake_quantize(plain) if name in ENCODINGS else plain
+    expected = nearest(plain, ENCODINGS[name]).dequantize() if name in ENCODINGS else plain
     assert store.shape(name) == SHAPES[name]
     assert torch.equal(store.read(name), expected)
     assert torch.equal(store.read(name, slice(1, 2)), expected[1:2])
@@ -158,7 +169,7 @@ def test_bundle_holds_exactly_the_fake_quantized_weight(bundle: Path, name: str)
 def test_bundle_says_how_a_weight_lies_in_it(bundle: Path) -> None:
     placed = BundleStore(bundle).place("w4")
     assert (placed.bits, placed.row_bytes, placed.shape) == (4, 3, (3, 6))
-    assert placed.scale.tolist() == ENCODINGS["w4"].quantize(weights().read("w4"))[1].tolist()
+    assert placed.scale.tolist() == nearest(weights().read("w4"), ENCODINGS["w4"]).scale.tolist()
 
 
 def test_bundle_holds_the_encodings_of_values(bundle: Path) -> None:

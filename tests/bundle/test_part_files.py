@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from llmconv import LoweringError
-from llmconv.bundle.part_file import WeightFile
 from llmconv.bundle.part_files import PartFiles
-from llmconv.encodings import WeightEncoding
+from llmconv.encodings import Block, WeightEncoding
+from llmconv.quantization.quantizer import encoded_blocks
 from llmconv.weights import DictStore
 
 NAMES = ["a", "b", "c", "d"]
+HELD = 5  # weights at once: in use or about to wait, two that wait, two read ahead
 SECONDS = 20  # in which another thread gets its turn, however busy the machine
 
 
@@ -22,17 +25,19 @@ def store(columns: int = 4) -> DictStore:
     return DictStore({name: torch.full((2, columns), float(i + 1)) for i, name in enumerate(NAMES)})
 
 
-def test_the_reader_goes_on_while_a_weight_is_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, take = threading.Event(), WeightFile.take
+def eight_bits(name: str, weight: torch.Tensor) -> Iterator[Block]:
+    return encoded_blocks(weight, WeightEncoding(8))
 
-    def wait_for_the_next(self: WeightFile, name: str, weight: torch.Tensor) -> None:
+
+def test_the_reader_goes_on_while_a_weight_is_quantized(tmp_path: Path) -> None:
+    read = threading.Event()
+
+    def encode(name: str, weight: torch.Tensor) -> Iterator[Block]:
         if name == "a":
             assert read.wait(SECONDS)  # never, were the next weight read after this one is written
-        take(self, name, weight)
+        yield from eight_bits(name, weight)
 
-    monkeypatch.setattr(WeightFile, "take", wait_for_the_next)
-    encodings = {name: WeightEncoding(8) for name in NAMES}
-    with PartFiles(tmp_path, store()) as files, files.while_reading(0, 1, encodings, NAMES) as weights:
+    with PartFiles(tmp_path, store()) as files, files.while_reading(0, 1, encode, NAMES) as weights:
         weights.read("a")
         weights.read("b")
         read.set()
@@ -42,10 +47,43 @@ def test_the_reader_goes_on_while_a_weight_is_quantized(tmp_path: Path, monkeypa
 
 
 def test_a_weight_that_could_not_be_written_is_an_error_at_the_end(tmp_path: Path) -> None:
-    encodings = {name: WeightEncoding(4) for name in NAMES}
+    def encode(name: str, weight: torch.Tensor) -> Iterator[Block]:
+        return encoded_blocks(weight, WeightEncoding(4))
+
     with PartFiles(tmp_path, store(columns=3)) as files:
-        reading = files.while_reading(0, 1, encodings, NAMES)
+        reading = files.while_reading(0, 1, encode, NAMES)
         weights = reading.__enter__()
         weights.read("d")
         with pytest.raises(LoweringError, match="weight 'd' of shape"):
             reading.__exit__(None, None, None)
+
+
+def test_no_more_weights_wait_to_be_quantized_than_memory_is_meant_to_hold(tmp_path: Path) -> None:
+    go_on, names = threading.Event(), [str(i) for i in range(12)]
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    class Fresh(DictStore):
+        def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+            weight = super().read(name, rows).clone()
+            alive.append(weakref.ref(weight))
+            return weight
+
+    def encode(name: str, weight: torch.Tensor) -> Iterator[Block]:
+        assert go_on.wait(SECONDS)
+        return eight_bits(name, weight)
+
+    given = Fresh({name: torch.ones(2, 4) for name in names})
+    with PartFiles(tmp_path, given) as files, files.while_reading(0, 1, encode, names) as weights:
+
+        def read_all() -> None:
+            for name in names:
+                weights.read(name)
+
+        reader = threading.Thread(target=read_all)
+        reader.start()
+        reader.join(0.2)  # it could read them all meanwhile, if nothing held it back
+        held = sum(weight() is not None for weight in alive)
+        go_on.set()
+        reader.join()
+    assert 1 < held <= HELD
+    assert set(files.figures()) == set(names)

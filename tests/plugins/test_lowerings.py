@@ -34,6 +34,8 @@ from llmconv.graph import (
     set_outputs,
 )
 from llmconv.lowering import Lowering
+from llmconv.lowering.write import PlacedWeights
+from llmconv.quantization import nearest
 from llmconv.weights import DictStore
 from llmconv_plugins.lowerings import TABLE
 
@@ -160,8 +162,8 @@ def part_of(case: Case) -> Part:
 def lower(part: Part, folder: Path, encodings: Encodings | None = None, table: Any = TABLE) -> onnx.ModelProto:
     """The checked model, also saved as part.onnx beside part.data."""
     known = encodings.weights if encodings else {}
-    with WeightFile(folder / "part.data", part.weights, known) as file:
-        lowered = Lowering(part.module, encodings, file, table).run()
+    with WeightFile(folder / "part.data") as file:
+        lowered = Lowering(part.module, encodings, PlacedWeights(file, part.weights, known), table).run()
     onnx.save(lowered, folder / "part.onnx")
     onnx.checker.check_model(folder / "part.onnx", full_check=True)
     return lowered
@@ -215,7 +217,9 @@ def steps_apart(part: Part, encodings: Encodings, found: Mapping[str, np.ndarray
         for name, value in part.inputs.items()
     }
     rounded = encodings.weights
-    store = DictStore({n: rounded[n].fake_quantize(w) if n in rounded else w for n, w in part.weights.tensors.items()})
+    store = DictStore(
+        {n: nearest(w, rounded[n]).dequantize() if n in rounded else w for n, w in part.weights.tensors.items()}
+    )
     expected = evaluate(part.module, on_grid, store, encodings)
     apart = 0
     for name, node in outputs_of(part.module).items():
@@ -298,8 +302,8 @@ def test_rms_norm_is_one_node_of_opset_23(tmp_path: Path) -> None:
 
 def test_float_model_of_another_opset_names_its_tensors(tmp_path: Path) -> None:
     part = Builder({"a": X}).add("b", aten.neg.default, ("a",)).add("y", aten.sigmoid.default, ("b",)).part("y")
-    with WeightFile(tmp_path / "part.data", part.weights, {}) as file:
-        lowering = Lowering(part.module, None, file, TABLE, opset=17, ir_version=8)
+    with WeightFile(tmp_path / "part.data") as file:
+        lowering = Lowering(part.module, None, PlacedWeights(file, part.weights, {}), TABLE, opset=17, ir_version=8)
         model = lowering.run()
     assert ([(o.domain, o.version) for o in model.opset_import], model.ir_version) == ([("", 17)], 8)
     assert lowering.tensors() == {"a": "a", "b": "b", "out_y": "y"}
@@ -388,9 +392,10 @@ def test_graphs_of_a_part_refer_to_the_same_bytes(tmp_path: Path) -> None:
     token.weights = prompt.weights
     encodings = calibrate(prompt, {"w": 4})
     regions = []
-    with WeightFile(tmp_path / "part.data", prompt.weights, encodings.weights) as file:
+    with WeightFile(tmp_path / "part.data") as file:
+        places = PlacedWeights(file, prompt.weights, encodings.weights)
         for name, part in (("prompt", prompt), ("token", token)):
-            model = Lowering(part.module, encodings, file, TABLE).run()
+            model = Lowering(part.module, encodings, places, TABLE).run()
             onnx.save(model, tmp_path / f"{name}.onnx")
             regions.append({n: region(t) for n, t in initializers(model).items() if t.external_data})
     assert regions[0] == regions[1] == {"w[0:4]": (0, 12), "w[4:8]": (12, 12)}

@@ -45,7 +45,7 @@ def test_table_has_every_tensor_of_a_part(small_bundle: Bundle, shipped: str) ->
     spec = {t.name: t for t in small_bundle.graphs["token"].parts[1].inputs}
     mask = spec["attention_mask"].encoding
     assert mask is not None
-    assert f"| in | `attention_mask` | 1 × 1 × 1 × 128 | uint16 | {mask['scale']:.9g} | 65535 |" in rows
+    assert f"| in | `attention_mask` | 1 × 1 × 1 × 128 | uint16 | {mask.scale:.9g} | 65535 |" in rows
     keys = [row for row in rows if row.startswith("| in | `past_key_<l>_in`, layers 1 to 2 |")]
     assert len(keys) == 1
     assert "2 × 1 × 8 × 127 | uint8 |" in keys[0]

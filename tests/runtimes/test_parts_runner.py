@@ -20,18 +20,18 @@ from llmconv.files import write_json
 from llmconv.runtimes import PartsRunner
 from llmconv.runtimes.runtime import rope_table
 
-STEP = {"bits": 8, "scale": 0.5, "zero_point": 128}
+STEP = Encoding(8, 0.5, 128)
 
 
-def spec(name: str, kind: str, encoding: dict[str, object] | None, dtype: str, layer: int | None = None) -> TensorSpec:
+def spec(name: str, kind: str, encoding: Encoding | None, dtype: str, layer: int | None = None) -> TensorSpec:
     return TensorSpec(name, (1, 2), dtype, kind, layer, None, None, encoding)
 
 
 IDS = spec("ids", "input_ids", None, "int32")
 MASK = spec("mask", "attention_mask", STEP, "uint8")
-HIDDEN = spec("hidden_state_1", "hidden", {"bits": 16, "scale": 1.0, "zero_point": 0}, "uint16")
+HIDDEN = spec("hidden_state_1", "hidden", Encoding(16, 1.0, 0), "uint16")
 KEY = spec("key", "new_key", STEP, "uint8", layer=0)
-LOGITS = spec("logits", "logits", {"bits": 16, "scale": 0.25, "zero_point": 4}, "uint16")
+LOGITS = spec("logits", "logits", Encoding(16, 0.25, 4), "uint16")
 GRAPH = GraphSpec(
     "g",
     2,
@@ -59,7 +59,7 @@ def test_dequantize_by_hand() -> None:
 @pytest.mark.parametrize("bits", [8, 16])
 def test_hosts_and_graphs_quantize_alike(bits: int) -> None:
     encoding = Encoding.from_range(-1.3, 2.1, bits)
-    tensor = spec("x", "hidden", encoding.to_dict(), encoding.dtype)
+    tensor = spec("x", "hidden", encoding, encoding.dtype)
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     ints = quantize(values.numpy(), tensor)
     assert ints.astype(np.int32).tolist() == encoding.quantize(values).tolist()

@@ -9,8 +9,9 @@ import torch
 
 from llmconv import CheckpointError
 from llmconv.weights import DictStore
-from llmconv.weights.read_ahead import DEPTH, ReadAhead
+from llmconv.weights.read_ahead import ReadAhead
 
+AHEAD = 2  # weights in memory beside the one in use: what a conversion of 7B has room for
 NAMES = ["a", "b", "c", "d", "e"]
 SECONDS = 20  # in which another thread gets its turn, however busy the machine
 
@@ -33,9 +34,10 @@ def test_the_next_weights_are_read_while_one_is_in_use_and_no_more() -> None:
     with ReadAhead(store, NAMES) as ahead:
         for i, name in enumerate(NAMES):
             assert torch.equal(ahead.read(name), store.tensors[name])
-            for following in NAMES[i + 1 : i + 1 + DEPTH]:
+            for following in NAMES[i + 1 : i + 1 + AHEAD]:
                 assert store.done[following].wait(SECONDS)
-            assert not any(store.done[later].is_set() for later in NAMES[i + 1 + DEPTH :])
+            for later in NAMES[i + 1 + AHEAD :]:
+                assert not store.done[later].wait(0.05)
 
 
 def test_another_order_and_ranges_of_rows_are_read_when_asked() -> None:
@@ -44,6 +46,17 @@ def test_another_order_and_ranges_of_rows_are_read_when_asked() -> None:
         assert torch.equal(ahead.read("e"), store.tensors["e"])
         assert torch.equal(ahead.read("a", slice(0, 1)), store.tensors["a"][:1])
         assert torch.equal(ahead.read("a"), store.tensors["a"])
+
+
+def test_a_name_that_is_left_out_is_not_held_and_the_reader_goes_on() -> None:
+    store = Watched()
+    with ReadAhead(store, NAMES) as ahead:
+        assert torch.equal(ahead.read("c"), store.tensors["c"])  # neither a nor b
+        assert store.done["d"].wait(SECONDS)
+        assert store.done["e"].wait(SECONDS)
+        assert torch.equal(ahead.read("a"), store.tensors["a"])  # late, at once
+        store.tensors = {}
+        assert float(ahead.read("d")[0, 0]) == NAMES.index("d")  # as read ahead
 
 
 def test_an_error_is_raised_where_its_weight_is_asked_for() -> None:

@@ -38,8 +38,8 @@ class Difference:
         """Compare one output, both of them as floats."""
         signal, noise = squares(expected, found)
         self.signal, self.noise = self.signal + signal, self.noise + noise
-        if spec.encoding is not None and spec.encoding["bits"] == KV_BITS:
-            self.off += int((np.abs(expected - found) > 1.5 * spec.encoding["scale"]).sum())  # one step, in floats
+        if spec.encoding is not None and spec.encoding.bits == KV_BITS:
+            self.off += int((np.abs(expected - found) > 1.5 * spec.encoding.scale).sum())  # one step, in floats
             self.count += expected.size
 
 

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from llmconv import PassError
-from llmconv.graph import Graph, aten, name_of, simplify_movement
+from llmconv.graph import SDPA, Graph, aten, name_of, simplify_movement
 from llmconv.passes import RewritePass
-
-SDPA = aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from llmconv import PassError
 from llmconv.graph import (
     IO,
     ROLE,
+    SDPA,
     Graph,
     ancestors_of,
     aten,
@@ -27,8 +28,6 @@ from llmconv.graph import (
     value_of,
 )
 from llmconv.passes import GraphPass
-
-SDPA = aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,7 @@ class KVCacheIO(GraphPass):
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Rewrite the whole graph; it must not be split yet."""
-        attentions = [
-            n for n in part.graph.nodes if n.target is aten.scaled_dot_product_attention.default and _causal(n)
-        ]
+        attentions = [n for n in part.graph.nodes if n.target is SDPA and _causal(n)]
         if not attentions:
             raise PassError(f"graph '{graph.name}' has no causal attention; was the pass listed twice?")
         names = CONTRACTS[self.contract]

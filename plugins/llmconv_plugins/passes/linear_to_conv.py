@@ -7,17 +7,8 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from llmconv.graph import Graph, aten, insert, name_of, nodes_between, shape_of, simplify_movement
+from llmconv.graph import ELEMENTWISE, Graph, aten, insert, name_of, nodes_between, shape_of, simplify_movement
 from llmconv.passes import GraphPass
-
-# Ops that compute each element by itself, so that they take any layout all operands share.
-_ELEMENTWISE = {
-    aten.add.Tensor,
-    aten.sub.Tensor,
-    aten.mul.Tensor,
-    aten.sigmoid.default,
-    aten.silu.default,
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class LinearToConv(GraphPass):
         for node in list(part.graph.nodes):
             if node in linears:
                 layout.convert_linear(node)
-            elif node in downstream and node.target in _ELEMENTWISE:
+            elif node in downstream and node.target in ELEMENTWISE:
                 layout.convert_elementwise(node)
         simplify_movement(part.graph)
         return True

@@ -7,17 +7,10 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from llmconv.graph import Graph, aten, insert, io_of, name_of, outputs_of, set_outputs, shape_of
+from llmconv.graph import ELEMENTWISE, SDPA, Graph, aten, insert, io_of, name_of, outputs_of, set_outputs, shape_of
 from llmconv.passes import GraphPass
 
-_ELEMENTWISE = {
-    aten.add.Tensor,
-    aten.sub.Tensor,
-    aten.mul.Tensor,
-    aten.div.Tensor,
-    aten.neg.default,
-    aten.rms_norm.default,
-}
+_ALONG_LAST = ELEMENTWISE | {aten.rms_norm.default}  # ops that leave every axis but the last alone
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class SplitHeads(GraphPass):
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Split every attention of the part, then write its KV outputs as a concat of heads."""
         heads = _Heads(part.graph)
-        nodes = [n for n in part.graph.nodes if n.target is aten.scaled_dot_product_attention.default]
+        nodes = [n for n in part.graph.nodes if n.target is SDPA]
         nodes = [n for n in nodes if shape_of(n)[1] > 1]
         for node in nodes:
             _split(part.graph, node, heads)
@@ -127,7 +120,7 @@ class _Heads:
         if target is aten.unflatten.int and int(args[1]) % (rank - 1) == axis == rank - 2:  # type: ignore[arg-type]
             rows = self._columns(args[0], h, shape_of(node)[-1])  # type: ignore[arg-type]
             return self._insert(node, aten.unsqueeze.default, (rows, axis), h)
-        if target in _ELEMENTWISE and axis < rank - 1:
+        if target in _ALONG_LAST and axis < rank - 1:
             return self._insert(node, target, tuple(self._operand(x, node, axis, h) for x in args), h)
         return self._insert(node, aten.slice.Tensor, (node, axis, h, h + 1), h)
 

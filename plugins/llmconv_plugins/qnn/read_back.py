@@ -46,4 +46,4 @@ def _as_read(spec: TensorSpec) -> TensorInfo:
     if spec.encoding is None:
         return TensorInfo(spec.name, spec.shape, spec.dtype, None, None, np.dtype(spec.dtype).itemsize * 8)
     encoding = spec.encoding
-    return TensorInfo(spec.name, spec.shape, spec.dtype, encoding["scale"], -encoding["zero_point"], encoding["bits"])
+    return TensorInfo(spec.name, spec.shape, spec.dtype, encoding.scale, -encoding.zero_point, encoding.bits)

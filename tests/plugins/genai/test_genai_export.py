@@ -109,7 +109,7 @@ def test_stage_after_writes_new_rows_at_their_positions(genai_bundle: Bundle) ->
     np.testing.assert_array_equal(found["present.2.value"], wanted)
     logits = next(t for t in genai_bundle.graphs["token"].parts[-1].outputs if t.kind == "logits")
     assert logits.encoding is not None
-    floats = (given["logits"].astype(np.float32) - logits.encoding["zero_point"]) * np.float32(logits.encoding["scale"])
+    floats = (given["logits"].astype(np.float32) - logits.encoding.zero_point) * np.float32(logits.encoding.scale)
     np.testing.assert_array_equal(found["float_logits"], floats)
 
 

@@ -51,7 +51,7 @@ def same(bundle: Bundle, prompt: Sequence[int], own: Sequence[int], genai: Seque
         row = Decoder(runners, rope_table(bundle)).read([*prompt, *own[:at]])[-1]
     logits = next(t for t in bundle.graphs["token"].parts[-1].outputs if t.kind == "logits")
     assert logits.encoding is not None
-    return bool(abs(row[own[at]] - row[genai[at]]) <= logits.encoding["scale"] * 1.01)
+    return bool(abs(row[own[at]] - row[genai[at]]) <= logits.encoding.scale * 1.01)
 
 
 @pytest.mark.parametrize("count", [1, 5, 32, 50, 100])  # one token, a window's part, a window, two, four

@@ -15,6 +15,7 @@ from llmconv.bundle.part_file import WeightFile
 from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.graph import IO, IO_META, NAME, aten, insert, set_outputs
 from llmconv.lowering import Lowering
+from llmconv.lowering.write import PlacedWeights
 from llmconv.weights import DictStore
 from llmconv_plugins.qnn.compiler import GraphJob, compile_part
 from llmconv_plugins.qnn.simulator import Simulator
@@ -54,7 +55,8 @@ def test_rms_norm_survives_a_massive_activation(tmp_path: Path) -> None:
     ints = ranged(hidden).quantize(hidden)
     expected = F.rms_norm(ranged(hidden).dequantize(ints), [CHANNELS], gamma, EPSILON)  # of what the norm really reads
     encodings = Encodings({"hidden": ranged(hidden), "norm": ranged(expected)}, {"norm.weight": WeightEncoding(16)})
-    with WeightFile(tmp_path / "part.data", DictStore({"norm.weight": gamma}), encodings.weights) as weights:
+    with WeightFile(tmp_path / "part.data") as file:
+        weights = PlacedWeights(file, DictStore({"norm.weight": gamma}), encodings.weights)
         model = Lowering(norm_part(), encodings, weights, Registry.load().lowerings).run()
     onnx.save(model, tmp_path / "norm.onnx")
     compile_part([GraphJob(tmp_path / "norm.onnx", "norm")], tmp_path / "norm.bin", soc_model="43", htp_arch="73")
