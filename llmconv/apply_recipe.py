@@ -194,12 +194,9 @@ def _inputs(checked: Checked) -> dict[str, Any]:
 
 def plugins_of(recipe: Recipe, model: Model, registry: Registry) -> dict[str, str]:
     """The distributions whose plugins made a bundle, with their versions."""
-    named = [
-        ("source", recipe.model.source),
-        *(("pass", p.name) for p in recipe.passes),
-        ("backend", recipe.backend.name),
-    ]
-    found = {registry.find(kind, name).distribution for kind, name in named}
+    found = {registry.find("source", recipe.model.source).distribution}
+    found |= {registry.find("pass", entry.name).distribution for entry in recipe.passes}
+    found |= {registry.find("backend", recipe.backend.name).distribution}
     parts = (part for graph in model.graphs.values() for part in graph.parts)
     ops = {node.target for part in parts for node in part.graph.nodes if node.op == "call_function"}
     found |= {registry.lowered_by(op) for op in ops}
