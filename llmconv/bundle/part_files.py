@@ -26,7 +26,7 @@ class PartFiles:
     """Files `part_<i>_of_<n>.data` in a folder; used as a context manager. Parts count from 0.
 
     Args:
-        weights: of the checkpoint.
+        weights: the model's; an attribute, since passes may give the model others until the first is written.
     """
 
     def __init__(self, folder: Path, weights: WeightStore) -> None:
@@ -48,7 +48,7 @@ class PartFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = WeightFile(self._path(part, parts), self.weights, encodings)
             self._files[part] = self._stack.enter_context(file)
-        self._files[part].encodings = encodings
+        self._files[part].encodings, self._files[part].weights = encodings, self.weights
         return self._files[part]
 
     @contextmanager
@@ -115,6 +115,9 @@ class _Tee:
                 self.waiting.popleft().result()
             self.waiting.append(self.thread.submit(self.file.take, name, weight))
         return weight
+
+    def sha256(self, name: str) -> str | None:
+        return self.store.sha256(name)
 
     def finish(self) -> None:
         while self.waiting:

@@ -42,6 +42,7 @@ def write_onnx(
     encodings = model.encodings or Encodings()
     index: dict[str, Any] = {}
     with files or PartFiles(folder, model.weights) as part_files:
+        part_files.weights = model.weights
         opened = [part_files.open(i, count, encodings.weights) for i in range(count)]
         for i, weights in enumerate(opened):
             for node in (n for graph in graphs for n in graph.parts[i].graph.find_nodes(op="get_attr")):

@@ -15,6 +15,7 @@ from llmconv.encodings.value import WeightEncoding
 from llmconv.graph.model import Model
 from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
+from llmconv.weights.derived import tables_of
 from llmconv.weights.store import WeightStore
 
 
@@ -30,6 +31,8 @@ def calibrate(
         tables: embedding table -> the value that is looked up in it; its range is that of the whole table.
     """
     parts = model.graphs[CALIBRATION].parts
+    if context.sink is not None:
+        context.sink.weights = model.weights
     calibration = Calibration(model.graphs[CALIBRATION], context.samples)
     kept = _Kept(model, context, weights)
     ranges: dict[str, Range] = {}
@@ -57,7 +60,8 @@ class _Kept:
         self.count = len(self.model.graphs[CALIBRATION].parts)
         if self.context.steps is not None:
             widths = {name: [w.bits, w.clip] for name, w in self.weights.items()}
-            self.key = self.context.steps.key(samples=self.context.samples, widths=widths)
+            tables = tables_of(self.model.weights)
+            self.key = self.context.steps.key(samples=self.context.samples, widths=widths, tables=tables)
 
     def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
         """Take over finished parts, from the first on; gives the number of the first part that is left."""
@@ -80,8 +84,7 @@ class _Kept:
 
     def finish(self, part: int, ranges: dict[str, Range], border: dict[str, torch.Tensor]) -> None:
         """Record a part that has run, its border first: a part that is finished can be gone on from."""
-        known: Mapping[str, str] = getattr(self.model.weights, "hashes", {})
-        hashes = {name: sha for name, sha in known.items() if name not in self.context.hashes}
+        hashes = {name: sha for name, sha in self.context.hashed().items() if name not in self.context.hashes}
         self.context.hashes.update(hashes)
         steps, sink = self.context.steps, self.context.sink
         if steps is None or sink is None:
@@ -121,6 +124,9 @@ class _Tables:
         if name in self._tables:
             self.ranges[self._tables[name]] = (float(weight.min()), float(weight.max()))
         return weight
+
+    def sha256(self, name: str) -> str | None:
+        return self._store.sha256(name)
 
 
 def _reading(

@@ -50,6 +50,10 @@ class ReadAhead:
         self._fill()
         return weight
 
+    def sha256(self, name: str) -> str | None:
+        """As the store has it."""
+        return self._store.sha256(name)
+
     def _fill(self) -> None:
         while len(self._ahead) < DEPTH and (name := next(self._order, None)) is not None:
             self._ahead.append((name, self._thread.submit(self._store.read, name)))
