@@ -12,7 +12,7 @@ from llmconv import LoweringError
 from llmconv.bundle.part_file import WeightFile
 from llmconv.bundle.part_files import PartFiles
 from llmconv.encodings import WeightEncoding
-from llmconv.weights import DictStore
+from llmconv.weights import Affine, Derived, DictStore, Stored
 
 NAMES = ["a", "b", "c", "d"]
 SECONDS = 20  # in which another thread gets its turn, however busy the machine
@@ -49,3 +49,19 @@ def test_a_weight_that_could_not_be_written_is_an_error_at_the_end(tmp_path: Pat
         weights.read("d")
         with pytest.raises(LoweringError, match="weight 'd' of shape"):
             reading.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_what_is_written_is_read_from_the_weights_as_passes_left_them(tmp_path: Path, restored: bool) -> None:
+    with PartFiles(tmp_path, store()) as files:
+        if restored:
+            files.open(0, 1, {}).place("a")
+            written = files.written(0)[1]
+    with PartFiles(tmp_path, store()) as files:
+        if restored:
+            files.restore(0, 1, written)
+        files.weights = Derived(files.weights, {"twice": Affine(Stored("b"), 2.0)})
+        placed = files.open(0, 1, {}).place("twice")
+        files.written(0)
+        data = next(tmp_path.iterdir()).read_bytes()[placed.offset : placed.offset + 2 * placed.row_bytes]
+    assert torch.equal(torch.frombuffer(bytearray(data), dtype=torch.float32), torch.full((8,), 4.0))
