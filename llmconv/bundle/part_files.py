@@ -28,7 +28,7 @@ class PartFiles:
     """Files `part_<i>_of_<n>.data` in a folder; used as a context manager. Parts count from 0.
 
     Args:
-        weights: of the checkpoint.
+        weights: the model's; an attribute, since passes may give the model others until the first is written.
     """
 
     def __init__(self, folder: Path, weights: WeightStore) -> None:
@@ -119,6 +119,9 @@ class _Tee:
     def _write(self, name: str, weight: torch.Tensor) -> None:
         if name not in self.file.placed:
             self.file.write(name, tuple(weight.shape), self.encode(name, weight))
+
+    def sha256(self, name: str) -> str | None:
+        return self.store.sha256(name)
 
     def finish(self) -> None:
         while self.waiting:

@@ -26,8 +26,18 @@ class BundleStore:
             raise BundleError(f"{folder / ENCODINGS}: missing or damaged; convert again") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a weight."""
+        """The shape of a weight.
+
+        Raises:
+            BundleError: the bundle holds no such weight.
+        """
+        if name not in self.index:
+            raise BundleError(f"{self.folder}: holds no weight '{name}'")
         return tuple(self.index[name]["shape"])
+
+    def sha256(self, name: str) -> str | None:
+        """None: the bytes are the bundle's, not a checkpoint's."""
+        return None
 
     def place(self, name: str) -> Placed:
         """How and where a weight lies in its part's file, with its scales.

@@ -19,6 +19,7 @@ from llmconv.prepare.text import held_out
 from llmconv.prepare.trace import spread_ids
 from llmconv.recipe.recipe import Recipe
 from llmconv.runtimes.runtime import GraphRuntime, rope_table
+from llmconv.weights.store import WeightStore
 
 
 @dataclass
@@ -27,11 +28,13 @@ class Subject:
 
     Attributes:
         progress: called with a stage and an item before each piece of work.
+        float_weights: the checkpoint's, as the structural passes make them; known once these have run.
     """
 
     bundle: Bundle
     registry: Registry
     progress: Callable[[str, str], None]
+    float_weights: WeightStore | None = None
 
     @cached_property
     def recipe(self) -> Recipe:

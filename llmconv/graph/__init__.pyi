@@ -5,6 +5,7 @@ from .edit import finish as finish
 from .edit import graph_module as graph_module
 from .edit import insert as insert
 from .edit import insert_input as insert_input
+from .edit import insert_weight as insert_weight
 from .edit import nodes_between as nodes_between
 from .edit import set_outputs as set_outputs
 from .model import IO as IO

@@ -95,6 +95,32 @@ def insert_input(graph: fx.Graph, name: str, like: torch.Tensor, shape: Iterable
     return node
 
 
+def insert_weight(part: fx.GraphModule, name: str, shape: Iterable[int]) -> fx.Node:
+    """Insert a weight at the insert point of the part's graph; the model's store has it by this name.
+
+    A pass names one that the store lacks in a table of its own:
+    `model.weights = Derived(model.weights, {name: expression})`.
+
+    Raises:
+        PassError: the graph has a value of that name.
+    """
+    nodes = part.graph.nodes
+    if any(node.meta.get(NAME) == name for node in nodes):
+        raise PassError(f"weight '{name}' is to be inserted, but the graph has a value of that name")
+    *path, last = name.split(".")
+    module: nn.Module = part
+    for word in path:
+        if word not in dict(module.named_children()):
+            module.add_module(word, nn.Module())
+        module = module.get_submodule(word)
+    shape = tuple(shape)
+    module.register_parameter(last, nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False))
+    node = part.graph.get_attr(name)
+    like = next(n.meta["val"] for n in nodes if isinstance(n.meta.get("val"), torch.Tensor))
+    node.meta |= {NAME: name, "val": like.new_empty(shape, dtype=torch.float32)}
+    return node
+
+
 TraceCache = dict[Any, fx.GraphModule]
 
 

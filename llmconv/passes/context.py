@@ -16,7 +16,13 @@ from llmconv.work.steps import Steps
 
 
 class WeightSink(Protocol):
-    """Where quantized weights go; `llmconv.bundle.part_files.PartFiles`."""
+    """Where quantized weights go; `llmconv.bundle.part_files.PartFiles`.
+
+    Attributes:
+        weights: the model's, as the passes so far have left them; set by whoever hands over the model.
+    """
+
+    weights: WeightStore
 
     def while_reading(
         self, part: int, parts: int, encode: Callable[[str, torch.Tensor], Iterable[Block]], order: Sequence[str]
@@ -37,6 +43,10 @@ def _no_widths() -> Mapping[str, int]:
     return {}
 
 
+def _nothing_read() -> Mapping[str, str]:
+    return {}
+
+
 @dataclass(frozen=True)
 class PassContext:
     """What a run brings: a library user's is empty.
@@ -47,13 +57,16 @@ class PassContext:
         steps: keeps what a pass has finished, so that another run need not do it again.
         widths: gives the bits that the passes after the one that runs will give to values and weights, by structural
             name; what it does not name stays float32.
-        hashes: sha256 of the checkpoint's bytes of each weight that was read whole; passes add to it.
+        hashed: gives the sha256 of the checkpoint's bytes of each weight that this run has read whole, by the source's
+            name of it.
+        hashes: the same of all runs together; passes add to it.
     """
 
     samples: Sequence[Sequence[int]] = ()
     sink: WeightSink | None = None
     steps: Steps | None = None
     widths: Callable[[], Mapping[str, int]] = _no_widths
+    hashed: Callable[[], Mapping[str, str]] = _nothing_read
     hashes: dict[str, str] = field(default_factory=dict)
 
 

@@ -124,7 +124,7 @@ class PassManager:
             return {}
         errors = {}
         for graph in model.graphs.values():
-            error = self.verifier.error(graph)
+            error = self.verifier.error(graph, model.weights)
             if error is None:
                 continue
             errors[graph.name] = error

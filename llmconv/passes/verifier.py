@@ -22,12 +22,12 @@ class Verifier:
     """
 
     def __init__(self, source: Graph, weights: WeightStore, tokens: Sequence[int]) -> None:
-        self.tokens, self.weights = list(tokens), weights
+        self.tokens = list(tokens)
         self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
 
-    def error(self, graph: Graph) -> float | None:
+    def error(self, graph: Graph, weights: WeightStore) -> float | None:
         """The largest difference of a logit, reading the tokens through this graph alone; None where it needs more."""
-        runner = TorchRunner(graph, self.weights)
+        runner = TorchRunner(graph, weights)
         rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
         count = reach(runner, len(self.tokens))
         if not count:

@@ -36,6 +36,8 @@ def remake(
 
     `TorchRunner(graph, model.weights, model.encodings)` runs one as the bundle's files say, in float.
 
+    What the passes say of weights is left aside: the bundle's own are what came of it.
+
     Values that only the changed graphs have take the encoding of what they are moved from or to; what is moved to or
     from the cache takes the cache's.
 
@@ -52,10 +54,12 @@ def remake(
             raise PassError(f"{bundle.folder}: its recipe has no pass '{name}'")
     entries = [e.model_copy(update=dict(changes.get(e.name, {}))) for e in recipe.passes]
     checked = _over(recipe.model_copy(update={"passes": entries}), bundle, registry or Registry.load())
-    model = trace_graphs(checked, BundleStore(bundle.folder))
+    weights = BundleStore(bundle.folder)
+    model = trace_graphs(checked, weights)
     known = read_encodings(bundle.folder)
     model.encodings = known if known.values else None
     PassManager(checked.passes).run(model)
+    model.weights = weights
     if model.encodings is not None:
         model.encodings = Encodings(_spread(model, bundle, known.values))
     return model

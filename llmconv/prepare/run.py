@@ -37,7 +37,12 @@ def prepare(
     if verify:
         held_out(checked)  # what is wrong with the text is found before the work, not after it
     model = trace_graphs(checked, weights)
-    context = PassContext(calibration_samples(checked), sink, steps)
+    names = {str(n.target) for g in model.graphs.values() for p in g.parts for n in p.graph.find_nodes(op="get_attr")}
+
+    def hashed() -> dict[str, str]:
+        return {name: sha for name in sorted(names) if (sha := weights.sha256(name)) is not None}
+
+    context = PassContext(calibration_samples(checked), sink, steps, hashed=hashed)
     manager = PassManager(checked.passes, make_verifier(checked, model) if verify else None, announce)
     reports = manager.run(model, context, stop=manager.structural)
     wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}

@@ -99,16 +99,16 @@ def _passes(subject: Subject, reports: Sequence[PassReport] | None) -> Iterator[
     if subject.checkpoint is None:
         yield Check(2, "passes against the source", subject.gone)
         return
-    weights = subject.checkpoint.source.weights()
-    model = trace_graphs(subject.checkpoint, weights)
+    model = trace_graphs(subject.checkpoint, subject.checkpoint.source.weights())
     verifier = make_verifier(subject.checkpoint, model)
     again = PassManager(subject.checkpoint.passes, None if reports else verifier).run(model)
+    subject.float_weights = model.weights
     for report in reports or again:
         for graph, error in report.errors.items():
             if graph in model.graphs:
                 name = f"{graph} after {report.name}, largest difference of a logit"
                 yield at_most(2, name, error, FLOAT_TOLERANCE)
-    runners = [TorchRunner(graph, weights) for graph in model.graphs.values()]
+    runners = [TorchRunner(graph, model.weights) for graph in model.graphs.values()]
     if not all(gives_all_rows(r) for r in runners):
         yield Check(2, "graphs against each other", "not run: a graph gives the last row of its logits alone")
         return
@@ -214,7 +214,7 @@ def _perplexity(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
         whole = TorchRunner(trace(source.module(), length, length, "source"), weights)
         figures["float"] = perplexity(Decoder([whole], None), windows)
         subject.progress("prove", "perplexity, activations quantized")
-        runner = TorchRunner(graph, weights, model.encodings)
+        runner = TorchRunner(graph, subject.float_weights or weights, model.encodings)
         figures["activations"] = perplexity(subject.decoder(runner), windows)
     runtime = subject.backend.runtimes[0]
     subject.progress("prove", f"perplexity on {runtime}")

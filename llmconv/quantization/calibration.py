@@ -122,6 +122,9 @@ class _Held:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.store.shape(name)
 
+    def sha256(self, name: str) -> str | None:
+        return self.store.sha256(name)
+
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         weight = self.weights.pop(name, None)
         if weight is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
 from llmconv.quantization.quantizer import encoded_blocks
 from llmconv.quantization.segments import segments
+from llmconv.weights.derived import tables_of
 from llmconv.weights.store import WeightStore
 
 
@@ -29,6 +30,8 @@ def calibrate(model: Model, context: PassContext, weights: dict[str, WeightEncod
     run has finished are not run again.
     """
     parts = model.graphs[CALIBRATION].parts
+    if context.sink is not None:
+        context.sink.weights = model.weights
     kept = _Kept(model, context, weights)
     ranges: dict[str, Range] = {}
     with TemporaryDirectory(dir=None if context.steps is None else context.steps.folder) as folder:
@@ -58,7 +61,8 @@ class _Kept:
         self.count = len(self.parts)
         if self.context.steps is not None:
             widths = {name: [w.bits, w.clip] for name, w in self.weights.items()}
-            self.key = self.context.steps.key(samples=self.context.samples, widths=widths)
+            tables = tables_of(self.model.weights)
+            self.key = self.context.steps.key(samples=self.context.samples, widths=widths, tables=tables)
 
     def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
         """Take over finished parts, from the first on; gives the number of the first part that is left."""
@@ -81,8 +85,7 @@ class _Kept:
 
     def finish(self, part: int, ranges: dict[str, Range], calibration: Calibration) -> None:
         """Record a part that has run, its border first: a part that is finished can be gone on from."""
-        known: Mapping[str, str] = getattr(self.model.weights, "hashes", {})
-        hashes = {name: sha for name, sha in known.items() if name not in self.context.hashes}
+        hashes = {name: sha for name, sha in self.context.hashed().items() if name not in self.context.hashes}
         self.context.hashes.update(hashes)
         steps, sink = self.context.steps, self.context.sink
         if steps is None or sink is None:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from llmconv.bundle.specs import GraphSpec, TensorSpec, dequantize, quantize
 from llmconv.decoding.decoder import Arrays, Tensor
-from llmconv.encodings.value import Encoding
 from llmconv.graph.model import IO
 
 RunPart = Callable[[int, Arrays], Arrays]
@@ -55,5 +54,5 @@ def _host_view(specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
 
 def _tensor(spec: TensorSpec) -> Tensor:
     cached = spec.kind in ("past_key", "past_value", "new_key", "new_value")
-    encoding = Encoding(**spec.encoding) if cached and spec.encoding is not None else None
+    encoding = spec.encoding if cached else None
     return Tensor(IO(spec.kind, spec.layer, spec.head_axis, spec.token_axis), spec.shape, encoding)  # type: ignore[arg-type]

@@ -1,4 +1,16 @@
+from .derived import Derived as Derived
+from .expressions import Affine as Affine
+from .expressions import Columns as Columns
+from .expressions import Cut as Cut
+from .expressions import Expression as Expression
+from .expressions import Halved as Halved
+from .expressions import Held as Held
+from .expressions import Joined as Joined
+from .expressions import LowRank as LowRank
+from .expressions import Rotated as Rotated
+from .expressions import Stored as Stored
 from .pickled import PickleStore as PickleStore
 from .safetensors import SafetensorsStore as SafetensorsStore
 from .store import DictStore as DictStore
+from .store import StoreUnion as StoreUnion
 from .store import WeightStore as WeightStore

@@ -9,7 +9,6 @@ import re
 import struct
 import threading
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class _Mapping:
 
 
 class PickleStore:
-    """The tensors of files that `torch.save` wrote, under names given by `rename` (module name -> name in the file).
+    """The tensors of files that `torch.save` wrote, by their names there.
 
     The pickles inside are read by torch's interpreter of tensors alone (`weights_only`), which calls nothing that they
     name. Names, types and shapes are read when the store is made; pages are touched when a weight is asked for.
@@ -49,29 +48,27 @@ class PickleStore:
             tensor is missing or of a type that is no float.
     """
 
-    def __init__(self, files: list[Path], rename: Mapping[str, str] | None = None) -> None:
+    def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self._rename = dict(rename or {})
         self._entries: dict[str, _Entry] = {}
-        self.hashes: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
         self._mapping: _Mapping | None = None
         self._lock = threading.Lock()
         for file in files:
             self._entries |= {name: _Entry(file, t.dtype, tuple(t.shape)) for name, t in _open(file).tensors.items()}
 
     def __contains__(self, name: str) -> bool:
-        return self._rename.get(name, name) in self._entries
+        return name in self._entries
 
     def _entry(self, name: str) -> _Entry:
-        stored = self._rename.get(name, name)
-        if stored not in self._entries:
+        if name not in self._entries:
             where = self.files[0] if len(self.files) == 1 else self.files[0].parent if self.files else "the checkpoint"
-            raise CheckpointError(f"{where}: no tensor '{stored}'; is the download complete?")
-        entry = self._entries[stored]
+            raise CheckpointError(f"{where}: no tensor '{name}'; is the download complete?")
+        entry = self._entries[name]
         if entry.dtype not in _DTYPES:
             allowed = ", ".join(_dtype_name(d) for d in _DTYPES)
             raise CheckpointError(
-                f"{entry.file}: tensor '{stored}' has dtype {_dtype_name(entry.dtype)}; use one of {allowed}"
+                f"{entry.file}: tensor '{name}' has dtype {_dtype_name(entry.dtype)}; use one of {allowed}"
             )
         return entry
 
@@ -84,7 +81,7 @@ class PickleStore:
         entry = self._entry(name)
         with self._lock:  # weights are read ahead in a thread
             mapping = self._mapped(entry.file)
-            tensor = mapping.tensors.get(self._rename.get(name, name))
+            tensor = mapping.tensors.get(name)
             if tensor is None or _Entry(entry.file, tensor.dtype, tuple(tensor.shape)) != entry:
                 raise CheckpointError(f"{entry.file}: changed while it was read; run again")
             part = tensor if rows is None or not entry.shape else tensor[rows]
@@ -92,9 +89,13 @@ class PickleStore:
             if mapping.read >= MAPPED_BYTES:
                 self._mapping = None  # unmapped when `part` is gone
         whole = rows is None or not entry.shape or rows.indices(entry.shape[0]) == (0, entry.shape[0], 1)
-        if whole and name not in self.hashes:
-            self.hashes[name] = hashlib.sha256(part.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+        if whole and name not in self._hashes:
+            self._hashes[name] = hashlib.sha256(part.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
         return part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def sha256(self, name: str) -> str | None:
+        """Of a weight's bytes, once it has been read whole."""
+        return self._hashes.get(name)
 
     def _mapped(self, file: Path) -> _Mapping:
         """The open mapping, or a new one where it is of another file or the file is no longer the same."""

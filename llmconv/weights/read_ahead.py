@@ -67,6 +67,10 @@ class ReadAhead:
                 self._order.popleft()
         return True
 
+    def sha256(self, name: str) -> str | None:
+        """As the store has it."""
+        return self._store.sha256(name)
+
     def _fill(self) -> None:
         while len(self._ahead) < DEPTH and self._order:
             name = self._order.popleft()

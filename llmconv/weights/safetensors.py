@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,38 +28,42 @@ _DTYPES = {
 @dataclass(frozen=True)
 class _Entry:
     file: Path
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     begin: int  # bytes from the start of the file
     end: int
 
 
 class SafetensorsStore:
-    """The tensors of safetensors files, under names given by `rename` (module name -> name in the file).
+    """The tensors of safetensors files, by their names there.
 
     Headers are read and checked when the store is made; bytes only when a weight is asked for.
 
     Raises:
-        CheckpointError: a file is missing, truncated, or its header is damaged; a tensor is missing.
+        CheckpointError: a file is missing, truncated, or its header is damaged; a tensor that is asked for is missing
+            or of a type that is no float.
     """
 
-    def __init__(self, files: list[Path], rename: Mapping[str, str] | None = None) -> None:
+    def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self._rename = dict(rename or {})
         self._entries: dict[str, _Entry] = {}
-        self.hashes: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
         for file in files:
             self._entries |= _read_header(file)
 
     def __contains__(self, name: str) -> bool:
-        return self._rename.get(name, name) in self._entries
+        return name in self._entries
 
     def _entry(self, name: str) -> _Entry:
-        stored = self._rename.get(name, name)
-        if stored not in self._entries:
+        if name not in self._entries:
             where = self.files[0].parent if self.files else "the checkpoint"
-            raise CheckpointError(f"{where}: no tensor '{stored}'; is the download complete?")
-        return self._entries[stored]
+            raise CheckpointError(f"{where}: no tensor '{name}'; is the download complete?")
+        entry = self._entries[name]
+        if entry.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{entry.file}: tensor '{name}' has dtype {entry.dtype}; use one of {', '.join(_DTYPES)}"
+            )
+        return entry
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight, from the header."""
@@ -73,8 +76,9 @@ class SafetensorsStore:
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
         weight = torch.from_numpy(np.empty(shape, dtype=np.float32))  # in huge pages, which torch does not ask for
-        piece = torch.empty(min(_PIECE, weight.numel()), dtype=entry.dtype)
-        whole = hashlib.sha256() if rows is None and name not in self.hashes else None
+        piece = torch.empty(min(_PIECE, weight.numel()), dtype=_DTYPES[entry.dtype])
+        all_rows = not entry.shape or (start, stop) == (0, entry.shape[0])
+        whole = hashlib.sha256() if all_rows and name not in self._hashes else None
         with entry.file.open("rb") as file:
             file.seek(entry.begin + start * row_bytes)
             for values in torch.split(weight.view(-1), _PIECE):
@@ -86,8 +90,12 @@ class SafetensorsStore:
                     whole.update(data)
                 values.copy_(stored)
         if whole is not None:
-            self.hashes[name] = whole.hexdigest()
+            self._hashes[name] = whole.hexdigest()
         return weight
+
+    def sha256(self, name: str) -> str | None:
+        """Of a weight's bytes, once it has been read whole."""
+        return self._hashes.get(name)
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:
@@ -110,12 +118,11 @@ def _read_header(file: Path) -> dict[str, _Entry]:
 
 def _read_entry(file: Path, name: str, item: dict[str, Any], data: int, size: int) -> _Entry:
     """One tensor of a header; `data` is where the file's tensors begin."""
-    if item["dtype"] not in _DTYPES:
-        raise CheckpointError(f"{file}: tensor '{name}' has dtype {item['dtype']}; use one of {', '.join(_DTYPES)}")
     begin, end = (data + offset for offset in item["data_offsets"])
-    entry = _Entry(file, _DTYPES[item["dtype"]], tuple(item["shape"]), begin, end)
+    entry = _Entry(file, item["dtype"], tuple(item["shape"]), begin, end)
     if end > size:
         raise CheckpointError(f"{file}: truncated: tensor '{name}' ends at byte {end} of {size}; download it again")
-    if end - begin != torch.Size(entry.shape).numel() * entry.dtype.itemsize:
+    known = _DTYPES.get(entry.dtype)  # others are refused where they are asked for
+    if known is not None and end - begin != torch.Size(entry.shape).numel() * known.itemsize:
         raise CheckpointError(f"{file}: tensor '{name}' has {end - begin} bytes, not what its shape needs")
     return entry

@@ -20,11 +20,11 @@ class WeightStore(Protocol):
         ...
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """A weight, or a range of its rows, as float32.
+        """A weight, or a range of its rows, as float32."""
+        ...
 
-        A store may have an attribute `hashes`: name -> sha256 of the checkpoint's bytes of each weight that was read
-        whole, out of the same read.
-        """
+    def sha256(self, name: str) -> str | None:
+        """Of the checkpoint's bytes of a weight that has been read whole, out of the same read; None of others."""
         ...
 
 
@@ -42,6 +42,36 @@ class DictStore:
         """A weight, or a range of its rows, as float32."""
         tensor = self.tensors[name].detach().to(torch.float32)
         return tensor if rows is None else tensor[rows]
+
+    def sha256(self, name: str) -> str | None:
+        """None: no checkpoint has these bytes."""
+        return None
+
+
+@dataclass(frozen=True)
+class StoreUnion:
+    """Several stores as one; a weight is called `<store>/<its name there>`."""
+
+    stores: Mapping[str, WeightStore]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        store, own = self._find(name)
+        return store.shape(own)
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight, or a range of its rows, as float32."""
+        store, own = self._find(name)
+        return store.read(own, rows)
+
+    def sha256(self, name: str) -> str | None:
+        """As the weight's own store has it."""
+        store, own = self._find(name)
+        return store.sha256(own)
+
+    def _find(self, name: str) -> tuple[WeightStore, str]:
+        store, _, own = name.partition("/")
+        return self.stores[store], own
 
 
 class ShapeStore:
@@ -61,3 +91,7 @@ class ShapeStore:
             PassError: always.
         """
         raise PassError(f"weight '{name}' is read, but a plan is made from shapes alone")
+
+    def sha256(self, name: str) -> str | None:
+        """None: nothing is read."""
+        return None

@@ -14,7 +14,7 @@ from llmconv import LoweringError
 from llmconv.bundle.part_files import PartFiles
 from llmconv.encodings import Block, WeightEncoding
 from llmconv.quantization.quantizer import encoded_blocks
-from llmconv.weights import DictStore
+from llmconv.weights import Affine, Derived, DictStore, Stored
 
 NAMES = ["a", "b", "c", "d"]
 HELD = 5  # weights at once: in use or about to wait, two that wait, two read ahead
@@ -87,3 +87,12 @@ def test_no_more_weights_wait_to_be_quantized_than_memory_is_meant_to_hold(tmp_p
         reader.join()
     assert 1 < held <= HELD
     assert set(files.figures()) == set(names)
+
+
+def test_what_is_written_is_read_from_the_weights_as_passes_left_them(tmp_path: Path) -> None:
+    with PartFiles(tmp_path, store()) as files:
+        files.weights = Derived(files.weights, {"twice": Affine(Stored("b"), 2.0)})
+        with files.while_reading(0, 1, eight_bits, ["twice"]) as weights:
+            read = weights.read("twice")
+        assert torch.equal(read, 2 * store().read("b"))
+        assert set(files.figures()) == {"twice"}

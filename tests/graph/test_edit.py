@@ -18,9 +18,11 @@ from llmconv.graph import (
     drop_dead,
     evaluate,
     finish,
+    graph_module,
     inputs_of,
     insert,
     insert_input,
+    insert_weight,
     io_of,
     name_of,
     nodes_between,
@@ -189,3 +191,27 @@ def test_value_of_what_is_no_tensor() -> None:
 
     with pytest.raises(PassError, match="node 'pieces' is not a tensor"):
         value_of(named(build_part(body, {"x": (2,)}), "pieces"))
+
+
+def test_a_weight_is_inserted_by_its_name() -> None:
+    part = build_part(lambda _graph, n: {"y": n["x"]}, {"x": (2, 3)})
+    x = part.graph.find_nodes(op="placeholder")[0]
+    with part.graph.inserting_after(x):
+        weight = insert_weight(part, "layers.0.new.weight", (4, 3))
+    with part.graph.inserting_after(weight):
+        y = insert(part.graph, aten.linear.default, (x, weight), "y")
+    set_outputs(part, {"y": y}, {"y": IO("hidden")})
+    finish(part)
+    part.recompile()
+    assert (name_of(weight), shape_of(weight), shape_of(y)) == ("layers.0.new.weight", (4, 3), (2, 4))
+    copied = graph_module(part, part.graph)  # as a pass that splits graphs makes parts
+    copied.graph.lint()
+    numbers = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    found = evaluate(copied, {"x": torch.ones(2, 3)}, DictStore({"layers.0.new.weight": numbers}))
+    torch.testing.assert_close(found["y"], torch.ones(2, 3) @ numbers.T)
+
+
+def test_a_weight_needs_a_name_of_its_own() -> None:
+    part = build_part(lambda _graph, n: {"y": n["x"]}, {"x": (2, 3)}, {"w": (2, 3)})
+    with pytest.raises(PassError, match="weight 'w' is to be inserted, but the graph has a value of that name"):
+        insert_weight(part, "w", (2, 3))

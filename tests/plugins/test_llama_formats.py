@@ -293,10 +293,10 @@ def test_rank_that_lacks_a_tensor(tmp_path: Path) -> None:
 
 def test_ranks_of_two_models(tmp_path: Path) -> None:
     name = "layers.0.attention.wo.weight"
-    file = change_rank(write_meta(tmp_path, 2), 1, lambda t: t.update({name: torch.ones(HIDDEN + 1, HIDDEN // 2)}))
+    change_rank(write_meta(tmp_path, 2), 1, lambda t: t.update({name: torch.ones(HIDDEN + 1, HIDDEN // 2)}))
     assert refused(tmp_path) == (
-        f"{file}: tensor '{name}' has shape [17, 8], which does not fit [16, 8] in consolidated.00.pth; "
-        "are the files of one model?"
+        f"tensor 'consolidated.01.pth/{name}' has shape [17, 8], which does not fit [16, 8] of "
+        f"'consolidated.00.pth/{name}'; are they of one model?"
     )
 
 

@@ -64,6 +64,10 @@ class FloatWeights:
         """A weight as the file has it, or a range of its rows."""
         return (self.bundle if name in self.bundle.index else self.checkpoint).read(name, rows)
 
+    def sha256(self, name: str) -> str | None:
+        """None: these bytes are no checkpoint's."""
+        return None
+
     def place(self, name: str) -> Placed:
         """Where the weight lies, as float32."""
         if name not in self.placed:

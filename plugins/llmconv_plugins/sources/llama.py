@@ -13,8 +13,8 @@ from torch import nn
 from llmconv import CheckpointError
 from llmconv.sources import ModelConfig, Source
 from llmconv.tokenizer import Tokenizer
-from llmconv.weights import WeightStore
-from llmconv_plugins.sources.llama_config import GENERATION, HuggingFaceLlama
+from llmconv.weights import Derived, WeightStore
+from llmconv_plugins.sources.llama_huggingface import GENERATION, HuggingFaceLlama
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout
 from llmconv_plugins.sources.llama_meta import MetaLlama
 from llmconv_plugins.sources.llama_module import Llama
@@ -67,12 +67,11 @@ class LlamaSource(Source):
     def weights(self) -> WeightStore:
         """The checkpoint's tensors by the module's names, in the module's shapes."""
         shapes = {name: list(parameter.shape) for name, parameter in self.module().named_parameters()}
-        names = {name: self._layout.stored_name(name) for name in shapes}
-        store = self._layout.open(names)
+        store = Derived(self._layout.open(), {name: self._layout.weight(name) for name in shapes})
         for name, asked in shapes.items():
             if (found := list(store.shape(name))) != asked:
                 raise CheckpointError(
-                    f"{self.checkpoint}: tensor '{names[name]}' has shape {found}, "
+                    f"{self.checkpoint}: tensor '{store.table[name]}' has shape {found}, "
                     f"{self._layout.file.name} asks for {asked}"
                 )
         return store

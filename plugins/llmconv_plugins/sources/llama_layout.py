@@ -1,9 +1,8 @@
-"""What the layouts of Llama checkpoints have in common: each gives sizes, names and weights of one folder."""
+"""What the layouts of Llama checkpoints have in common: each gives sizes and weights of one folder."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +10,7 @@ from typing import ClassVar
 from torch import nn
 
 from llmconv import CheckpointError
-from llmconv.weights import WeightStore
+from llmconv.weights import Expression, WeightStore
 from llmconv_plugins.sources.json_file import JsonFile
 from llmconv_plugins.sources.llama_module import LlamaSizes
 
@@ -44,12 +43,12 @@ class LlamaLayout(ABC):
         """The model's sizes, from the small files alone."""
 
     @abstractmethod
-    def stored_name(self, name: str) -> str:
-        """The checkpoint's name for a parameter of the module."""
+    def open(self) -> WeightStore:
+        """The tensors of the folder's files, by their names there."""
 
     @abstractmethod
-    def open(self, names: Mapping[str, str]) -> WeightStore:
-        """The weights, by the module's names; `names` maps these to the checkpoint's."""
+    def weight(self, name: str) -> Expression:
+        """What a parameter of the module is, of these tensors."""
 
     @abstractmethod
     def reference(self) -> nn.Module | str:

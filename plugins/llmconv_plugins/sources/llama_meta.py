@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 
 from torch import nn
 
 from llmconv import CheckpointError
 from llmconv.tokenizer import Tokenizer
-from llmconv.weights import WeightStore
+from llmconv.weights import Expression, Halved, Joined, PickleStore, Stored, StoreUnion, WeightStore
 from llmconv_plugins.sources.json_file import JsonFile
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout, check_heads
-from llmconv_plugins.sources.llama_meta_store import MetaStore
 from llmconv_plugins.sources.llama_module import LlamaSizes
 
 POSITIONS = 4096  # of Llama 2; params.json seldom says
@@ -37,6 +36,9 @@ _NAMES = {
     "down_proj": "w2",
     "up_proj": "w3",
 }
+# The axis on which each tensor is split over the ranks; the others are the same in every file.
+_SPLIT = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2": 1, "tok_embeddings": 1}
+_ROTATED = ("wq", "wk")  # by RoPE, which turns neighbours in Meta's order of a head's rows
 
 
 class MetaLlama(LlamaLayout):
@@ -85,15 +87,30 @@ class MetaLlama(LlamaLayout):
         wanted = int(self._json.number("ffn_dim_multiplier", 1.0) * int(2 * 4 * hidden / 3))
         return -(-wanted // step) * step
 
-    def stored_name(self, name: str) -> str:
-        """Meta's words for Hugging Face's."""
-        return ".".join(_NAMES.get(word, word) for word in name.split("."))
-
-    def open(self, names: Mapping[str, str]) -> WeightStore:
-        """All ranks' files as one store."""
+    @cached_property
+    def _files(self) -> list[Path]:
+        """One a rank, in order."""
         count = max(1, len(list(self.folder.glob("consolidated.*.pth"))))
-        files = [self.folder / f"consolidated.{rank:02}.pth" for rank in range(count)]
-        return MetaStore(files, names, self.describe().sizes.head_dim)
+        return [self.folder / f"consolidated.{rank:02}.pth" for rank in range(count)]
+
+    @cached_property
+    def _head_dim(self) -> int:
+        return self.describe().sizes.head_dim
+
+    def open(self) -> WeightStore:
+        """All ranks' files, each under its name where there are several."""
+        if len(self._files) == 1:
+            return PickleStore(self._files)
+        return StoreUnion({file.name: PickleStore([file]) for file in self._files})
+
+    def weight(self, name: str) -> Expression:
+        """Under Meta's words for Hugging Face's: the ranks joined, queries' and keys' rows moved for RoPE's halves."""
+        stored = ".".join(_NAMES.get(word, word) for word in name.split("."))
+        kind = stored.split(".")[-2]  # layers.0.attention.wq.weight -> wq
+        ranks = [Stored(f"{file.name}/{stored}") for file in self._files] if len(self._files) > 1 else [Stored(stored)]
+        axis = _SPLIT.get(kind)
+        joined = ranks[0] if axis is None or len(ranks) == 1 else Joined(tuple(ranks), axis)
+        return Halved(joined, self._head_dim) if kind in _ROTATED else joined
 
     def reference(self) -> nn.Module | str:
         """None: transformers reads this layout only through a conversion such as ours."""

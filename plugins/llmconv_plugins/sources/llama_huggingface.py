@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from llmconv import CheckpointError
-from llmconv.weights import PickleStore, SafetensorsStore, WeightStore
+from llmconv.weights import PickleStore, SafetensorsStore, Stored, WeightStore
 from llmconv_plugins.sources.json_file import JsonFile
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout, check_heads
 from llmconv_plugins.sources.llama_module import LlamaSizes
@@ -76,19 +75,19 @@ class HuggingFaceLlama(LlamaLayout):
         positions = config.integer("max_position_embeddings", 2048)
         return Description(sizes, positions, config.integer("bos_token_id", 1, least=0), self._eos())
 
-    def stored_name(self, name: str) -> str:
-        """Under `model.`, lm_head apart; a tied lm_head is a second name for the embedding."""
-        if name == "lm_head.weight" and self._json.values.get("tie_word_embeddings", False):
-            name = "embed_tokens.weight"
-        return name if name.startswith("lm_head.") else f"model.{name}"
-
-    def open(self, names: Mapping[str, str]) -> WeightStore:
+    def open(self) -> WeightStore:
         """The safetensors files, or the pickle files of a folder without safetensors."""
         if files := self._files("model", "safetensors"):
-            return SafetensorsStore(files, names)
+            return SafetensorsStore(files)
         if files := self._files("pytorch_model", "bin"):
-            return PickleStore(files, names)
-        return SafetensorsStore([self.folder / "model.safetensors"], names)  # which says that it is missing
+            return PickleStore(files)
+        return SafetensorsStore([self.folder / "model.safetensors"])  # which says that it is missing
+
+    def weight(self, name: str) -> Stored:
+        """The tensor under `model.`, lm_head apart; a tied lm_head is a second name for the embedding."""
+        if name == "lm_head.weight" and self._json.values.get("tie_word_embeddings", False):
+            name = "embed_tokens.weight"
+        return Stored(name if name.startswith("lm_head.") else f"model.{name}")
 
     def _files(self, stem: str, suffix: str) -> list[Path]:
         """The files of one kind: what the index names, else the single file, else the shards that lie there."""

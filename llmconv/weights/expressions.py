@@ -1,0 +1,240 @@
+"""How a weight is made of the tensors of a store: an expression over them, read a range of rows at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llmconv.errors import CheckpointError
+from llmconv.weights.store import WeightStore
+
+Shape = tuple[int, ...]
+
+
+class Expression(ABC):
+    """One weight, read by rows; a subclass is a frozen dataclass, whose `str` says all that the weight depends on."""
+
+    @abstractmethod
+    def shape(self, store: WeightStore) -> Shape:
+        """The shape of the weight, without reading it."""
+
+    @abstractmethod
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """At least one row of the weight, float32; reads what these rows need and, where it can, no more."""
+
+    def stored(self) -> Iterator[str]:
+        """The names of the tensors that the weight is made of."""
+        for value in self._values():
+            for x in value if isinstance(value, tuple) else (value,):
+                if isinstance(x, Expression):
+                    yield from x.stored()
+
+    def _values(self) -> Iterator[object]:
+        return (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """Such as `Halved(Cut(qkv_proj.weight, 0, 4096), 128)`."""
+        shown = (f"({', '.join(map(str, v))})" if isinstance(v, tuple) else str(v) for v in self._values())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Stored(Expression):
+    """The tensor of that name."""
+
+    name: str
+
+    def shape(self, store: WeightStore) -> Shape:
+        """As the store has it."""
+        return store.shape(self.name)
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """As the store reads them."""
+        return store.read(self.name, slice(start, stop))
+
+    def stored(self) -> Iterator[str]:
+        """It alone."""
+        yield self.name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Expression):
+    """Numbers in memory that no checkpoint has: a rotation, the scales of a smoothing, a norm's ones."""
+
+    values: Tensor
+
+    def shape(self, store: WeightStore) -> Shape:
+        """Of the values."""
+        return tuple(self.values.shape)
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Of the values."""
+        return self.values[start:stop].to(torch.float32)
+
+    @cached_property
+    def _text(self) -> str:
+        data = self.values.detach().contiguous().flatten().view(torch.uint8).numpy().data
+        return f"Held({list(self.values.shape)}, {self.values.dtype}, sha256 {hashlib.sha256(data).hexdigest()})"
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Held) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+@dataclass(frozen=True)
+class _Over(Expression):
+    """Base of those over one weight that leave its shape."""
+
+    x: Expression
+
+    def shape(self, store: WeightStore) -> Shape:
+        """Of what is inside."""
+        return self.x.shape(store)
+
+
+@dataclass(frozen=True)
+class Cut(_Over):
+    """Some of the rows: one projection out of several that a checkpoint keeps as one."""
+
+    start: int
+    stop: int
+
+    def shape(self, store: WeightStore) -> Shape:
+        """The rows that are left."""
+        return self.stop - self.start, *self.x.shape(store)[1:]
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these alone."""
+        return self.x.rows(store, self.start + start, self.start + stop)
+
+
+@dataclass(frozen=True)
+class Halved(_Over):
+    """Rows of each head as RoPE's halves i and D / 2 + i, which the checkpoint has as neighbours 2i and 2i + 1."""
+
+    head_dim: int
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads from the first to the last of the rows where they lie: at most a head more at either end."""
+        order = torch.arange(self.shape(store)[0]).reshape(-1, self.head_dim // 2, 2)  # (H, D / 2, 2)
+        wanted = order.transpose(1, 2).flatten()[start:stop]
+        low, high = int(wanted.min()), int(wanted.max()) + 1
+        return self.x.rows(store, low, high)[wanted - low]
+
+
+@dataclass(frozen=True)
+class Affine(_Over):
+    """x * scale + shift: a norm that multiplies by 1 + w, a factor of the embedding, the residual or the logits."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these alone."""
+        return self.x.rows(store, start, stop) * self.scale + self.shift
+
+
+@dataclass(frozen=True)
+class Columns(_Over):
+    """Each column times a number of `by` (columns,), or divided by it: a norm folded into what follows, smoothing."""
+
+    by: Expression
+    divide: bool = False
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these, and all of `by`."""
+        x, by = self.x.rows(store, start, stop), _whole(self.by, store)
+        return x / by if self.divide else x * by
+
+
+@dataclass(frozen=True)
+class Joined(Expression):
+    """Several on top of each other (axis 0) or side by side (axis 1): the ranks of a checkpoint, a fused projection."""
+
+    xs: tuple[Expression, ...]
+    axis: int = 0
+
+    def shape(self, store: WeightStore) -> Shape:
+        """Of all.
+
+        Raises:
+            CheckpointError: the shapes do not fit together.
+        """
+        shapes = [list(x.shape(store)) for x in self.xs]
+        joined = list(shapes[0])
+        for x, shape in zip(self.xs[1:], shapes[1:], strict=True):
+            if len(shape) != len(joined) or _without(shape, self.axis) != _without(joined, self.axis):
+                raise CheckpointError(
+                    f"tensor '{x}' has shape {shape}, which does not fit {shapes[0]} of '{self.xs[0]}'; "
+                    "are they of one model?"
+                )
+            joined[self.axis] += shape[self.axis]
+        return tuple(joined)
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads from those alone that hold some of the rows."""
+        if self.axis:
+            return torch.cat([x.rows(store, start, stop) for x in self.xs], dim=self.axis)
+        found, begin = [], 0
+        for x in self.xs:
+            end = begin + x.shape(store)[0]
+            if max(start, begin) < min(stop, end):
+                found.append(x.rows(store, max(start, begin) - begin, min(stop, end) - begin))
+            begin = end
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Rotated(_Over):
+    """x @ Q on the side of a linear's inputs, Q^T @ x on that of its outputs; in blocks where Q is smaller than x."""
+
+    q: Expression
+    side: Literal["in", "out"] = "in"
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads all of Q, and these rows; on the side of the outputs whole blocks of rows, as high as Q."""
+        q = _whole(self.q, store)
+        size = len(q)
+        if self.side == "in":
+            x = self.x.rows(store, start, stop)
+            return (x.reshape(*x.shape[:-1], -1, size) @ q).reshape(x.shape)
+        low, high = start // size * size, -(-stop // size) * size
+        x = self.x.rows(store, low, high)
+        turned = torch.einsum("qr,bq...->br...", q, x.reshape(-1, size, *x.shape[1:]))  # (blocks, size, ...)
+        return turned.flatten(0, 1)[start - low : stop - low]
+
+
+@dataclass(frozen=True)
+class LowRank(_Over):
+    """x + scale * b @ a: an adapter, a (rank, columns), b (rows, rank)."""
+
+    a: Expression
+    b: Expression
+    scale: float
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these of x and of b, and all of a."""
+        return self.x.rows(store, start, stop) + self.scale * (self.b.rows(store, start, stop) @ _whole(self.a, store))
+
+
+def _whole(x: Expression, store: WeightStore) -> Tensor:
+    return x.rows(store, 0, x.shape(store)[0])
+
+
+def _without(shape: list[int], axis: int) -> list[int]:
+    return shape[:axis] + shape[axis + 1 :]
