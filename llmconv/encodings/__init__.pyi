@@ -1,5 +1,4 @@
-from .noise import sqnr as sqnr
-from .noise import squares as squares
+from .noise import Noise as Noise
 from .value import Encoding as Encoding
 from .value import Encodings as Encodings
 from .value import WeightEncoding as WeightEncoding
