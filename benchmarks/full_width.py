@@ -19,7 +19,8 @@ from make_checkpoint import write_checkpoint
 
 from llmconv import Bundle, Recipe, Registry, apply
 from llmconv.decoding import Decoder, Runner
-from llmconv.evaluation.agreement import Comparison, PairedRunner, sqnr
+from llmconv.encodings import Noise
+from llmconv.evaluation.agreement import Comparison, PairedRunner
 from llmconv.runtimes.runtime import rope_table
 
 CALIBRATION = Path(__file__).parents[1] / "recipes/tiny_llama/calibration.txt"
@@ -29,7 +30,7 @@ TOKENS = [1, 17, 250, 999, 42, 5, 760, 1203]
 
 
 def convert(work: Path, geometry: Geometry, args: argparse.Namespace) -> Bundle:
-    """The bundle, with twins for the simulator."""
+    """The bundle, with binaries for the simulator."""
     write_checkpoint(work / "checkpoint", geometry, context=args.context, shard_bytes=5 * 10**9, seed=0)
     options = {"split_model": {"layers": [1, geometry.layers - 1]}, "w4a16": {"clip": False}}
     recipe = {
@@ -55,9 +56,9 @@ def compare(bundle: Bundle, name: str, registry: Registry) -> None:
         decoder = Decoder([PairedRunner(a, b, comparison)], rope_table(bundle))
         count = a.ar if a.ar > 1 else len(TOKENS) // 2
         decoder.read([TOKENS[i % len(TOKENS)] for i in range(count)])
-        hidden = sqnr(*(floats(bundle, name, runner) for runner in (a, b)))
+        hidden = Noise().add(*(floats(bundle, name, runner) for runner in (a, b))).sqnr
     print(
-        f"{name}: {count} tokens, hidden state {hidden:.1f} dB, logits {comparison.sqnr:.1f} dB, "
+        f"{name}: {count} tokens, hidden state {hidden:.1f} dB, logits {comparison.logits.sqnr:.1f} dB, "
         f"keys and values over 1 step off {comparison.kv_off_share:.3%}; {time.perf_counter() - start:.0f} s",
         flush=True,
     )

@@ -137,7 +137,7 @@ def _convert(
     progress("bundle", "manifest")
     _copy_inputs(checked, model, folder)
     manifest = {
-        **_manifest(checked, model, chipset, result, context.hashes),
+        **_manifest(checked, model, chipset, result, {**context.hashed(), **context.hashes}),
         "plugins": plugins_of(checked.recipe, model, registry),
     }
     card.write(folder, manifest, licence_of(checked.recipe.model.checkpoint))

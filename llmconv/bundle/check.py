@@ -23,6 +23,11 @@ class Check:
     bound: str = ""
     passed: bool | None = None
 
+    def __post_init__(self) -> None:
+        """A comparison of numpy's numbers is no Python bool, which JSON and `is False` ask for."""
+        if self.passed is not None:
+            object.__setattr__(self, "passed", bool(self.passed))
+
     def to_dict(self) -> dict[str, Any]:
         """For the report."""
         return asdict(self)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmconv.encodings.grid import Block, Encoded, Grid, PerRow
-from llmconv.encodings.noise import squares
+from llmconv.encodings.noise import Noise
 from llmconv.errors import LoweringError
 
 _ALIGNMENT = 64  # bytes; where a weight starts
@@ -99,8 +99,7 @@ class WeightFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.placed: dict[str, Placed] = {}
-        # Sums of squares over the blocks that are compared: of the weight, of what rounding changed.
-        self.rounding: dict[str, tuple[float, float]] = {}
+        self.rounding: dict[str, Noise] = {}  # over the blocks that are compared
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> WeightFile:
@@ -135,7 +134,7 @@ class WeightFile:
         Raises:
             LoweringError: its rows are to have 4 bits, and do not end at a byte.
         """
-        bits, zero_point, signal, noise = 32, 0, 0.0, 0.0
+        bits, zero_point, noise = 32, 0, Noise()
         scales: list[NDArray[np.float32]] = []
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         for i, (exact, encoded) in enumerate(blocks):
@@ -150,15 +149,14 @@ class WeightFile:
             zero_point = encoded.zero_point
             scales.append(encoded.scale.numpy())
             if i % COMPARED == 0:
-                found = squares(exact.numpy(), encoded.dequantize().numpy())
-                signal, noise = signal + found[0], noise + found[1]
+                noise.add(exact.numpy(), encoded.dequantize().numpy())
             self._append(_bytes(encoded.ints, bits))
         if bits == 16:
             scales = scales[:1]  # per tensor: every block has the same
         every = np.concatenate([np.empty(0, np.float32), *scales])
         self._append(every.data)  # behind the integers, for readers other than ONNX
         if bits < 32:
-            self.rounding[name] = (signal, noise)
+            self.rounding[name] = noise
         self.placed[name] = Placed(bits, offset, prod(shape[1:]) * bits // 8, every, zero_point, shape)
 
     def _append(self, data: bytes | memoryview) -> None:

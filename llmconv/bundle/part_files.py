@@ -15,7 +15,7 @@ import torch
 
 from llmconv.bundle.part_file import WeightFile
 from llmconv.encodings.grid import Block
-from llmconv.encodings.noise import decibels
+from llmconv.encodings.noise import Noise
 from llmconv.weights.read_ahead import ReadAhead
 from llmconv.weights.store import WeightStore
 
@@ -68,13 +68,16 @@ class PartFiles:
     def written(self, part: int) -> tuple[dict[Path, str], Any]:
         """The file of a part, complete on disk, with its sha256; and as JSON what lies where in it."""
         file = self._files[part]
-        return {file.path: file.flush()}, {"index": file.index(), "rounding": file.rounding}
+        return {file.path: file.flush()}, {
+            "index": file.index(),
+            "rounding": {name: (n.signal, n.noise) for name, n in file.rounding.items()},
+        }
 
     def restore(self, part: int, parts: int, written: Any) -> None:
         """Take over the file of a part that an earlier run has written."""
         file = WeightFile(self._path(part, parts))
         file.restore(written["index"])
-        file.rounding |= {name: (signal, noise) for name, (signal, noise) in written["rounding"].items()}
+        file.rounding |= {name: Noise(*sums) for name, sums in written["rounding"].items()}
         self._files[part] = self._stack.enter_context(file)
 
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -87,7 +90,7 @@ class PartFiles:
                 "part": part,
                 "bits": placed.bits,
                 "bytes": placed.row_bytes * placed.rows + 4 * len(placed.scale),
-                "sqnr": decibels(*file.rounding.get(name, (0.0, 0.0))),
+                "sqnr": file.rounding.get(name, Noise()).decibels,
             }
             for part, file in self._files.items()
             for name, placed in file.placed.items()

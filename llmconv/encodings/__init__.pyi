@@ -4,8 +4,7 @@ from .grid import Granularity as Granularity
 from .grid import Grid as Grid
 from .grid import PerRow as PerRow
 from .grid import PerTensor as PerTensor
-from .noise import sqnr as sqnr
-from .noise import squares as squares
+from .noise import Noise as Noise
 from .value import Encoding as Encoding
 from .value import Encodings as Encodings
 from .value import WeightEncoding as WeightEncoding

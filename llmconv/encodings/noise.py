@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf, isfinite, log10
 from typing import Any
 
@@ -9,20 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def squares(reference: NDArray[Any], other: NDArray[Any]) -> tuple[float, float]:
-    """Sums of squares in float64: of a reference, the signal, and of what another differs from it by, the noise."""
-    exact = reference.astype(np.float64)
-    return float(np.square(exact).sum()), float(np.square(exact - other).sum())
+@dataclass
+class Noise:
+    """Sums of squares in float64.
 
+    Attributes:
+        signal: of the reference.
+        noise: of what the other differs from it by.
+    """
 
-def sqnr(signal: float, noise: float) -> float:
-    """10 log10(signal / noise) of sums of squares, dB; infinite without noise, minus infinity without signal."""
-    if noise == 0:
-        return inf
-    return 10 * log10(signal / noise) if signal > 0 else -inf
+    signal: float = 0.0
+    noise: float = 0.0
 
+    def add(self, reference: NDArray[Any], other: NDArray[Any]) -> Noise:
+        """Add two arrays of one shape to the sums."""
+        exact = reference.astype(np.float64)
+        self.signal += float(np.square(exact).sum())
+        self.noise += float(np.square(exact - other).sum())
+        return self
 
-def decibels(signal: float, noise: float) -> float | None:
-    """The same for a report in JSON, which has no infinity: None instead."""
-    ratio = sqnr(signal, noise)
-    return ratio if isfinite(ratio) else None
+    @property
+    def sqnr(self) -> float:
+        """10 log10(signal / noise), dB; infinite without noise, minus infinity without signal."""
+        if self.noise == 0:
+            return inf
+        return 10 * log10(self.signal / self.noise) if self.signal > 0 else -inf
+
+    @property
+    def decibels(self) -> float | None:
+        """The same for a report in JSON, which has no infinity: None instead."""
+        return self.sqnr if isfinite(self.sqnr) else None

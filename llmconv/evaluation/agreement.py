@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.decoding.decoder import Array, Arrays, Runner
-from llmconv.encodings import noise
-from llmconv.evaluation.precision import TensorNoise
+from llmconv.encodings.noise import Noise
 from llmconv.runtimes.parts_runner import PartsRunner
-
-
-def sqnr(reference: Array, other: Array) -> float:
-    """Signal over quantization noise, dB: 10 log10(sum of squares / sum of squared differences)."""
-    return noise.sqnr(*noise.squares(reference, other))
 
 
 @dataclass
@@ -24,13 +19,13 @@ class Comparison:
     """Sums over all runs.
 
     Attributes:
+        logits: the second's noise over the first's signal.
         positions: logit rows compared.
         same_token: rows in which both have the same largest logit.
         ties: rows in which they do not, but the first finds both within one step of the logits' encoding.
     """
 
-    signal: float = 0.0
-    noise: float = 0.0
+    logits: Noise = field(default_factory=Noise)
     kv_off: int = 0
     kv_count: int = 0
     positions: int = 0
@@ -38,25 +33,22 @@ class Comparison:
     ties: int = 0
 
     @property
-    def sqnr(self) -> float:
-        """Of the logits, dB."""
-        return noise.sqnr(self.signal, self.noise)
-
-    @property
     def kv_off_share(self) -> float:
         """The share of keys and values that are more than one step apart."""
         return self.kv_off / max(1, self.kv_count)
 
-    def add_logits(self, a: Array, b: Array) -> None:
-        """Compare rows of logits, (rows, vocabulary)."""
-        signal, lost = noise.squares(a, b)
-        self.signal, self.noise = self.signal + signal, self.noise + lost
-        step = np.diff(np.unique(a)).min(initial=np.inf)
-        for row_a, row_b in zip(a, b, strict=True):
-            mine, theirs = int(row_a.argmax()), int(row_b.argmax())
-            self.positions += 1
-            self.same_token += mine == theirs
-            self.ties += mine != theirs and row_a[mine] - row_a[theirs] <= 1.5 * step  # one step, in floats
+    def add_logits(self, a: Array, b: Array, step: float = 0.0) -> None:
+        """Compare rows of logits, (rows, vocabulary).
+
+        Args:
+            step: the scale of their encoding; without one, only equal logits tie.
+        """
+        self.logits.add(a, b)
+        rows, mine, theirs = np.arange(len(a)), a.argmax(axis=1), b.argmax(axis=1)
+        close = a[rows, mine] - a[rows, theirs] <= 1.5 * step  # one step, in floats
+        self.positions += len(a)
+        self.same_token += int((mine == theirs).sum())
+        self.ties += int(((mine != theirs) & close).sum())
 
     def add_kv(self, a: NDArray[np.generic], b: NDArray[np.generic]) -> None:
         """Compare integer keys or values."""
@@ -68,6 +60,9 @@ class PairedRunner:
     """Runs two runners on the same inputs and gives the first's outputs; what differs goes into a `Comparison`.
 
     All rows are compared, so runs must not be padded. Runners with the parts' integers in `raw` are compared by those.
+
+    Attributes:
+        noise: of each output of each part, of two runners of parts.
     """
 
     def __init__(self, first: Runner, second: Runner, comparison: Comparison) -> None:
@@ -75,16 +70,19 @@ class PairedRunner:
         self.name, self.ar, self.context = first.name, first.ar, first.context
         self.inputs, self.outputs = first.inputs, first.outputs
         parts = first.graph.parts if isinstance(first, PartsRunner) and isinstance(second, PartsRunner) else ()
-        self.tensors = TensorNoise({t.name: t for part in parts for t in part.outputs})
+        self.specs = {t.name: t for part in parts for t in part.outputs}
+        self.noise: defaultdict[str, Noise] = defaultdict(Noise)
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """Run both."""
         a, b = self.first.run(inputs), self.second.run(self._for_second(inputs))
         raw_a, raw_b = getattr(self.first, "raw", a), getattr(self.second, "raw", b)
-        self.tensors.compare(raw_a, raw_b)
+        for name, spec in self.specs.items():  # about the zero point: scales cancel
+            zero = spec.encoding.zero_point if spec.encoding is not None else 0
+            self.noise[name].add(raw_a[name].astype(np.float64) - zero, raw_b[name].astype(np.float64) - zero)
         for name, tensor in self.outputs.items():
             if tensor.io.kind == "logits":
-                self.comparison.add_logits(np.asarray(a[name][0]), np.asarray(b[name][0]))
+                self.comparison.add_logits(np.asarray(a[name][0]), np.asarray(b[name][0]), self._step(name))
             elif tensor.io.kind in ("new_key", "new_value"):
                 self.comparison.add_kv(raw_a[name], raw_b[name])
         return a
@@ -93,3 +91,7 @@ class PairedRunner:
         """Floats where the first alone caches integers."""
         theirs = self.second.inputs
         return {n: x if theirs[n].encoding else self.inputs[n].floats(x) for n, x in inputs.items()}
+
+    def _step(self, name: str) -> float:
+        spec = self.specs.get(name)
+        return spec.encoding.scale if spec is not None and spec.encoding is not None else 0.0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
 
 from llmconv.backends.backend import Backend
 from llmconv.bundle.bundle import Bundle
 from llmconv.decoding.decoder import Decoder, Runner
 from llmconv.errors import CheckpointError
+from llmconv.files import digest
 from llmconv.graph.model import Model
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.remake import described, recipe_of, remake
@@ -22,13 +26,54 @@ from llmconv.runtimes.runtime import GraphRuntime, rope_table
 from llmconv.weights.store import WeightStore
 
 
+class ConvertedWeights:
+    """A checkpoint's weights, each compared with what was converted when it is first read.
+
+    Args:
+        converted: sha256 of each tensor's bytes, by name.
+        folder: of the checkpoint, for the error.
+    """
+
+    def __init__(self, store: WeightStore, converted: Mapping[str, str], folder: Path) -> None:
+        self.store, self.converted, self.folder = store, converted, folder
+        self._compared: set[str] = set()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        return self.store.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A weight, or a range of its rows, as float32.
+
+        Raises:
+            CheckpointError: it is not what was converted.
+        """
+        if name not in self._compared and name in self.converted:
+            if rows is not None:
+                self.store.read(name)  # bytes are hashed when a tensor is read whole
+            weight = self.store.read(name, rows)
+            if self.store.sha256(name) not in (None, self.converted[name]):
+                raise CheckpointError(_other(self.folder, f"tensor '{name}'"))
+            self._compared.add(name)
+            return weight
+        return self.store.read(name, rows)
+
+    def sha256(self, name: str) -> str | None:
+        """As the store has it."""
+        return self.store.sha256(name)
+
+
+def _other(folder: Path, what: str) -> str:
+    return f"{folder}: {what} is not what the bundle was converted from; put the checkpoint back, or convert again"
+
+
 @dataclass
 class Subject:
     """A bundle that is being proved.
 
     Attributes:
         progress: called with a stage and an item before each piece of work.
-        float_weights: the checkpoint's, as the structural passes make them; known once these have run.
+        float_weights: of the graphs before they were quantized, once the passes have run over the checkpoint.
     """
 
     bundle: Bundle
@@ -54,15 +99,30 @@ class Subject:
 
     @cached_property
     def checkpoint(self) -> Checked | None:
-        """The structural passes over the checkpoint, or None when that is gone."""
+        """The structural passes over the checkpoint, or None when its folder is not there.
+
+        Raises:
+            CheckpointError: it is damaged, or not what was converted.
+        """
+        if not self.recipe.model.checkpoint.exists():
+            return None
         structural = [(e, p) for e, p in zip(self.recipe.passes, self.described.passes, strict=True) if p.structural]
         recipe = self.recipe.model_copy(update={"calibration": None, "passes": [e for e, _ in structural]})
-        try:
-            checked = check(recipe.model_copy(update={"verify": self.described.recipe.verify}), self.registry)
-            checked.source.weights()
-        except CheckpointError:
-            return None
+        checked = check(recipe.model_copy(update={"verify": self.described.recipe.verify}), self.registry)
+        converted: Mapping[str, str] = self.bundle.manifest["source"]["description"]
+        found = {file.name: digest(file) for file in checked.source.description()}
+        for name in sorted({*converted, *found}):
+            if converted.get(name) != found.get(name):
+                raise CheckpointError(_other(recipe.model.checkpoint, name))
         return checked
+
+    @cached_property
+    def weights(self) -> WeightStore:
+        """The checkpoint's weights; reading one that is not what was converted is an error."""
+        if self.checkpoint is None:
+            raise CheckpointError(f"{self.recipe.model.checkpoint}: missing")
+        store, converted = self.checkpoint.source.weights(), self.bundle.manifest["source"]["weights"]
+        return ConvertedWeights(store, converted, self.recipe.model.checkpoint)
 
     @property
     def gone(self) -> str:

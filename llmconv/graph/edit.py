@@ -47,7 +47,7 @@ def drop_dead(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-# What `insert` inferred for each graph, whose values belong to one fake mode.
+# What was inferred for each graph, whose values belong to one fake mode.
 _VALUES: WeakKeyDictionary[fx.Graph, dict[Any, torch.Tensor]] = WeakKeyDictionary()
 
 
@@ -64,14 +64,19 @@ def insert(
     """
     node = graph.call_function(target)
     node.args, node.kwargs = args, dict(kwargs or {})  # call_function would search them for symbolic numbers
-    values = _VALUES.setdefault(graph, {})
-    key = (target, _signature(args), _signature(kwargs or {}))
-    if key not in values:
-        fake_args, fake_kwargs = fx.map_arg((args, dict(kwargs or {})), lambda n: n.meta["val"])
-        values[key] = target(*fake_args, **fake_kwargs)
     node.meta[NAME] = name
-    node.meta["val"] = values[key]
+    node.meta["val"] = inferred(node)
     return node
+
+
+def inferred(node: fx.Node) -> Any:
+    """What a node's op gives for the values of its arguments; like nodes of a graph share it."""
+    values = _VALUES.setdefault(node.graph, {})
+    key = (node.target, _signature(node.args), _signature(node.kwargs))
+    if key not in values:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        values[key] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return values[key]
 
 
 def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
@@ -166,8 +171,9 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache) ->
 def _signature(argument: Any) -> Any:
     """What the result of an op can depend on, of one argument, hashable."""
     if isinstance(argument, fx.Node):
-        value = value_of(argument)
-        return value.shape, value.stride(), value.dtype
+        return _signature(argument.meta["val"])
+    if isinstance(argument, torch.Tensor):
+        return argument.shape, argument.stride(), argument.dtype
     if isinstance(argument, list | tuple):
         return tuple(_signature(x) for x in argument)
     if isinstance(argument, Mapping):

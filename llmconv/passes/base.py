@@ -24,8 +24,9 @@ class Pass(ABC):
         name: the recipe's name of the pass.
         runs_after: passes that must come earlier in the recipe, if they are in it at all.
         needs: passes that must come earlier in the recipe.
-        tolerance: the largest difference of a logit that the pass may cause, in float32; None where it changes
-            numbers on purpose (quantization), and only the proof judges it.
+        tolerance: how much further a logit may be from the source's after the pass, in float32; None where the pass
+            chooses encodings: its graphs in float must then compute what they did.
+        floor: what the logits must hold over the noise of the encodings that the pass chooses, SQNR in dB.
     """
 
     name: ClassVar[str]
@@ -33,10 +34,11 @@ class Pass(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     needs_calibration: ClassVar[bool] = False
     tolerance: ClassVar[float | None] = 1e-4  # fp32 rounding of a reordered sum, at logits of magnitude 10
+    floor: ClassVar[float | None] = None
 
     @property
     def structural(self) -> bool:
-        """Whether the pass leaves what a graph computes as it was."""
+        """Whether the pass rewrites graphs alone, and chooses no encodings."""
         return self.tolerance is not None
 
     def check(self, config: ModelConfig) -> None:  # noqa: B027  most passes work at any size
@@ -76,9 +78,9 @@ class GraphPass(Pass):
         changed = self.rewrite(part, graph)
         if changed:
             finish(part)
-            for node in part.graph.nodes:
-                if node not in before:
-                    node.meta[MADE_BY] = self.name
+        for node in part.graph.nodes:
+            if node not in before:
+                node.meta[MADE_BY] = self.name
         return changed
 
 

@@ -12,6 +12,7 @@ from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.model import Graph, Model
 from llmconv.passes.base import Pass
 from llmconv.passes.context import NOTHING, PassContext
+from llmconv.passes.contract import Snapshot, enforce
 from llmconv.passes.verifier import Verifier
 from llmconv.plugins.frame import blame
 from llmconv.work.collector import collector_paused
@@ -26,9 +27,11 @@ class PassReport:
 
     Attributes:
         seconds: of the pass alone, without its verification.
-        changed: whether the pass says that it changed anything.
+        changed: whether anything is other than before.
         nodes: graph name -> (nodes before, nodes after), over all parts.
-        errors: graph name -> largest difference of a logit to the source's, where the pass was verified.
+        errors: graph name -> largest difference of a logit to the source's in float, where the pass was verified.
+        bound: what such a difference may be: the sum of the tolerances that the passes so far declare.
+        noise: graph name -> SQNR in dB of the logits on the encodings that the pass chose, where it declares a floor.
         peak_rss: largest memory of this process so far, bytes.
     """
 
@@ -37,6 +40,8 @@ class PassReport:
     changed: bool
     nodes: dict[str, tuple[int, int]]
     errors: dict[str, float] = field(default_factory=dict)
+    bound: float = 0.0
+    noise: dict[str, float | None] = field(default_factory=dict)
     peak_rss: int = 0
 
 
@@ -45,7 +50,7 @@ class PassManager:
 
     Args:
         passes: in the order in which they run.
-        verifier: when given, every pass with a tolerance is verified after it ran.
+        verifier: when given, what the graphs compute is compared with the source after every pass.
         announce: called with the name of each pass before it runs.
 
     Raises:
@@ -79,13 +84,14 @@ class PassManager:
             stop: how many of them are to have run in the end; by default all.
 
         Raises:
-            PassError: a pass failed, or its result differs from the source by more than the pass declares.
+            PassError: a pass failed, left a graph that is not sound or changed without saying so, or the graphs
+                differ from the source by more than the passes so far declare.
         """
         reports: list[PassReport] = []
         for i, p in enumerate(self.passes[done:stop], start=done):
             self.announce(p.name)
             given = replace(context, widths=partial(self.widths, model, done=i + 1))
-            reports.append(self._run_one(p, model, given, [q.name for q in self.passes[:i]]))
+            reports.append(self._run_one(i, model, given))
         for graph in model.graphs.values():
             for part in graph.parts:
                 part.recompile()
@@ -108,32 +114,56 @@ class PassManager:
                 widths |= p.widths(model)
         return widths
 
-    def _run_one(self, p: Pass, model: Model, context: PassContext, before: list[str]) -> PassReport:
-        counts = {g.name: _count(g) for g in model.graphs.values()}
-        start = time.perf_counter()
-        with _named(p, before):
+    def _run_one(self, i: int, model: Model, context: PassContext) -> PassReport:
+        p, counts = self.passes[i], {g.name: _count(g) for g in model.graphs.values()}
+        bound = sum(q.tolerance or 0.0 for q in self.passes[: i + 1])
+        with _named(p, [q.name for q in self.passes[:i]]):
             with collector_paused() if p.structural else nullcontext():
-                changed = p.run(model, context)
-            seconds = time.perf_counter() - start
-            errors = self._verify(p, model) if changed else {}
-        nodes = {g.name: (counts[g.name], _count(g)) for g in model.graphs.values()}
-        return PassReport(p.name, seconds, changed, nodes, errors, peak_memory())
+                before = Snapshot.of(model)
+                start = time.perf_counter()
+                says = p.run(model, context)
+                seconds = time.perf_counter() - start
+                where = before.difference(model)
+                if where is not None and not says:
+                    raise PassError(f"says that it changed nothing ({says}), but changed {where}; return True")
+                enforce(before, model, p.name)
+            errors, noise = self._errors(model, bound), self._noise(model, p.floor)
+        nodes = {g.name: (counts.get(g.name, 0), _count(g)) for g in model.graphs.values()}
+        return PassReport(p.name, seconds, where is not None, nodes, errors, bound, noise, peak_memory())
 
-    def _verify(self, p: Pass, model: Model) -> dict[str, float]:
-        if self.verifier is None or p.tolerance is None:
-            return {}
-        errors = {}
+    def _errors(self, model: Model, bound: float) -> dict[str, float]:
+        """How far each graph is from the source, in float."""
+        errors: dict[str, float] = {}
+        if self.verifier is None:
+            return errors
         for graph in model.graphs.values():
             error = self.verifier.error(graph, model.weights)
             if error is None:
                 continue
             errors[graph.name] = error
-            if not error <= p.tolerance:  # also true of NaN
+            if not error <= bound:  # also true of NaN
                 raise PassError(
                     f"graph '{graph.name}' differs from the source by {error:.3g} at a logit, "
-                    f"more than {p.tolerance:.0e}; the pass is wrong for this model"
+                    f"more than the {bound:.0e} declared so far; the pass is wrong for this model"
                 )
         return errors
+
+    def _noise(self, model: Model, floor: float | None) -> dict[str, float | None]:
+        """What the encodings of a model's values cost each graph, where a pass declares a floor."""
+        found: dict[str, float | None] = {}
+        if self.verifier is None or floor is None or model.encodings is None:
+            return found
+        for graph in model.graphs.values():
+            noise = self.verifier.noise(graph, model.weights, model.encodings)
+            if noise is None:
+                continue
+            found[graph.name] = noise.decibels
+            if not noise.sqnr >= floor:  # also true of NaN
+                raise PassError(
+                    f"graph '{graph.name}' has logits {noise.sqnr:.1f} dB over the noise of its encodings, "
+                    f"less than the {floor:.0f} dB declared; the ranges are wrong for this model"
+                )
+        return found
 
 
 @contextmanager

@@ -1,40 +1,55 @@
-"""What shows that a pass left what its graphs compute as it was."""
+"""What shows how far passes moved what a model's graphs compute."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llmconv.decoding.decoder import Decoder, reach
+from llmconv.decoding.decoder import Array, Decoder, reach
 from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.encodings.noise import Noise
+from llmconv.encodings.value import Encodings
+from llmconv.errors import CheckpointError
 from llmconv.graph.model import Graph
 from llmconv.weights.store import WeightStore
 
 
 class Verifier:
-    """Compares graphs, whatever their inputs have become, with what the source module computes.
+    """Compares graphs, whatever their inputs and weights have become, with what the source module computes.
 
     Args:
         source: the model traced at `len(tokens)` tokens, before any pass.
+        weights: the checkpoint's, before any pass.
         tokens: what both read; at most the shortest context.
+
+    Raises:
+        CheckpointError: the source itself computes no numbers.
     """
 
     def __init__(self, source: Graph, weights: WeightStore, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
         self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
+        if np.isnan(self.expected).any():
+            raise CheckpointError("the checkpoint's own logits are NaN before any pass; is the download complete?")
 
     def error(self, graph: Graph, weights: WeightStore) -> float | None:
-        """The largest difference of a logit, reading the tokens through this graph alone; None where it needs more."""
-        runner = TorchRunner(graph, weights)
+        """The largest difference of a logit in float; None where the graph alone cannot read the tokens."""
+        rows = self._rows(graph, weights, None)
+        return None if rows is None else float(np.abs(rows[1] - rows[0]).max())
+
+    def noise(self, graph: Graph, weights: WeightStore, encodings: Encodings) -> Noise | None:
+        """What rounding the graph's values costs at the logits; None as of `error`."""
+        rows = self._rows(graph, weights, encodings)
+        return None if rows is None else Noise().add(*rows)
+
+    def _rows(self, graph: Graph, weights: WeightStore, encodings: Encodings | None) -> tuple[Array, Array] | None:
+        """Logits of the source and of the graph; only the last of each run where the graph gives no others."""
+        runner = TorchRunner(graph, weights, encodings)
         rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
         count = reach(runner, len(self.tokens))
         if not count:
             return None
-        logits = Decoder([runner], rope).read(self.tokens[:count])
-        return float(np.abs(logits - self._rows(graph, count, len(logits))).max())
-
-    def _rows(self, graph: Graph, count: int, found: int) -> NDArray[np.float32]:
-        """The source's rows; only the last of each run where the graph gives no others."""
-        return self.expected[:count] if found == count else self.expected[graph.ar - 1 : count : graph.ar]
+        found = Decoder([runner], rope).read(self.tokens[:count])
+        every = slice(0, count) if len(found) == count else slice(graph.ar - 1, count, graph.ar)
+        return self.expected[every], found

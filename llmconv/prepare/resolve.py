@@ -41,6 +41,9 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
     source = registry.create(
         "source", recipe.model.source, {"checkpoint": recipe.model.checkpoint, **recipe.model.options}
     )
+    names = [entry.name for entry in recipe.passes]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise RecipeError(f"passes: '{twice[0]}' stands twice; options go by its name, so remove one")
     passes = [registry.create("pass", entry.name, entry.options) for entry in recipe.passes]
     PassManager(passes)
     config = source.config()

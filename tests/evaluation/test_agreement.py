@@ -2,77 +2,64 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llmconv.bundle import Check
+from llmconv.bundle import Check, GraphSpec, PartSpec, TensorSpec
 from llmconv.bundle.check import at_least, at_most
 from llmconv.decoding import Arrays
 from llmconv.decoding.decoder import Tensor
-from llmconv.encodings import Encoding
-from llmconv.evaluation.agreement import Comparison, PairedRunner, sqnr
+from llmconv.encodings import Encoding, Noise
+from llmconv.evaluation.agreement import Comparison, PairedRunner
 from llmconv.graph import IO
+from llmconv.runtimes import PartsRunner
 
 
 def array(*values: object) -> Any:
     return np.array(values, dtype=np.float32)
 
 
-@pytest.mark.parametrize(
-    ("reference", "other", "expected"),
-    [
-        (array(10.0, 0.0), array(9.0, 0.0), 20.0),  # 100 over 1
-        (array(3.0, 4.0), array(3.0, 4.5), 20.0),  # 25 over 0.25
-        (array(1.0, 1.0), array(0.0, 0.0), 0.0),
-        (array(1.0), array(11.0), -20.0),
-    ],
-)
-def test_sqnr_by_hand(reference: Any, other: Any, expected: float) -> None:
-    assert sqnr(reference, other) == pytest.approx(expected)
-
-
-def test_sqnr_of_equal_values_is_infinite() -> None:
-    assert math.isinf(sqnr(array(1.0, 2.0), array(1.0, 2.0)))
-
-
-def test_sqnr_sums_in_float64() -> None:
-    big = np.full(10, 1e19, dtype=np.float32)  # whose squares float32 does not hold
-    assert sqnr(big, big * np.float32(0.9)) == pytest.approx(20.0, abs=1e-3)  # 0.9 is rounded to float32
-
-
 def test_logits_sum_over_all_rows_and_calls() -> None:
     comparison = Comparison()
     comparison.add_logits(array([10.0, 0.0]), array([9.0, 0.0]))
     comparison.add_logits(array([0.0, 10.0], [10.0, 0.0]), array([0.0, 10.0], [10.0, 2.0]))
-    assert (comparison.signal, comparison.noise, comparison.positions) == (300.0, 5.0, 3)
-    assert comparison.sqnr == pytest.approx(10 * math.log10(60))
-    assert math.isinf(Comparison().sqnr)
+    assert (comparison.logits, comparison.positions) == (Noise(300.0, 5.0), 3)
+    assert math.isinf(Comparison().logits.sqnr)
 
 
 def test_choices_that_agree() -> None:
     comparison = Comparison()
-    comparison.add_logits(array([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), array([0.0, 0.0, 9.0], [0.0, 9.0, 0.0]))
+    comparison.add_logits(array([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), array([0.0, 0.0, 9.0], [0.0, 9.0, 0.0]), 1.0)
     assert (comparison.positions, comparison.same_token, comparison.ties) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("first", "ties"),
+    ("first", "step", "ties"),
     [
-        ([2.0, 2.0, 0.0, 1.0], 1),  # equal in the first
-        ([2.0, 1.0, 0.0, 1.0], 1),  # one step apart, where 1 is the smallest difference in sight
-        ([3.0, 1.0, 0.0, 1.0], 0),  # two steps apart
-        ([2.0, 0.5, 0.0, 1.0], 0),  # three steps of 0.5
+        ([2.0, 2.0, 0.0], 0.0, 1),  # equal in the first
+        ([2.0, 1.0, 0.0], 1.0, 1),  # one step apart
+        ([3.0, 1.0, 0.0], 1.0, 0),  # two steps apart
+        ([3.0, 1.0, 2.9], 2.0, 1),  # one step apart, however close another logit lies
+        ([2.0, 1.0, 0.0], 0.0, 0),  # floats have no step
     ],
 )
-def test_tie_is_within_one_step_of_the_first(first: list[float], ties: int) -> None:
+def test_tie_is_within_one_step_of_the_first(first: list[float], step: float, ties: int) -> None:
     comparison = Comparison()
-    comparison.add_logits(array(first), array([0.0, 9.0, 0.0, 0.0]))
+    comparison.add_logits(array(first), array([0.0, 9.0, 0.0]), step)
     assert (comparison.same_token, comparison.ties) == (0, ties)
+
+
+def test_counts_are_numbers_of_python() -> None:
+    comparison = Comparison()
+    comparison.add_logits(array([1.0, 2.0]), array([1.0, 2.0]))
+    comparison.add_kv(np.array([7], np.uint8), np.array([9], np.uint8))
+    assert json.dumps(asdict(comparison))
 
 
 def test_keys_and_values_may_be_one_step_apart() -> None:
@@ -112,7 +99,7 @@ def test_pair_gives_the_first_and_compares_integers_of_the_cache() -> None:
     pair = PairedRunner(first, second, comparison)
     assert (pair.name, pair.ar, pair.context, set(pair.inputs)) == ("g", 1, 2, {"ids"})
     assert pair.run({}) is first.found
-    assert comparison.sqnr == pytest.approx(20.0)
+    assert comparison.logits.sqnr == pytest.approx(20.0)
     assert (comparison.kv_off, comparison.kv_count, comparison.same_token) == (1, 1, 1)
 
 
@@ -133,6 +120,33 @@ def test_a_pair_of_which_one_caches_floats() -> None:
     PairedRunner(first, second, Comparison()).run({"past": np.full((1, 1, 1, 1), 130, np.uint8)})
     assert first.raw["past"].tolist() == [[[[130]]]]
     assert second.raw["past"].tolist() == [[[[1.0]]]]
+
+
+def test_pair_of_parts_compares_every_output_about_its_zero_point() -> None:
+    def spec(name: Any, shape: tuple[int, ...], scale: float, zero: int) -> TensorSpec:
+        encoding = Encoding(8, scale, zero)
+        return TensorSpec(name, shape, "uint8", name, None, None, None, encoding)
+
+    outputs = (spec("hidden", (1, 2), 9.0, 128), spec("logits", (1, 1, 2), 0.5, 0))
+    graph = GraphSpec("g", 1, 2, (PartSpec("g_1", "f", (), outputs),))
+
+    def runner(hidden: list[int], logits: list[int]) -> PartsRunner:
+        found = {"hidden": np.array([hidden], np.uint8), "logits": np.array([[logits]], np.uint8)}
+        return PartsRunner(graph, lambda _part, _inputs: found)
+
+    comparison = Comparison()
+    pair = PairedRunner(runner([138, 128], [3, 4]), runner([137, 128], [4, 3]), comparison)
+    pair.run({})
+    pair.run({})
+    assert pair.noise["hidden"] == Noise(200.0, 2.0)  # 10² over 1², twice
+    assert pair.noise["logits"] == Noise(50.0, 4.0)
+    assert (comparison.same_token, comparison.ties) == (0, 2)  # 2.0 and 1.5, one step of 0.5 apart
+
+
+def test_failed_check_of_numpy_numbers_is_false_and_goes_into_a_report() -> None:
+    checks = [at_least(3, "ratio", np.float64(4.0), 50.0), Check(4, "off", "9%", "≤ 1%", np.float64(0.09) <= 0.01)]
+    assert all(check.passed is False for check in checks)
+    assert json.dumps([check.to_dict() for check in checks])
 
 
 def test_checks_pass_at_their_bounds() -> None:

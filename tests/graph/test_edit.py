@@ -132,6 +132,15 @@ def test_insert_infers_the_value() -> None:
     assert (shape_of(joined), shape_of(normed)) == ((6, 2), (1, 2))
 
 
+def test_constants_that_are_equal_but_of_another_type_are_not_alike() -> None:
+    def body(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+        factors = {"whole": 1, "real": 1.0, "truth": True}
+        return {name: insert(graph, aten.mul.Tensor, (nodes["ids"], factor), name) for name, factor in factors.items()}
+
+    part = build_part(body, {}, ids={"ids": (2,)})
+    assert [value_of(n).dtype for n in outputs_of(part).values()] == [torch.int32, torch.float32, torch.int32]
+
+
 def test_insert_input_comes_last() -> None:
     part = relu_part()
     like = value_of(named(part, "first"))

@@ -260,6 +260,16 @@ def test_quantized_ops(name: str, weight_bits: int, tmp_path: Path) -> None:
     assert all(np.ptp(value) > 1000 for value in found.values())  # the range is used, so a step means something
 
 
+@pytest.mark.parametrize("value", [0.125, -3.0])
+def test_constant_of_a_quantized_model_is_exact(value: float, tmp_path: Path) -> None:
+    part = part_of(unary(aten.mul.Tensor, value, onnx="Mul"))
+    stored = {i.name: numpy_helper.to_array(i) for i in lower(part, tmp_path, calibrate(part, {})).graph.initializer}
+    encoding = Encoding.from_range(value, value, 16)
+    assert stored[f"c_{value!r}"].tolist() == [65535 if value > 0 else 0]  # an end of the range
+    exact = (float(stored[f"c_{value!r}"][0]) - encoding.zero_point) * encoding.scale
+    assert exact == pytest.approx(value, rel=1e-7)  # float32; an integer less would be off by 1.5e-5
+
+
 def test_movement_changes_no_integer(tmp_path: Path) -> None:
     part = (
         Builder({"a": X})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmconv import Bundle
-from llmconv.encodings.noise import decibels
+from llmconv.encodings import Noise
 from llmconv.report.contents import sections
 from llmconv.report.figures import Table, amount
 from llmconv.report.picture import plot_of
@@ -92,9 +92,9 @@ def test_amounts(count: float, text: str) -> None:
 
 
 def test_decibels() -> None:
-    assert decibels(100.0, 1.0) == pytest.approx(20.0)
-    assert decibels(1.0, 0.0) is None
-    assert decibels(0.0, 1.0) is None
+    assert Noise(100.0, 1.0).decibels == pytest.approx(20.0)
+    assert Noise(1.0, 0.0).decibels is None
+    assert Noise(0.0, 1.0).decibels is None
 
 
 def test_every_row_is_as_wide_as_its_table(tables: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llmconv.bundle import PartSpec, TensorSpec, dequantize
 from llmconv.decoding import Arrays
-from llmconv.encodings import sqnr, squares
+from llmconv.encodings import Noise
 
 KV, KV_BITS = "keys and values", 8
 _KINDS = {"new_key": KV, "new_value": KV}
@@ -24,20 +24,18 @@ class Difference:
         off: 8-bit elements that are more than one step apart, of `count`.
     """
 
-    signal: float = 0.0
-    noise: float = 0.0
+    noise: Noise = field(default_factory=Noise)
     off: int = 0
     count: int = 0
 
     @property
     def sqnr(self) -> str:
         """In decibels, for the report."""
-        return "equal" if self.noise == 0 else f"{sqnr(self.signal, self.noise):.1f} dB"
+        return "equal" if self.noise.noise == 0 else f"{self.noise.sqnr:.1f} dB"
 
     def add(self, expected: NDArray[Any], found: NDArray[Any], spec: TensorSpec) -> None:
         """Compare one output, both of them as floats."""
-        signal, noise = squares(expected, found)
-        self.signal, self.noise = self.signal + signal, self.noise + noise
+        self.noise.add(expected, found)
         if spec.encoding is not None and spec.encoding.bits == KV_BITS:
             self.off += int((np.abs(expected - found) > 1.5 * spec.encoding.scale).sum())  # one step, in floats
             self.count += expected.size

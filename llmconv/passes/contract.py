@@ -1,0 +1,163 @@
+"""What must hold of a model after every pass, whatever the pass says of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from llmconv.errors import LlmconvError, PassError
+from llmconv.graph.edit import finish, inferred
+from llmconv.graph.model import IO_META, MADE_BY, NAME, Graph, Model
+
+Entry = tuple[Any, ...]  # of one node: itself, then all that makes it what it is
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as it was before a pass.
+
+    Attributes:
+        graphs: graph name -> the entries of each of its parts' nodes, in order.
+        others: the weights, the encodings and the RoPE tables, which passes replace and do not edit.
+    """
+
+    graphs: dict[str, list[list[Entry]]]
+    others: list[object]
+
+    @classmethod
+    def of(cls, model: Model) -> Snapshot:
+        """Take one; it holds references and copies nothing."""
+        graphs = {name: [_entries(part) for part in graph.parts] for name, graph in model.graphs.items()}
+        return cls(graphs, [model.weights, model.encodings, *(g.rope for g in model.graphs.values())])
+
+    def difference(self, model: Model) -> str | None:
+        """Where the model differs now, or None where it does not."""
+        now = Snapshot.of(model)
+        for name in {**self.graphs, **now.graphs}:
+            before, after = _flat(self.graphs.get(name, [])), _flat(now.graphs.get(name, []))
+            if before != after:
+                known = {entry[0]: entry for entry in before}
+                fresh = [entry for entry in after if known.get(entry[0]) != entry]
+                return f"graph '{name}'" + (f" at node '{_label(fresh[0][0])}'" if fresh else "")
+        if self.graphs != now.graphs:
+            return "the parts of a graph"
+        if any(a is not b for a, b in zip(self.others, now.others, strict=True)):
+            return "the weights, the encodings or a RoPE table"
+        return None
+
+
+def enforce(before: Snapshot, model: Model, name: str) -> None:
+    """Finish what the pass `name` changed: drop dead nodes, stamp new ones, and check each graph.
+
+    Raises:
+        PassError: what does not hold, and at which node.
+    """
+    for graph in model.graphs.values():
+        old = before.graphs.get(graph.name, [])
+        known = {entry[0]: entry for entry in _flat(old)}
+        entries = [_entries(part) for part in graph.parts]
+        if entries == old:
+            continue
+        for part in graph.parts:
+            _check_outputs(part, graph)
+            finish(part)
+        fresh = [e[0] for e in _flat([_entries(part) for part in graph.parts]) if known.get(e[0]) != e]
+        _stamp(fresh, known, name)
+        for node in dict.fromkeys([*fresh, *(user for n in fresh for user in n.users)]):
+            _check_node(node, graph, model)
+        _check_names(graph, known)
+
+
+def _entries(part: fx.GraphModule) -> list[Entry]:
+    return [
+        (n, n.target, n.args, n.kwargs, n.meta.get(NAME), n.meta.get(IO_META), _form(n.meta.get("val")))
+        for n in part.graph.nodes
+    ]
+
+
+def _flat(parts: list[list[Entry]]) -> list[Entry]:
+    return [entry for part in parts for entry in part]
+
+
+def _form(value: Any) -> Any:
+    """Shape and dtype of a value, or of each that an op with many results gives."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, list | tuple):
+        return [_form(v) for v in pytree.tree_leaves(value)]
+    return type(value)
+
+
+def _label(node: fx.Node) -> str:
+    return str(node.meta.get(NAME, node.name))
+
+
+def _stamp(fresh: list[fx.Node], known: dict[fx.Node, Entry], name: str) -> None:
+    """Say of each new node which pass made it; what was only moved to another part keeps its maker."""
+    moved = {(entry[1], entry[4]) for entry in known.values()}
+    for node in fresh:
+        if node not in known and (node.target, node.meta.get(NAME)) not in moved:
+            node.meta.setdefault(MADE_BY, name)
+
+
+def _check_outputs(part: fx.GraphModule, graph: Graph) -> None:
+    nodes = part.graph.find_nodes(op="output")
+    if len(nodes) != 1:
+        raise PassError(f"graph '{graph.name}' is left with {len(nodes)} output nodes; set_outputs replaces outputs")
+    outputs, io = nodes[0].args[0], nodes[0].meta.get(IO_META)
+    if not isinstance(outputs, dict) or not isinstance(io, dict) or list(outputs) != list(io):
+        raise PassError(f"graph '{graph.name}': each output must say what it means; set_outputs replaces outputs")
+
+
+def _check_node(node: fx.Node, graph: Graph, model: Model) -> None:
+    """A node has a name and a value, and the value is what its op gives."""
+    where = f"graph '{graph.name}', node '{_label(node)}'"
+    if node.op == "output":
+        return
+    if NAME not in node.meta or "val" not in node.meta:
+        raise PassError(f"{where}: has no structural name or no meta['val']; make nodes with insert")
+    if node.op == "placeholder" and IO_META not in node.meta:
+        raise PassError(f"{where}: an input must say what it means; make inputs with insert_input")
+    given = _form(node.meta["val"])
+    if node.op == "get_attr":
+        found: Any = (tuple(model.weights.shape(str(node.target))), given[1])
+    elif node.op == "call_function":
+        found = _form(_inferred(node, where))
+    else:
+        found = given
+    if found != given:
+        raise PassError(f"{where}: meta['val'] says {_shown(given)}, but what runs gives {_shown(found)}")
+
+
+def _inferred(node: fx.Node, where: str) -> Any:
+    try:
+        return inferred(node)
+    except LlmconvError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise PassError(f"{where}: its op cannot take its arguments ({type(error).__name__}: {reason})") from error
+
+
+def _shown(form: Any) -> str:
+    if isinstance(form, tuple) and len(form) == 2:
+        return f"{form[0]} {str(form[1]).removeprefix('torch.')}"
+    return str(form)
+
+
+def _check_names(graph: Graph, known: dict[fx.Node, Entry]) -> None:
+    """No two values of a graph share a structural name, unless they did before."""
+    twice = set(_names_twice(n for part in graph.parts for n in part.graph.nodes)) - set(_names_twice(known))
+    if twice:
+        raise PassError(f"graph '{graph.name}': two values are named '{sorted(twice)[0]}'; names must be unique")
+
+
+def _names_twice(nodes: Iterator[fx.Node] | dict[fx.Node, Entry]) -> list[str]:
+    counts = Counter(n.meta[NAME] for n in nodes if n.op == "call_function" and NAME in n.meta)
+    return [name for name, count in counts.items() if count > 1]

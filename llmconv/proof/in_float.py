@@ -1,0 +1,68 @@
+"""Steps 1 and 2 of the proof, in float: the source against another implementation, the passes against the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from llmconv.bundle.check import Check, at_most
+from llmconv.decoding.decoder import Decoder, gives_all_rows, reach
+from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.evaluation.subject import Subject
+from llmconv.graph.trace import trace
+from llmconv.passes.manager import PassManager, PassReport
+from llmconv.prepare.trace import make_verifier, trace_graphs
+
+FLOAT_TOLERANCE = 1e-4  # at a logit, float32: rounding of reordered sums
+
+
+def source_is_right(subject: Subject) -> Iterator[Check]:
+    """Step 1: the module against an independent implementation."""
+    name = "source against transformers, largest difference of a logit"
+    subject.progress("prove", "source")
+    if subject.checkpoint is None:
+        yield Check(1, name, subject.gone)
+        return
+    source, weights = subject.checkpoint.source, subject.weights
+    reference = source.reference()
+    if isinstance(reference, str):
+        yield Check(1, name, f"not run: {reference}")
+        return
+    ids = subject.windows[0]
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids]))[0].numpy()
+    graph = trace(source.module(), len(ids), len(ids), "source")
+    found = Decoder([TorchRunner(graph, weights)], None).read(ids)
+    yield at_most(1, name, float(np.abs(expected - found).max()), FLOAT_TOLERANCE)
+
+
+def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Iterator[Check]:
+    """Step 2: the graphs after each pass against the source, then the graphs against each other.
+
+    Args:
+        reports: of passes that were verified just now; without them the structural passes are verified again.
+    """
+    subject.progress("prove", "passes")
+    if subject.checkpoint is None:
+        yield Check(2, "passes against the source", subject.gone)
+        return
+    model = trace_graphs(subject.checkpoint, subject.weights)
+    verifier = make_verifier(subject.checkpoint, model)
+    again = PassManager(subject.checkpoint.passes, None if reports else verifier).run(model)
+    subject.float_weights = model.weights
+    for report in reports or again:
+        for graph, error in report.errors.items():
+            if graph in model.graphs:
+                name = f"{graph} after {report.name}, largest difference of a logit"
+                yield at_most(2, name, error, report.bound)
+    runners = [TorchRunner(graph, model.weights) for graph in model.graphs.values()]
+    if not all(gives_all_rows(r) for r in runners):
+        yield Check(2, "graphs against each other", "not run: a graph gives the last row of its logits alone")
+        return
+    rows = [subject.decoder(r).read(verifier.tokens[: reach(r, len(verifier.tokens))]) for r in runners]
+    count = min(len(r) for r in rows)
+    error = max(float(np.abs(r[:count] - rows[0][:count]).max()) for r in rows)
+    name = f"graphs against each other at each of {count} positions, KV cache"
+    yield at_most(2, name, error, again[-1].bound if again else FLOAT_TOLERANCE)

@@ -1,0 +1,59 @@
+"""Step 6 of the proof: what quantization costs on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmconv.bundle.check import Check
+from llmconv.decoding.decoder import Decoder, gives_all_rows
+from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.evaluation.perplexity import perplexity
+from llmconv.evaluation.subject import Subject
+from llmconv.graph.trace import trace
+
+ACTIVATION_RATIO = 1.01  # a wrong range costs more
+WEIGHT_RATIO = 1.15  # round to nearest on a small model
+
+
+def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
+    """Step 6: float, activations quantized alone, and everything quantized.
+
+    Args:
+        figures: by kind; those of the conversion stay where they cannot be measured again.
+    """
+    if subject.described.recipe.verify.text is None:
+        yield Check(6, "perplexity", "not run: verify.text names no held-out text")
+        return
+    model, windows = subject.quantized, subject.windows
+    name, graph = max(model.graphs.items(), key=lambda item: item[1].ar)
+    if not gives_all_rows(TorchRunner(graph, model.weights)):
+        yield Check(6, "perplexity", f"not run: graph '{name}' gives the last row of its logits alone")
+        return
+    if subject.checkpoint is not None:
+        source, length = subject.checkpoint.source, len(windows[0])
+        subject.progress("prove", "perplexity in float")
+        whole = TorchRunner(trace(source.module(), length, length, "source"), subject.weights)
+        figures["float"] = perplexity(Decoder([whole], None), windows)
+        subject.progress("prove", "perplexity, activations quantized")
+        runner = TorchRunner(graph, subject.float_weights or subject.weights, model.encodings)
+        figures["activations"] = perplexity(subject.decoder(runner), windows)
+    runtime = subject.backend.runtimes[0]
+    subject.progress("prove", f"perplexity on {runtime}")
+    with subject.open(runtime, name) as (opened,):
+        figures["quantized"] = perplexity(subject.decoder(opened), windows)
+    yield from _judged(figures, runtime, measured_now=subject.checkpoint is not None)
+
+
+def _judged(figures: dict[str, float], runtime: str, *, measured_now: bool) -> Iterator[Check]:
+    if "float" not in figures:
+        yield Check(6, f"perplexity on {runtime}", f"{figures['quantized']:.2f} (nothing to compare with)")
+        return
+    when = "" if measured_now else " (measured at conversion)"
+    yield Check(6, "perplexity of the source in float", f"{figures['float']:.2f}{when}")
+    for kind, bound, what in (
+        ("activations", ACTIVATION_RATIO, "activations quantized alone, over float"),
+        ("quantized", WEIGHT_RATIO, f"everything quantized, on {runtime}, over float"),
+    ):
+        ratio = figures[kind] / figures["float"]
+        measured = f"{figures[kind]:.2f}, ratio {ratio:.4f}"
+        yield Check(6, f"perplexity, {what}", measured, f"ratio ≤ {bound}", ratio <= bound)

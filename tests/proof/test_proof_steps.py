@@ -1,0 +1,188 @@
+"""The proof's steps on a small module: what each measures, and that each can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_graphs import VOCABULARY, tiny_causal
+
+from llmconv.bundle.check import Check
+from llmconv.decoding import Decoder
+from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.encodings import Encoding, Encodings
+from llmconv.evaluation.agreement import Comparison
+from llmconv.graph import Model, trace
+from llmconv.passes import PassReport
+from llmconv.proof import in_float, on_runtimes, on_text
+from llmconv.testing import random_weights
+from llmconv.weights import DictStore
+
+AR = 8
+WINDOWS = [[1, 2, 3, 4, 5, 6, 7, 8], [1, 9, 10, 11, 12, 13, 14, 15]]
+
+
+class Shifted(TorchRunner):
+    """A runtime that is off by noise of a given share of the logits."""
+
+    share = 0.0
+
+    def run(self, inputs: Mapping[str, Any]) -> Any:
+        outputs = super().run(inputs)
+        noise = np.random.default_rng(0).standard_normal(outputs["logits"].shape).astype(np.float32)
+        return {**outputs, "logits": outputs["logits"] + self.share * outputs["logits"].std() * noise}
+
+
+@dataclass
+class Stand:
+    """A subject without a bundle: one graph, runtimes that are off by a share of the logits each."""
+
+    off: Mapping[str, float]
+    float_weights: Any = None
+
+    def __post_init__(self) -> None:
+        module = tiny_causal()
+        self.weights = random_weights(module)
+        encodings = Encodings({"blocks.0.out": Encoding.from_range(-4.0, 4.0, 16)})
+        self.quantized = Model({"prompt": trace(module, AR, AR, "prompt")}, self.weights, None, encodings)
+        self.windows, self.gone = WINDOWS, "not run: the checkpoint is gone"
+        self.backend = SimpleNamespace(runtimes=list(self.off))
+        self.bundle = SimpleNamespace(graphs=self.quantized.graphs)
+        self.described = SimpleNamespace(recipe=SimpleNamespace(verify=SimpleNamespace(text="text")))
+        source = SimpleNamespace(module=tiny_causal, reference=lambda: "no implementation")
+        recipe = SimpleNamespace(graphs={"prompt": SimpleNamespace(ar=AR, context=AR)})
+        config = SimpleNamespace(bos=1, vocabulary=VOCABULARY)
+        self.checkpoint: Any = SimpleNamespace(source=source, recipe=recipe, config=config, passes=[], calibration=None)
+
+    def progress(self, _stage: str, _item: str) -> None:
+        """Say nothing."""
+
+    def decoder(self, runner: Any) -> Decoder:
+        return Decoder([runner], None)
+
+    def runtime(self, name: str) -> Any:
+        return SimpleNamespace(lacks=lambda _bundle: "parts" if name == "lacking" else None)
+
+    @contextmanager
+    def open(self, runtime: str, graph: str) -> Iterator[list[Any]]:
+        runner = Shifted(self.quantized.graphs[graph], self.weights, self.quantized.encodings)
+        runner.share = self.off[runtime]
+        yield [runner]
+
+
+def stand(**off: float) -> Any:
+    return Stand(off or {"first": 0.0})
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.0, True), (1e-3, True), (1e-2, False), (1.0, False)])
+def test_lowering_is_measured_against_the_graph(share: float, passed: bool) -> None:
+    precision: dict[str, Any] = {}
+    (check,) = on_runtimes.lowering_holds(stand(first=share), precision)
+    assert (check.step, check.name, check.passed) == (3, "prompt on first against the graph, logits", passed)
+    if share:  # noise of a share of the logits' deviation, whose mean square is a little above
+        assert float(check.measured.removesuffix(" dB")) == pytest.approx(-20 * np.log10(share), abs=2)
+    assert list(precision["activations"]) == ["blocks.0.out"]
+    assert precision["activations"]["blocks.0.out"] > 60
+
+
+def test_runtimes_are_compared_with_the_first() -> None:
+    precision: dict[str, Any] = {"runtimes": []}
+    checks = list(on_runtimes.runtimes_agree(stand(first=0.0, same=0.0, other=0.5, lacking=0.0), precision))
+    held = {c.name: c.passed for c in checks}
+    assert held["prompt on same against first, logits"] is True
+    assert held["prompt on other against first, logits"] is False
+    assert held["lacking against first"] is None
+    assert [(r["first"], r["second"]) for r in precision["runtimes"]] == [("first", "same"), ("first", "other")]
+
+
+@pytest.mark.parametrize(
+    ("found", "ar", "held"),
+    [
+        (Comparison(positions=100, same_token=98), 32, True),
+        (Comparison(positions=100, same_token=97, ties=3), 32, False),  # a tie is no excuse where many are read
+        (Comparison(positions=32, same_token=31, ties=1), 1, True),
+        (Comparison(positions=32, same_token=31), 1, False),
+    ],
+)
+def test_greedy_tokens_must_agree(found: Comparison, ar: int, held: bool) -> None:
+    *_, check = on_runtimes._compared("x", found, ar)
+    assert check.passed is held
+
+
+@pytest.mark.parametrize(("off", "held"), [(1, True), (2, False)])
+def test_keys_and_values_may_be_off_by_a_step_in_one_of_a_hundred(off: int, held: bool) -> None:
+    found = on_runtimes._compared("x", Comparison(kv_off=off, kv_count=100), 32)
+    (check,) = (c for c in found if "keys and values" in c.name)
+    assert check.passed is held
+
+
+def report(error: float, bound: float) -> PassReport:
+    return PassReport("some", 0.0, True, {}, {"prompt": error, "calibration": 9.0}, bound)
+
+
+@pytest.mark.parametrize(("error", "bound", "held"), [(1e-5, 1e-4, True), (0.3, 0.5, True), (0.3, 1e-4, False)])
+def test_passes_are_judged_by_the_bound_in_their_report(error: float, bound: float, held: bool) -> None:
+    subject = stand()
+    first, between = in_float.passes_hold(subject, [report(error, bound)])
+    assert (first.name, first.passed) == ("prompt after some, largest difference of a logit", held)
+    assert between.passed
+    assert subject.float_weights is subject.weights  # what the passes left
+
+
+def test_source_is_measured_against_its_reference() -> None:
+    subject = stand()
+    (check,) = in_float.source_is_right(subject)
+    assert (check.measured, check.passed) == ("not run: no implementation", None)
+
+    def reference(change: float) -> Any:
+        graph = trace(tiny_causal(), AR, AR, "source")
+        logits = Decoder([TorchRunner(graph, subject.weights)], None).read(WINDOWS[0])
+        return lambda: lambda _ids: torch.from_numpy(logits + np.float32(change))[None]
+
+    for change, held in ((0.0, True), (1e-3, False)):
+        subject.checkpoint.source.reference = reference(change)
+        (check,) = in_float.source_is_right(subject)
+        assert check.passed is held
+
+
+def test_without_a_checkpoint_nothing_is_claimed() -> None:
+    subject = stand()
+    subject.checkpoint = None
+    checks = [*in_float.source_is_right(subject), *in_float.passes_hold(subject, None)]
+    assert [(c.step, c.measured, c.passed) for c in checks] == [(1, subject.gone, None), (2, subject.gone, None)]
+
+
+def test_perplexity_is_measured_of_each_kind() -> None:
+    figures: dict[str, float] = {}
+    subject = stand(first=0.0)
+    shown, activations, quantized = on_text.perplexity_holds(subject, figures)
+    assert figures.keys() == {"float", "activations", "quantized"}
+    assert figures["activations"] == figures["quantized"]  # the stand's runtime rounds nothing else
+    assert (shown.passed, activations.passed, quantized.passed) == (None, True, True)
+    list(on_text.perplexity_holds(stand(first=2.0), other := {}))
+    assert other["quantized"] != figures["quantized"]
+
+
+def test_activations_are_measured_over_the_weights_that_the_passes_left() -> None:
+    figures: dict[str, float] = {}
+    subject = stand()
+    tensors = subject.weights.tensors
+    subject.float_weights = DictStore({**tensors, "head.weight": tensors["head.weight"] * 3})
+    list(on_text.perplexity_holds(subject, figures))
+    assert figures["activations"] != pytest.approx(figures["quantized"])
+
+
+@pytest.mark.parametrize(
+    ("activations", "quantized", "held"), [(10.1, 11.5, (True, True)), (10.11, 11.51, (False, False))]
+)
+def test_perplexity_is_judged_by_its_ratio(activations: float, quantized: float, held: tuple[bool, bool]) -> None:
+    figures = {"float": 10.0, "activations": activations, "quantized": quantized}
+    shown, *judged = on_text._judged(figures, "first", measured_now=False)
+    assert shown == Check(6, "perplexity of the source in float", "10.00 (measured at conversion)")
+    assert tuple(c.passed for c in judged) == held
