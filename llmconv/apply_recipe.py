@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def apply(
                 weights,
                 verify=verify,
                 announce=lambda name: progress("pass", name),
-                laid_out=lambda model, widths: preflight(checked, model, widths, Device(backend, chipset, jobs)),
+                laid_out=partial(preflight, checked, device=Device(backend, chipset, jobs, registry.lowerings)),
                 sink=files,
                 steps=steps,
             )

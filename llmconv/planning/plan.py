@@ -13,6 +13,8 @@ from llmconv.backends.backend import Backend, Stage
 from llmconv.errors import ResourceError
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import PartSize, part_sizes
+from llmconv.lowering.lower import LoweringTable
+from llmconv.lowering.missing import require_lowerings
 from llmconv.planning.limits import Limit, limits
 from llmconv.planning.resplit import part_count_that_fits
 from llmconv.planning.stage_estimates import core_stages
@@ -37,11 +39,13 @@ class Device:
 
     Attributes:
         jobs: how many parts to build at once at most; None for as many as there are cores.
+        lowerings: of the ops that the backend can have as ONNX.
     """
 
     backend: Backend
     chipset: Chipset
     jobs: int | None
+    lowerings: LoweringTable
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
     chipset = targets.find(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
     checked = check(recipe, registry)
-    return make(checked, *lay_out(checked), Device(backend, chipset, jobs))
+    return make(checked, *lay_out(checked), Device(backend, chipset, jobs, registry.lowerings))
 
 
 def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Device) -> Plan:
@@ -168,8 +172,13 @@ def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Devi
 
     Args:
         widths: bits of values and weights, by structural name.
+
+    Raises:
+        LoweringError: the backend lowers, and an op has no lowering.
     """
     backend, parts = device.backend, part_sizes(model, widths)
+    if backend.lowers:
+        require_lowerings(model, device.lowerings)
 
     def stages_of(made: Sequence[PartSize]) -> list[Stage]:
         return [*core_stages(checked, made), *backend.stages(made)]
@@ -198,6 +207,7 @@ def preflight(checked: Checked, model: Model, widths: Mapping[str, int], device:
     """Check the plan of laid-out graphs before the work starts; arguments as of `make`.
 
     Raises:
+        LoweringError: as of `make`.
         ResourceError: disk or memory are short, or a part exceeds what the target holds.
     """
     made = make(checked, model, widths, device)

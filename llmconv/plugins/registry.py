@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from llmconv.errors import PluginError, RecipeError
 from llmconv.naming import nearest
 from llmconv.plugins import hooks as hookspecs
+from llmconv.plugins.contract import lacks
 
 if TYPE_CHECKING:
     from llmconv.lowering.lower import LoweringTable
@@ -183,9 +184,10 @@ class Registry:
         found: dict[str, Registered] = {}
         for distribution, module in self.modules:
             for plugin in self._call(distribution, module, _HOOKS[kind]):
-                name = getattr(plugin, "name", None)
-                if not isinstance(name, str):
-                    raise PluginError(f"{kind} {plugin!r} of {distribution} has no attribute 'name'")
+                if lacking := lacks(plugin, kind):
+                    self._break(distribution, PluginError(f"{kind} {getattr(plugin, '__name__', plugin)} {lacking}"))
+                    continue
+                name = plugin.name
                 if name in found:
                     raise PluginError(
                         f"{kind} '{name}' comes from both {found[name].distribution} and {distribution}; uninstall one"

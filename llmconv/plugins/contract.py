@@ -1,0 +1,40 @@
+"""What a plugin's class must be, checked when it is registered."""
+
+from __future__ import annotations
+
+BASES = {
+    "pass": "llmconv.passes.Pass",
+    "source": "llmconv.sources.Source",
+    "backend": "llmconv.backends.Backend",
+    "runtime": "llmconv.runtimes.Runtime",
+    "exporter": "llmconv.backends.Exporter",
+}
+
+
+def lacks(plugin: object, kind: str) -> str | None:
+    """What a class lacks to be a plugin of a kind, said after its name, or None.
+
+    It derives from the kind's base, is a frozen dataclass, and defines what its bases leave open: abstract methods, and
+    class variables that have no value.
+    """
+    if not isinstance(plugin, type):
+        return "is not a class"
+    if kind in BASES and BASES[kind] not in map(_public_name, plugin.__mro__):  # by name: importing it may import torch
+        return f"does not derive from {BASES[kind]}"
+    parameters = vars(plugin).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        return "is not decorated with @dataclass(frozen=True)"
+    missing = [name for name in _class_variables(plugin) if not hasattr(plugin, name)]
+    missing += [f"{name}()" for name in sorted(getattr(plugin, "__abstractmethods__", ()))]
+    if missing:
+        return f"does not define {', '.join(missing)}"
+    return None if isinstance(getattr(plugin, "name", None), str) else "has a name that is not a string"
+
+
+def _public_name(cls: type) -> str:
+    return f"{cls.__module__.rpartition('.')[0]}.{cls.__qualname__}"
+
+
+def _class_variables(plugin: type) -> list[str]:
+    annotations = {n: str(a) for c in reversed(plugin.__mro__) for n, a in vars(c).get("__annotations__", {}).items()}
+    return [name for name, annotation in annotations.items() if "ClassVar[" in annotation]
