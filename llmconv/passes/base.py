@@ -26,12 +26,14 @@ class Pass(ABC):
         needs: passes that must come earlier in the recipe.
         tolerance: the largest difference of a logit that the pass may cause, in float32; None where it changes
             numbers on purpose (quantization), and only the proof judges it.
+        splits: the option that sets how many parts a graph becomes, of a pass that splits; a plan advises on it.
     """
 
     name: ClassVar[str]
     runs_after: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     needs_calibration: ClassVar[bool] = False
+    splits: ClassVar[str | None] = None
     tolerance: ClassVar[float | None] = 1e-4  # fp32 rounding of a reordered sum, at logits of magnitude 10
 
     @property

@@ -59,6 +59,7 @@ class Plan:
         memory: at hand here, bytes; None where the system does not say.
         disk: free where the bundle goes, bytes.
         folder: where the bundle goes.
+        part_setting: the recipe's setting of the part count; None where no pass splits.
     """
 
     config: ModelConfig
@@ -71,6 +72,7 @@ class Plan:
     disk: int
     folder: Path
     stages_of: Stages
+    part_setting: str | None
 
     @property
     def weight_bytes(self) -> int:
@@ -129,8 +131,10 @@ class Plan:
                 self.memory is None or self._memory_of(parts) <= self.memory
             )
 
-        count = part_count_that_fits(self.parts, fits)
-        return f"passes.split_model.parts = {count}" if count else limit.advice
+        return self._parts_advice(part_count_that_fits(self.parts, fits)) or limit.advice
+
+    def _parts_advice(self, count: int | None) -> str:
+        return f"{self.part_setting} = {count}" if self.part_setting and count else ""
 
     def _memory_of(self, parts: Sequence[PartSize]) -> int:
         return max(stage.memory for stage in self.stages_of(parts))
@@ -139,11 +143,10 @@ class Plan:
         worst = max(self.stages, key=lambda s: s.memory)
         lacking = size(worst.memory - memory)
         commands = machine.swap_commands(worst.memory - memory)
-        count = self.part_count_for(memory)
-        parts = f"set passes.split_model.parts = {count}, or add" if count else "add"
+        advice = self._parts_advice(self.part_count_for(memory))
         return (
             f"{worst.name} needs ≈ {size(worst.memory)} of memory, {size(memory)} are at hand; "
-            f"{parts} {lacking} of swap: {commands}"
+            f"{f'set {advice}, or add' if advice else 'add'} {lacking} of swap: {commands}"
         )
 
     def part_count_for(self, memory: int) -> int | None:
@@ -195,6 +198,7 @@ def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Devi
         machine.disk_at_hand(folder) + _kept_bytes(folder),
         folder,
         stages_of,
+        next((f"passes.{p.name}.{p.splits}" for p in checked.passes if p.splits), None),
     )
 
 

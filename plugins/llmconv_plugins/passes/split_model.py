@@ -46,6 +46,7 @@ class SplitModel(Pass):
     name: ClassVar[str] = "split_model"
     needs: ClassVar[tuple[str, ...]] = ("kv_cache_io",)
     runs_after: ClassVar[tuple[str, ...]] = ("split_heads", "linear_to_conv")
+    splits: ClassVar[str | None] = "parts"
 
     parts: int = 1
     layers: tuple[int, ...] | None = None
