@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _convert(
             weights,
             verify=verify,
             announce=lambda name: progress("pass", name),
-            laid_out=lambda model, widths: preflight(checked, model, widths, Device(backend, chipset, jobs)),
+            laid_out=partial(preflight, checked, device=Device(backend, chipset, jobs, registry.lowerings)),
             sink=files,
             steps=steps,
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.bundle.bundle import Bundle
     from llmconv.bundle.check import Check
     from llmconv.bundle.part_files import PartFiles
+    from llmconv.bundle.specs import GraphSpec
     from llmconv.graph.model import Model
     from llmconv.graph.sizes import PartSize
     from llmconv.lowering.lower import LoweringTable
@@ -30,13 +31,15 @@ class BuildJob:
 
     Attributes:
         model: graphs after all passes, with weights and encodings.
-        folder: the bundle's folder, empty but for what the backend writes.
-        lowerings: fx op -> function that emits its ONNX.
-        files: the weight files, where a pass has written weights already.
-        steps: keeps what is finished, so that another run need not do it again.
+        folder: the bundle's folder, empty but for what the backend writes and an earlier run has left.
+        chipset: what to build for.
+        lowerings: fx op -> function that emits its ONNX; `lower` uses it.
+        progress: called with a stage and an item, such as a part's label, before each piece of work.
+        files: the weight files, where a pass has written weights already; `lower` goes on with them.
+        steps: keeps what is finished, so that another run need not do it again; None keeps nothing.
         jobs: how many parts to build at once at most, where memory allows; None for as many as there are cores.
-        tokenizer: the checkpoint's.
-        samples: of the calibration text, ids.
+        tokenizer: the checkpoint's, for runtimes that bring their own host; None outside a recipe.
+        samples: of the calibration text, ids; empty where no pass calibrates.
     """
 
     model: Model
@@ -49,6 +52,22 @@ class BuildJob:
     jobs: int | None = None
     tokenizer: Tokenizer | None = None
     samples: Sequence[Sequence[int]] = ()
+
+    def lower(self) -> list[GraphSpec]:
+        """Write every part of every graph as ONNX below `folder`, and each part's weights beside it.
+
+        Returns:
+            Each graph's parts: the file, relative to `folder`, and the shape, type and encoding of all that goes in
+            and out, as the bundle's manifest has them.
+
+        Raises:
+            LoweringError: a graph holds what has no lowering.
+        """
+        from llmconv.bundle.graph_spec import graph_spec  # noqa: PLC0415  imports torch
+        from llmconv.lowering.write import write_onnx  # noqa: PLC0415  likewise
+
+        write_onnx(self.model, self.folder, self.lowerings, self.progress, self.files, self.jobs)
+        return [graph_spec(self.model, graph) for graph in self.model.graphs.values()]
 
 
 @dataclass(frozen=True)
@@ -103,13 +122,20 @@ class BuildResult:
 
 @dataclass(frozen=True)
 class Backend(Framed, ABC):
-    """Builds a bundle's parts. A subclass is a frozen dataclass; its fields are the recipe's `[backend]` options."""
+    """Builds a bundle's parts. A subclass is a frozen dataclass; its fields are the recipe's `[backend]` options.
+
+    Attributes:
+        name: the recipe's name of the backend.
+        runtimes: that run here what it builds; each is proved against the one before.
+        for_device: whether a device loads what it builds, so that the target's limits hold for it.
+        lowers: whether it calls `BuildJob.lower`, so that every op needs a lowering.
+    """
 
     name: ClassVar[str]
-    runtimes: ClassVar[tuple[str, ...]]  # that run here what it builds; each is proved against the one before
-    for_device: ClassVar[bool] = True  # whether the target's limits hold for what it builds
+    runtimes: ClassVar[tuple[str, ...]] = ()
+    for_device: ClassVar[bool] = False
+    lowers: ClassVar[bool] = True
 
-    @abstractmethod
     def check(self, chipset: Chipset) -> None:
         """Find what is missing before any work starts.
 
@@ -119,7 +145,7 @@ class Backend(Framed, ABC):
 
     @abstractmethod
     def build(self, job: BuildJob) -> BuildResult:
-        """Write the parts below `job.folder`.
+        """Write what the backend makes below `job.folder`; `job.lower()` writes the parts as ONNX first.
 
         Raises:
             BackendError: a part cannot be built.
@@ -130,5 +156,5 @@ class Backend(Framed, ABC):
         return []
 
     def prove(self, bundle: Bundle) -> list[Check]:
-        """What can be shown of the binaries without running them."""
+        """What can be shown of what was built without running it."""
         return []

@@ -1,8 +1,6 @@
 from .edit import ancestors_of as ancestors_of
-from .edit import copy_node as copy_node
 from .edit import drop_dead as drop_dead
 from .edit import finish as finish
-from .edit import graph_module as graph_module
 from .edit import insert as insert
 from .edit import insert_input as insert_input
 from .edit import insert_weight as insert_weight
@@ -37,4 +35,6 @@ from .sizes import balance as balance
 from .sizes import part_sizes as part_sizes
 from .sizes import weight_bytes as weight_bytes
 from .sizes import widths_of as widths_of
+from .split import part_of as part_of
+from .split import split_graph as split_graph
 from .trace import trace as trace

@@ -18,6 +18,7 @@ from llmconv.bundle.part_file import Placed
 from llmconv.encodings.value import Encoding, Encodings
 from llmconv.errors import LoweringError
 from llmconv.graph.model import inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
+from llmconv.lowering.missing import REMEDY, without_lowering
 from llmconv.weights.store import WeightStore
 
 OPSET = 23  # the first with RMSNormalization
@@ -108,7 +109,7 @@ class Lowering:
 
     def _lower(self, node: fx.Node) -> gs.Tensor:
         if node.target not in self.table:
-            raise LoweringError(f"op {node.target} of '{name_of(node)}' has no lowering; add a pass that replaces it")
+            raise LoweringError(f"{without_lowering(node)}; {REMEDY}")
         return self.table[node.target](self, node)
 
     def value(self, node: Any) -> gs.Tensor:

@@ -27,12 +27,14 @@ class Pass(ABC):
         tolerance: how much further a logit may be from the source's after the pass, in float32; None where the pass
             chooses encodings: its graphs in float must then compute what they did.
         floor: what the logits must hold over the noise of the encodings that the pass chooses, SQNR in dB.
+        splits: the option that sets how many parts a graph becomes, of a pass that splits; a plan advises on it.
     """
 
     name: ClassVar[str]
     runs_after: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     needs_calibration: ClassVar[bool] = False
+    splits: ClassVar[str | None] = None
     tolerance: ClassVar[float | None] = 1e-4  # fp32 rounding of a reordered sum, at logits of magnitude 10
     floor: ClassVar[float | None] = None
 

@@ -12,6 +12,8 @@ from llmconv.backends.backend import Backend, Stage
 from llmconv.errors import ResourceError
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import PartSize, part_sizes
+from llmconv.lowering.lower import LoweringTable
+from llmconv.lowering.missing import require_lowerings
 from llmconv.planning.limits import Limit, limits
 from llmconv.planning.resplit import part_count_that_fits
 from llmconv.planning.stage_estimates import core_stages
@@ -36,11 +38,13 @@ class Device:
 
     Attributes:
         jobs: how many parts to build at once at most; None for as many as there are cores.
+        lowerings: of the ops that the backend can have as ONNX.
     """
 
     backend: Backend
     chipset: Chipset
     jobs: int | None
+    lowerings: LoweringTable
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Plan:
         memory: at hand here, bytes; None where the system does not say.
         disk: free where the bundle goes, bytes.
         folder: where the bundle goes.
+        part_setting: the recipe's setting of the part count; None where no pass splits.
     """
 
     config: ModelConfig
@@ -66,6 +71,7 @@ class Plan:
     disk: int
     folder: Path
     stages_of: Stages
+    part_setting: str | None
 
     @property
     def weight_bytes(self) -> int:
@@ -124,8 +130,10 @@ class Plan:
                 self.memory is None or self._memory_of(parts) <= self.memory
             )
 
-        count = part_count_that_fits(self.parts, fits)
-        return f"passes.split_model.parts = {count}" if count else limit.advice
+        return self._parts_advice(part_count_that_fits(self.parts, fits)) or limit.advice
+
+    def _parts_advice(self, count: int | None) -> str:
+        return f"{self.part_setting} = {count}" if self.part_setting and count else ""
 
     def _memory_of(self, parts: Sequence[PartSize]) -> int:
         return max(stage.memory for stage in self.stages_of(parts))
@@ -134,11 +142,10 @@ class Plan:
         worst = max(self.stages, key=lambda s: s.memory)
         lacking = size(worst.memory - memory)
         commands = machine.swap_commands(worst.memory - memory)
-        count = self.part_count_for(memory)
-        parts = f"set passes.split_model.parts = {count}, or add" if count else "add"
+        advice = self._parts_advice(self.part_count_for(memory))
         return (
             f"{worst.name} needs ≈ {size(worst.memory)} of memory, {size(memory)} are at hand; "
-            f"{parts} {lacking} of swap: {commands}"
+            f"{f'set {advice}, or add' if advice else 'add'} {lacking} of swap: {commands}"
         )
 
     def part_count_for(self, memory: int) -> int | None:
@@ -159,7 +166,7 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
     chipset = registry.chipset(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
     checked = check(recipe, registry)
-    return make(checked, *lay_out(checked), Device(backend, chipset, jobs))
+    return make(checked, *lay_out(checked), Device(backend, chipset, jobs, registry.lowerings))
 
 
 def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Device) -> Plan:
@@ -167,8 +174,13 @@ def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Devi
 
     Args:
         widths: bits of values and weights, by structural name.
+
+    Raises:
+        LoweringError: the backend lowers, and an op has no lowering.
     """
     backend, parts = device.backend, part_sizes(model, widths)
+    if backend.lowers:
+        require_lowerings(model, device.lowerings)
 
     def stages_of(made: Sequence[PartSize]) -> list[Stage]:
         return [*core_stages(checked, made), *backend.stages(made)]
@@ -185,6 +197,7 @@ def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Devi
         machine.disk_at_hand(folder) + _kept_bytes(folder),
         folder,
         stages_of,
+        next((f"passes.{p.name}.{p.splits}" for p in checked.passes if p.splits), None),
     )
 
 
@@ -197,6 +210,7 @@ def preflight(checked: Checked, model: Model, widths: Mapping[str, int], device:
     """Check the plan of laid-out graphs before the work starts; arguments as of `make`.
 
     Raises:
+        LoweringError: as of `make`.
         ResourceError: disk or memory are short, or a part exceeds what the target holds.
     """
     made = make(checked, model, widths, device)

@@ -18,7 +18,6 @@ from llmconv.graph import (
     drop_dead,
     evaluate,
     finish,
-    graph_module,
     inputs_of,
     insert,
     insert_input,
@@ -31,7 +30,7 @@ from llmconv.graph import (
     shape_of,
     value_of,
 )
-from llmconv.graph.edit import TraceCache, splice
+from llmconv.graph.edit import TraceCache, graph_module, splice
 from llmconv.weights import DictStore
 
 NOTHING = DictStore({})

@@ -182,6 +182,13 @@ def test_too_little_memory_for_any_part_count_leaves_swap(published: Plan) -> No
         replace(published, memory=500_000_000).require()
 
 
+def test_advice_names_the_option_of_the_pass_that_splits(published: Plan) -> None:
+    with pytest.raises(ResourceError, match=r"set passes\.cutter\.pieces = 7, or add"):
+        replace(published, memory=8 * 10**9, part_setting="passes.cutter.pieces").require()
+    with pytest.raises(ResourceError, match=r"8\.00 GB are at hand; add \d"):
+        replace(published, memory=8 * 10**9, part_setting=None).require()
+
+
 def test_too_little_disk(published: Plan) -> None:
     with pytest.raises(ResourceError) as caught:
         replace(published, disk=10**9, folder=Path("/data/out")).require()

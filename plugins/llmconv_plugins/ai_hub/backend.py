@@ -40,6 +40,7 @@ class AiHubBackend(Backend):
 
     name: ClassVar[str] = "qnn_ai_hub"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "qnn")
+    for_device: ClassVar[bool] = True
 
     device: str | None = None
     package: Literal["aimet", "qdq"] = "aimet"

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qai_hub import public_api_pb2 as pb
-
 from llmconv import BackendError
 from llmconv.backends import Binary, BuildJob
 from llmconv.graph import Graph
 from llmconv.work import key_of
 from llmconv_plugins.ai_hub.account import HubDevice
+from llmconv_plugins.ai_hub.client_internals import pb
 from llmconv_plugins.ai_hub.ledger import Entry
 from llmconv_plugins.ai_hub.package import Packaging
 from llmconv_plugins.ai_hub.profile import PROFILE_OPTIONS, Measured

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qai_hub import public_api_pb2 as pb
-
 from llmconv.decoding import Arrays
 from llmconv.graph import Graph
 from llmconv.work import key_of
+from llmconv_plugins.ai_hub.client_internals import pb
 from llmconv_plugins.ai_hub.comparison import compare
 from llmconv_plugins.ai_hub.flow import Flow, Linked
 from llmconv_plugins.ai_hub.ledger import Entry

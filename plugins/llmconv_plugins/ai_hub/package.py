@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Literal
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
-from qai_hub import public_api_pb2 as pb
-
 from llmconv import BackendError
 from llmconv.backends import BuildJob
 from llmconv.bundle import ONNX_FOLDER
@@ -24,6 +22,7 @@ from llmconv.files import digest
 from llmconv.graph import Graph
 from llmconv.work import key_of
 from llmconv_plugins.ai_hub.aimet_encodings import aimet_encodings, check_encodings
+from llmconv_plugins.ai_hub.client_internals import pb
 from llmconv_plugins.ai_hub.float_graph import float_part
 
 PackageForm = Literal["aimet", "qdq"]

@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from qai_hub import public_api_pb2 as pb
-
 from llmconv import BackendError
+from llmconv_plugins.ai_hub.client_internals import pb
 from llmconv_plugins.ai_hub.ledger import Entry, Ledger
 from llmconv_plugins.ai_hub.patience import Patience, StoppedError
 from llmconv_plugins.ai_hub.service import FAILED, JobStatus, MissingError, Service, UnavailableError

@@ -17,13 +17,11 @@ import qai_hub
 import requests
 from botocore.exceptions import BotoCoreError, ClientError
 from google.protobuf.message import DecodeError
-from qai_hub import api_utils
-from qai_hub import public_api_pb2 as pb
-from qai_hub import public_rest_api as rest
-from qai_hub.util.session import create_session
 
 from llmconv import BackendError
+from llmconv_plugins.ai_hub import client_internals as internals
 from llmconv_plugins.ai_hub.account import HubDevice
+from llmconv_plugins.ai_hub.client_internals import pb
 
 PAGE = 50  # entries of a list that are asked for at once
 CLOCKS = 86_400  # seconds that this machine's clock and the service's may differ at most
@@ -74,7 +72,7 @@ class Service:
     """
 
     def __init__(self) -> None:
-        self.config = api_utils.load_default_api_config()
+        self.config = internals.load_default_api_config()
         self.config.verbose = False
         self._client = qai_hub.Client(config=self.config)
         self._host = urlsplit(self.config.api_url).netloc
@@ -87,7 +85,7 @@ class Service:
     def devices(self) -> list[HubDevice]:
         """All devices that the account may use."""
         with self.answered():
-            found = rest.get_device_list(self.config)
+            found = internals.get_device_list(self.config)
         return [HubDevice(d.name, d.os, tuple(d.attributes)) for d in found.devices]
 
     def create_model(self, name: str, model_type: pb.ModelType.ValueType) -> str:
@@ -97,7 +95,7 @@ class Service:
     def upload(self, model_id: str, file: Path) -> None:
         """Send a model's file."""
         with self.answered():
-            rest.upload_model(self.config, str(file), model_id, verbose=False)
+            internals.upload_model(self.config, str(file), model_id, verbose=False)
 
     def is_uploaded(self, model_id: str) -> bool:
         """Whether a model's file is there, whole.
@@ -106,7 +104,7 @@ class Service:
             MissingError: there is no such model.
         """
         with self.answered():
-            return bool(rest.get_model(self.config, model_id).file_upload_complete)
+            return bool(internals.get_model(self.config, model_id).file_upload_complete)
 
     def find_model(self, name: str, since: float) -> str | None:
         """Id of the model of that name announced after a time (seconds since 1970), or None."""
@@ -133,7 +131,7 @@ class Service:
             MissingError: there is no such job.
         """
         with self.answered():
-            job = rest.get_job(self.config, job_id)
+            job = internals.get_job(self.config, job_id)
             kind = job.WhichOneof("job")
             if kind is None:
                 raise UnavailableError("an answer that says nothing")
@@ -146,7 +144,7 @@ class Service:
     def download(self, model_id: str, folder: Path) -> Path:
         """Download a model's file into a folder."""
         with self.answered():
-            return Path(rest.download_model(self.config, model_id, str(folder), verbose=False))
+            return Path(internals.download_model(self.config, model_id, str(folder), verbose=False))
 
     def profile(self, job_id: str) -> dict[str, Any]:
         """What a finished inference job measured."""
@@ -170,26 +168,28 @@ class Service:
         project = self.config.default_project
         path = ("projects", project, kind) if project else (kind,)
         with self.answered():
-            session = create_session(client_mode=self.config.client_mode)
+            session = internals.create_session(client_mode=self.config.client_mode)
             response = session.post(
-                api_utils.api_url(self.config, *path),
+                internals.api_url(self.config, *path),
                 data=message.SerializeToString(),
-                headers=api_utils.auth_header(self.config),
+                headers=internals.auth_header(self.config),
                 params=params,
             )
-            answer = api_utils.response_as_protobuf(response, pb.CreateUpdateResponse)
+            answer = internals.response_as_protobuf(response, pb.CreateUpdateResponse)
         if not answer.id:
             raise BackendError(f"AI Hub refuses '{message}': {_line(answer.status)}")
         return str(answer.id)
 
     def _models(self, offset: int) -> list[Any]:
         with self.answered():
-            found = rest.get_model_list(self.config, offset=offset, limit=PAGE, project_id=self.config.default_project)
+            found = internals.get_model_list(
+                self.config, offset=offset, limit=PAGE, project_id=self.config.default_project
+            )
         return list(found.models)
 
     def _jobs(self, offset: int) -> list[Any]:
         with self.answered():
-            found = rest.get_job_summary_list(
+            found = internals.get_job_summary_list(
                 self.config, offset=offset, limit=PAGE, project_id=self.config.default_project
             )
         return [getattr(s, s.WhichOneof("job")) for s in found.job_summaries if s.WhichOneof("job")]
@@ -215,7 +215,7 @@ class Service:
             raise UnavailableError(f"a transfer broke off, {type(error).__name__} ({self._host})") from error
         except DecodeError as error:
             raise UnavailableError(f"an answer that is cut short or not AI Hub's ({self._host})") from error
-        except (rest.APIException, qai_hub.client.Error) as error:
+        except (internals.APIException, qai_hub.client.Error) as error:
             raise self._meaning(error) from error
 
     def _meaning(self, error: Exception) -> Exception:

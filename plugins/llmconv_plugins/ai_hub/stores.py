@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import h5py
-from qai_hub import api_utils, s3_transfer
-from qai_hub import public_api_pb2 as pb
-from qai_hub import public_rest_api as rest
-from qai_hub.util.dataset_entries_converters import dataset_entries_to_h5, h5_to_dataset_entries
-from qai_hub.util.session import create_session
 
 from llmconv import BackendError
 from llmconv.decoding import Arrays
+from llmconv_plugins.ai_hub import client_internals as internals
+from llmconv_plugins.ai_hub.client_internals import pb
 from llmconv_plugins.ai_hub.service import PAGE, MissingError, Service
 
 
@@ -95,7 +92,7 @@ class Datasets:
     def is_uploaded(self, item: str) -> bool:
         """As of `Store`."""
         with self.service.answered():
-            found = rest.get_dataset(self.service.config, item)
+            found = internals.get_dataset(self.service.config, item)
         if 0 < found.expiration_time.seconds < time.time():
             raise MissingError("the dataset has expired")
         return bool(found.file_upload_complete)
@@ -106,11 +103,11 @@ class Datasets:
         with self.service.answered():
             place = self._upload_place(item, size)
             if place.HasField("credentials"):
-                s3_transfer.upload_file(place.credentials, str(file), False, "")
+                internals.upload_to_s3(place.credentials, str(file), False, "")
                 done = self._session().post(self._url(item, "upload_complete"), headers=self._header())
             else:
                 with file.open("rb", buffering=0) as stream:
-                    api_utils.upload_asset(
+                    internals.upload_asset(
                         place.url.url,
                         stream,
                         size,
@@ -118,44 +115,46 @@ class Datasets:
                         place.url.file_field_name,
                         dict(place.url.fields),
                         verbose=False,
-                        content_type=api_utils.guess_file_http_content_type(file),
+                        content_type=internals.guess_file_http_content_type(file),
                     )
                 body = pb.Dataset(file_upload_complete=True).SerializeToString()
                 done = self._session().patch(self._url(item), data=body, headers=self._header())
-            api_utils.response_as_protobuf(done, pb.CreateUpdateResponse, obj_id=item)
+            internals.response_as_protobuf(done, pb.CreateUpdateResponse, obj_id=item)
 
     def fetch_outputs(self, job_id: str, folder: Path) -> Path | None:
         """Download what a finished inference job computed, as an h5 file; None where it says that it has nothing."""
         with self.service.answered():
-            result = rest.get_job_results(self.service.config, job_id).inference_job_result
+            result = internals.get_job_results(self.service.config, job_id).inference_job_result
             if not result.output_dataset_id:
                 return None
             target = str(folder / f"{job_id}.h5")
-            return Path(rest.download_dataset(self.service.config, result.output_dataset_id, target, verbose=False))
+            return Path(
+                internals.download_dataset(self.service.config, result.output_dataset_id, target, verbose=False)
+            )
 
     def _upload_place(self, item: str, size: int) -> Any:
         params = {"use_acceleration": "true", "supports_s3_credentials": "true", "file_size": size}
         response = self._session().get(self._url(item, "upload_url"), headers=self._header(), params=params)
-        return api_utils.response_as_protobuf(response, pb.FileUploadResponse)
+        return internals.response_as_protobuf(response, pb.FileUploadResponse)
 
     def _page(self, offset: int) -> list[Any]:
         with self.service.answered():
-            return list(rest.get_dataset_list(self.service.config, offset=offset, limit=PAGE).datasets)
+            return list(internals.get_dataset_list(self.service.config, offset=offset, limit=PAGE).datasets)
 
     def _session(self) -> Any:
-        return create_session(client_mode=self.service.config.client_mode)
+        return internals.create_session(client_mode=self.service.config.client_mode)
 
     def _url(self, *path: str) -> str:
-        return str(api_utils.api_url(self.service.config, "datasets", *path))
+        return str(internals.api_url(self.service.config, "datasets", *path))
 
     def _header(self) -> dict[str, str]:
-        return dict(api_utils.auth_header(self.service.config))
+        return dict(internals.auth_header(self.service.config))
 
 
 def write_h5(values: Arrays, file: Path) -> None:
     """Write arrays as one sample of a dataset."""
     with h5py.File(file, "w") as opened:
-        dataset_entries_to_h5({name: [value] for name, value in values.items()}, opened)
+        internals.dataset_entries_to_h5({name: [value] for name, value in values.items()}, opened)
 
 
 def read_h5(file: Path) -> Arrays:
@@ -166,6 +165,6 @@ def read_h5(file: Path) -> Arrays:
     """
     try:
         with h5py.File(file, "r") as opened:
-            return {name: samples[0] for name, samples in h5_to_dataset_entries(opened).items()}
+            return {name: samples[0] for name, samples in internals.h5_to_dataset_entries(opened).items()}
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise BackendError(f"{file.name}: cut short, or no dataset") from error

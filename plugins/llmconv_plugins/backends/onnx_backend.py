@@ -10,9 +10,6 @@ import onnx
 
 from llmconv import BackendError
 from llmconv.backends import Backend, BuildJob, BuildResult
-from llmconv.bundle import ONNX_FOLDER
-from llmconv.lowering import write_onnx
-from llmconv.target import Chipset
 from llmconv.work import in_processes
 
 
@@ -22,15 +19,10 @@ class OnnxBackend(Backend):
 
     name: ClassVar[str] = "onnx"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
-    for_device: ClassVar[bool] = False
-
-    def check(self, chipset: Chipset) -> None:
-        """Nothing to install, and any chipset will do."""
 
     def build(self, job: BuildJob) -> BuildResult:
         """Lower, then check."""
-        write_onnx(job.model, job.folder, job.lowerings, job.progress, job.files, job.jobs)
-        files = sorted((job.folder / ONNX_FOLDER).glob("*.onnx"))
+        files = [job.folder / part.onnx for graph in job.lower() for part in graph.parts]
         in_processes(_check, files, job.jobs, lambda file: job.progress("check", file.stem))
         return BuildResult(versions={"onnx": onnx.__version__})
 

@@ -41,6 +41,7 @@ class QnnBackend(Backend):
 
     name: ClassVar[str] = "qnn"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "qnn")
+    for_device: ClassVar[bool] = True
 
     twins: Twins = "auto"
     optimization: Literal[0, 1, 2, 3] = 3

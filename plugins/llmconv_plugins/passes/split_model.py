@@ -10,25 +10,17 @@ from torch import fx
 
 from llmconv import PassError
 from llmconv.graph import (
-    IO,
-    IO_META,
-    MADE_BY,
-    NAME,
-    Graph,
     Model,
     ancestors_of,
     aten,
     balance,
-    copy_node,
-    finish,
-    graph_module,
     inputs_of,
     io_of,
     name_of,
     nodes_between,
-    output_node,
     outputs_of,
-    set_outputs,
+    part_of,
+    split_graph,
     weight_bytes,
 )
 from llmconv.passes import Pass, PassContext
@@ -54,6 +46,7 @@ class SplitModel(Pass):
     name: ClassVar[str] = "split_model"
     needs: ClassVar[tuple[str, ...]] = ("kv_cache_io",)
     runs_after: ClassVar[tuple[str, ...]] = ("split_heads", "linear_to_conv")
+    splits: ClassVar[str | None] = "parts"
 
     parts: int = 1
     layers: tuple[int, ...] | None = None
@@ -70,7 +63,7 @@ class SplitModel(Pass):
         boundaries = _layer_boundaries(first.parts[0])
         cuts = self._choose(context, first.parts[0], boundaries)
         for graph in model.graphs.values():
-            graph.parts = _cut(graph, cuts)
+            split_graph(graph, cuts, self.name)
         return bool(cuts)
 
     def _check(self, layers: int) -> None:
@@ -114,15 +107,16 @@ def _layer_boundaries(part: fx.GraphModule) -> list[fx.Node]:
 
 
 def _input(part: fx.GraphModule, kind: str) -> fx.Node:
-    for node in inputs_of(part).values():
-        if node.meta[IO_META].kind == kind:
+    nodes, io = inputs_of(part), io_of(part)[0]
+    for name, node in nodes.items():
+        if io[name].kind == kind:
             return node
     raise PassError(f"the graph has no input of kind {kind}; put kv_cache_io before split_model")
 
 
 def _layer_bytes(part: fx.GraphModule, boundaries: list[fx.Node], widths: Mapping[str, int]) -> list[int]:
     """Bytes of the weights that each layer uses; the embedding counts to the first, lm_head to the last."""
-    owner = _owners(part, [name_of(b) for b in boundaries])
+    owner = part_of(part, [name_of(b) for b in boundaries])
     totals = [0] * (len(boundaries) + 1)
     for node in part.graph.nodes:
         if node.op == "get_attr":
@@ -134,64 +128,3 @@ def _first_user(node: fx.Node, owner: dict[fx.Node, int]) -> int:
     """The part of the first node that computes with a weight, through slices and reshapes of it."""
     found = [owner[u] if u in owner else _first_user(u, owner) for u in node.users if u.op != "output"]
     return min(found, default=0)
-
-
-def _owners(part: fx.GraphModule, cuts: list[str]) -> dict[fx.Node, int]:
-    """The part of each node that depends on the ids: one more than its inputs' where an input is a cut."""
-    owner: dict[fx.Node, int] = {_input(part, "input_ids"): 0}
-    after = {name: i + 1 for i, name in enumerate(cuts)}
-    for node in part.graph.nodes:
-        known = [after.get(name_of(i), owner[i]) for i in node.all_input_nodes if i in owner]
-        if known and node.op != "output":
-            owner[node] = max(known)
-    return owner
-
-
-def _cut(graph: Graph, cuts: list[str]) -> list[fx.GraphModule]:
-    """Copy the graph's nodes into one GraphModule a part."""
-    whole = graph.parts[0]
-    owner = _owners(whole, cuts)
-    named = {name_of(n): n for n in whole.graph.nodes if n.op != "output"}
-    missing = [cut for cut in cuts if cut not in named]
-    if missing:
-        raise PassError(f"graph '{graph.name}' has no value '{missing[0]}' that the first graph is cut at")
-    borders = [named[cut] for cut in cuts]
-    outputs, io = outputs_of(whole), io_of(whole)[1]
-    parts = []
-    for i in range(len(cuts) + 1):
-        results = {name: node for name, node in outputs.items() if owner[node] == i}
-        meanings = {name: io[name] for name in results}
-        if i < len(cuts):
-            results = {f"hidden_state_{i + 1}": borders[i], **results}
-            meanings = {f"hidden_state_{i + 1}": IO("hidden"), **meanings}
-        border = (borders[i - 1], f"hidden_state_{i}") if i else None
-        parts.append(_copy_part(whole, results, meanings, border))
-    return parts
-
-
-def _copy_part(
-    whole: fx.GraphModule, results: dict[str, fx.Node], io: dict[str, IO], border: tuple[fx.Node, str] | None
-) -> fx.GraphModule:
-    """The nodes that `results` need, back to the inputs or to the border."""
-    needed, todo = set(results.values()), list(results.values())
-    while todo:
-        node = todo.pop()
-        for parent in [] if border and node is border[0] else node.all_input_nodes:
-            if parent not in needed:
-                needed.add(parent)
-                todo.append(parent)
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    if border is not None:
-        source, name = border
-        copies[source] = graph.placeholder(name)
-        copies[source].meta = {NAME: name_of(source), IO_META: IO("hidden"), "val": source.meta["val"]}
-        copies[source].meta[MADE_BY] = SplitModel.name
-    for node in sorted(needed - copies.keys()):
-        copies[node] = copy_node(graph, node, copies)
-    graph.output({name: copies[node] for name, node in results.items()})
-    part = graph_module(whole, graph)
-    output_node(part).meta[NAME] = "output"
-    set_outputs(part, {name: copies[node] for name, node in results.items()}, io)
-    finish(part)
-    return part
