@@ -82,7 +82,7 @@ def test_a_damaged_bundle_is_refused_in_a_line(made: Bundle, tiny_recipe: Path) 
 def test_the_backend_is_checked_once_and_not_where_it_was_before(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Seen(Exception):
+    class SeenError(Exception):
         pass
 
     registry = Registry.load()
@@ -91,12 +91,12 @@ def test_the_backend_is_checked_once_and_not_where_it_was_before(
     monkeypatch.setattr(type(backend), "check", lambda self, chipset: checked.append(self.name))
 
     def stop(*_arguments: object, **_options: object) -> None:
-        raise Seen
+        raise SeenError
 
     monkeypatch.setattr(llmconv.apply_recipe, "prepare", stop)
     recipe = Recipe.load(tiny_recipe, [*SETTINGS, f"output.folder={tmp_path / 'out'}"])
     for given, expected in ((None, ["onnx"]), (backend, [])):
         checked.clear()
-        with pytest.raises(Seen):
+        with pytest.raises(SeenError):
             apply(recipe, registry=registry, backend=given)
         assert checked == expected
