@@ -94,7 +94,7 @@ class Mixed:
 def test_refused_class_is_a_warning_and_the_others_are_found(caplog: pytest.LogCaptureFixture) -> None:
     registry = Registry.of(Mixed())
     with caplog.at_level(logging.WARNING, logger="llmconv"):
-        assert registry.find("pass", "whole") is Whole
+        assert registry.find("pass", "whole").plugin is Whole
     assert "Mixed" in caplog.text
     assert "pass WithoutRewrite does not define rewrite()" in caplog.text
     with pytest.raises(

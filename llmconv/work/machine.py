@@ -9,9 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from llmconv.work.collector import collect
 
-_PROC = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60  # what an old cgroup says for "no limit" is larger
 
@@ -45,14 +46,9 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def memory(meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> Memory | None:
-    """Memory at hand, or None where the system does not say (only Linux does)."""
-    try:
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        available, swap = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "SwapFree"))
-    except (OSError, KeyError, ValueError, IndexError):
-        return None
-    return Memory(available, swap, _left_by_cgroup(cgroup))
+def memory(cgroup: Path = _CGROUP) -> Memory:
+    """Memory at hand."""
+    return Memory(psutil.virtual_memory().available, psutil.swap_memory().free, _left_by_cgroup(cgroup))
 
 
 def _left_by_cgroup(folder: Path) -> int | None:
@@ -69,16 +65,15 @@ def _left_by_cgroup(folder: Path) -> int | None:
     return None
 
 
-def memory_at_hand() -> int | None:
-    """Bytes of memory and swap that a process may still take, or None where the system does not say."""
-    found = memory()
-    return None if found is None else found.total
+def memory_at_hand() -> int:
+    """Bytes of memory and swap that a process may still take."""
+    return memory().total
 
 
 def peak_memory() -> int:
     """The largest resident memory of this process so far, bytes; 0 where the system does not say.
 
-    Linux's own figure, since getrusage counts what the parent held when it forked.
+    Linux's own figure, which psutil lacks; getrusage counts what the parent held when it forked.
     """
     if sys.platform == "linux":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -107,7 +107,8 @@ def test_rounding_is_that_of_the_weights_as_they_are_read_back(tmp_path: Path) -
     for name, encoding in ENCODINGS.items():
         exact = weights().read(name)
         noise = float((nearest(exact, encoding).dequantize() - exact).square().sum())
-        assert file.file.rounding[name] == pytest.approx((float(exact.square().sum()), noise))
+        found = file.file.rounding[name]
+        assert (found.signal, found.noise) == pytest.approx((float(exact.square().sum()), noise))
 
 
 def test_rounding_outlives_an_interruption(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ class Hashed(DictStore):
             self.hashes[name] = hashlib.sha256(self.tensors[name].numpy().data).hexdigest()
         return super().read(name, rows)
 
+    def sha256(self, name: str) -> str | None:
+        return self.hashes.get(name)
+
 
 def hashes_of(**tensors: torch.Tensor) -> dict[str, str]:
     store = Hashed(**tensors)

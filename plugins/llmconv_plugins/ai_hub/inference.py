@@ -42,7 +42,6 @@ class Inference:
     def __post_init__(self) -> None:
         self.job, self.sending = self.flow.job, self.flow.sending
         self.datasets = Datasets(self.sending.service)
-        self._rows: dict[str, Any] = {}
 
     def reserve(self, binaries: Iterable[PlannedBinary]) -> None:
         """Keep what is known of these, whether or not this run asks for it."""
@@ -52,13 +51,19 @@ class Inference:
                 self.sending.ledger.entry(f"upload {_inputs(label)}", self._dataset_key(graph, binary.part))
                 self.sending.ledger.entry(f"infer {label}", key)
                 if self.job.steps is not None:
-                    self._rows[label] = self.job.steps.finished(_step(label), key)
+                    self.job.steps.finished(_step(label), key)
 
     def compared(self, binary: PlannedBinary, index: int, linked: Future[Linked]) -> dict[str, Any]:
-        """The report's row of one graph of a linked binary; what an earlier run compared is kept."""
+        """The report's row of one graph of a linked binary, unless an earlier run has compared it."""
+
+        def compare_it() -> dict[str, Any]:
+            return self._compared(binary, index, linked)
+
+        step, key = _step(binary.labels[index]), self._key(binary, binary.graphs[index])
+        return dict(compare_it() if self.job.steps is None else self.job.steps.once(step, key, [], compare_it))
+
+    def _compared(self, binary: PlannedBinary, index: int, linked: Future[Linked]) -> dict[str, Any]:
         graph, label = binary.graphs[index], binary.labels[index]
-        if row := self._rows.get(label):
-            return dict(row)
         reference = self._reference(graph)
         inputs = self._uploaded(graph, binary.part, reference)
         slot, key = f"infer {label}", self._key(binary, graph)
@@ -73,10 +78,7 @@ class Inference:
         done = self.sending.run(slot, key, make)
         row = {"Graph": label, "Device": f"{self.flow.device.name} (OS {self.flow.device.os})", "Source": SOURCE}
         row |= compare(reference.parts[binary.part], reference.outputs(binary.part), self._fetched(slot, done))
-        row["Job"] = self.sending.service.link(done.id)
-        if self.job.steps is not None:
-            self.job.steps.finish(_step(label), key, [], row)
-        return row
+        return {**row, "Job": self.sending.service.link(done.id)}
 
     def _reference(self, graph: Graph) -> Reference:
         """ONNX Runtime's run of a graph, one at a time."""

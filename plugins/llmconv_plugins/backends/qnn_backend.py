@@ -77,8 +77,8 @@ class QnnBackend(Backend):
         job.progress("compare", "with what an earlier run compiled")
         binaries = list(planned_binaries(job, self.twins))
         keys = {binary.file: self._key(job, binary) for binary in binaries}
-        kept = {file: job.steps and job.steps.finished(file, key) for file, key in keys.items()}
-        wanted = [binary for binary in binaries if not kept[binary.file]]
+        done = {file: job.steps and job.steps.finished(file, key) for file, key in keys.items()}
+        wanted = [binary for binary in binaries if not done[binary.file]]
         give_back_memory()
         reports = compile_all(
             [self._task(job, binary, keys[binary.file]) for binary in wanted],
@@ -88,7 +88,7 @@ class QnnBackend(Backend):
         )
         made = {binary.file: _figures(report) for binary, report in zip(wanted, reports, strict=True)}
         for b in binaries:
-            figures: Any = made.get(b.file) or kept[b.file]
+            figures: Any = made.get(b.file) or done[b.file]
             result.binaries.append(Binary(b.file, b.part, b.labels, b.simulator, **figures, kept=b.file not in made))
         result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
         result.report["genie"] = write_genie_files(job, [b.file for b in result.binaries if not b.simulator])
