@@ -69,7 +69,7 @@ class SplitModel(Pass):
             raise PassError("the graphs are split already; list the pass once")
         boundaries = _layer_boundaries(first.parts[0])
         cuts = self._choose(context, first.parts[0], boundaries)
-        for graph in model.graphs.values():
+        for graph in model.graphs.values() if cuts else ():
             graph.parts = _cut(graph, cuts)
         return bool(cuts)
 
