@@ -62,13 +62,8 @@ class SplitModel(Pass):
             raise PassError("the graphs are split already; list the pass once")
         boundaries = _layer_boundaries(first.parts[0])
         cuts = self._choose(context, first.parts[0], boundaries)
-<<<<<<< HEAD
-        for graph in model.graphs.values():
-            split_graph(graph, cuts, self.name)
-=======
         for graph in model.graphs.values() if cuts else ():
-            graph.parts = _cut(graph, cuts)
->>>>>>> h3
+            split_graph(graph, cuts, self.name)
         return bool(cuts)
 
     def _check(self, layers: int) -> None:
