@@ -96,7 +96,7 @@ def test_refused_class_is_a_warning_and_the_others_are_found(caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, logger="llmconv"):
         assert registry.find("pass", "whole").plugin is Whole
     assert "Mixed" in caplog.text
-    assert "pass WithoutRewrite does not define rewrite()" in caplog.text
+    assert "(pass WithoutRewrite) cannot be loaded: does not define rewrite()" in caplog.text
     with pytest.raises(
         PluginError, match=r"no pass named 'without_rewrite'.*WithoutRewrite does not define rewrite\(\)"
     ):

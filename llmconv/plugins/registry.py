@@ -197,7 +197,8 @@ class Registry:
 
     def _break(self, where: str, error: Exception) -> None:
         if where not in self.broken:
-            self.broken[where] = reason = " ".join(f"{type(error).__name__}: {error}".split())
+            said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            self.broken[where] = reason = " ".join(said.split())
             logger.warning("plugin %s cannot be loaded: %s", where, reason)
 
 
