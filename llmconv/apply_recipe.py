@@ -19,9 +19,8 @@ from llmconv.bundle.specs import ONNX_FOLDER, graph_to_dict
 from llmconv.errors import RecipeError
 from llmconv.files import digest, write_json
 from llmconv.graph.model import Model
-from llmconv.graph.sizes import part_sizes, score_bytes, widths_of
+from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
 from llmconv.passes.manager import PassReport
-from llmconv.planning.limits import bytes_a_token
 from llmconv.planning.plan import Device, preflight
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check

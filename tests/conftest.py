@@ -90,7 +90,7 @@ def genai_tiny(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
     return exported(tiny_bundle, tmp_path_factory.mktemp("genai") / "tiny", twins=True)
 
 
-SLOW = {"tiny_bundle", "published_bundle", "genai_tiny"}  # minutes of compiling and proving
+SLOW = {"tiny_bundle", "published_bundle", "genai_tiny", "published"}  # a minute and more of compiling or laying out
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

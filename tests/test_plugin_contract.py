@@ -98,6 +98,7 @@ def test_refused_class_is_a_warning_and_the_others_are_found(caplog: pytest.LogC
     assert "Mixed" in caplog.text
     assert "(pass WithoutRewrite) cannot be loaded: does not define rewrite()" in caplog.text
     with pytest.raises(
-        PluginError, match=r"no pass named 'without_rewrite'.*WithoutRewrite does not define rewrite\(\)"
+        PluginError,
+        match=r"no pass named 'without_rewrite'.*WithoutRewrite\) cannot be loaded: does not define rewrite\(\)",
     ):
         registry.find("pass", "without_rewrite")

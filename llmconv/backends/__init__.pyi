@@ -5,3 +5,4 @@ from .backend import BuildResult as BuildResult
 from .backend import Progress as Progress
 from .backend import Stage as Stage
 from .exporter import Exporter as Exporter
+from .limit import Limit as Limit

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llmconv.backends.limit import Limit
 from llmconv.plugins.frame import Framed
 
 if TYPE_CHECKING:  # a backend's check runs before torch is imported
@@ -127,13 +128,11 @@ class Backend(Framed, ABC):
     Attributes:
         name: the recipe's name of the backend.
         runtimes: that run here what it builds; each is proved against the one before.
-        for_device: whether a device loads what it builds, so that the target's limits hold for it.
         lowers: whether it calls `BuildJob.lower`, so that every op needs a lowering.
     """
 
     name: ClassVar[str]
     runtimes: ClassVar[tuple[str, ...]] = ()
-    for_device: ClassVar[bool] = False
     lowers: ClassVar[bool] = True
 
     def check(self, chipset: Chipset) -> None:
@@ -153,6 +152,10 @@ class Backend(Framed, ABC):
 
     def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
         """What building each part will need here, beyond lowering; estimates, from sizes alone."""
+        return []
+
+    def limits(self, parts: Sequence[PartSize], chipset: Chipset) -> list[Limit]:
+        """What the target holds and what each part will need of it; nothing where no device loads what it builds."""
         return []
 
     def prove(self, bundle: Bundle) -> list[Check]:

@@ -12,7 +12,7 @@ from llmconv.cli import display, options
 from llmconv.quantities import duration, quantity, size
 
 if TYPE_CHECKING:
-    from llmconv.planning.limits import Limit
+    from llmconv.backends.limit import Limit
     from llmconv.planning.plan import Plan
 
 _VERDICT = {"ok": "[green]ok[/]", "warning": "[yellow]over[/]", "error": "[red]TOO MUCH[/]"}

@@ -30,8 +30,10 @@ from .ops import RESHAPE as RESHAPE
 from .ops import SDPA as SDPA
 from .ops import weight_of as weight_of
 from .run import evaluate as evaluate
+from .sizes import GraphSize as GraphSize
 from .sizes import PartSize as PartSize
 from .sizes import balance as balance
+from .sizes import bytes_a_token as bytes_a_token
 from .sizes import part_sizes as part_sizes
 from .sizes import weight_bytes as weight_bytes
 from .sizes import widths_of as widths_of

@@ -211,3 +211,8 @@ def _scores(node: fx.Node, widths: Mapping[str, int]) -> list[tuple[int, int]]:
         assert isinstance(k, fx.Node)
         return [(prod(shape_of(q)[:-1]) * shape_of(k)[-2], FLOAT_BITS)]
     return []
+
+
+def bytes_a_token(part: PartSize) -> int:
+    """What writing a token reads of memory: every weight but embedding tables, and the keys and values, once."""
+    return part.weight_bytes - part.table_bytes + min(g.cache_bytes for g in part.graphs)

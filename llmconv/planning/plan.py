@@ -6,15 +6,17 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llmconv.backends.backend import Backend, Stage
+from llmconv.backends.limit import Limit
 from llmconv.errors import ResourceError
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import PartSize, part_sizes
 from llmconv.lowering.lower import LoweringTable
 from llmconv.lowering.missing import require_lowerings
-from llmconv.planning.limits import Limit, limits
+from llmconv.planning.advice import advised
 from llmconv.planning.resplit import part_count_that_fits
 from llmconv.planning.stage_estimates import core_stages
 from llmconv.plugins.registry import Registry
@@ -59,6 +61,7 @@ class Plan:
         disk: free where the bundle goes, bytes.
         folder: where the bundle goes.
         part_setting: the recipe's setting of the part count; None where no pass splits.
+        limits_of: what the target says to other parts.
     """
 
     config: ModelConfig
@@ -72,6 +75,7 @@ class Plan:
     folder: Path
     stages_of: Stages
     part_setting: str | None
+    limits_of: Callable[[Sequence[PartSize], Chipset], list[Limit]]
 
     @property
     def weight_bytes(self) -> int:
@@ -126,7 +130,7 @@ class Plan:
         """A part count that is within every limit and within the memory at hand, or what fits this limit alone."""
 
         def fits(parts: Sequence[PartSize]) -> bool:
-            return not any(x.verdict == "error" for x in limits(parts, self.chipset)) and (
+            return not any(x.verdict == "error" for x in self.limits_of(parts, self.chipset)) and (
                 self.memory is None or self._memory_of(parts) <= self.memory
             )
 
@@ -185,19 +189,21 @@ def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Devi
     def stages_of(made: Sequence[PartSize]) -> list[Stage]:
         return [*core_stages(checked, made), *backend.stages(made)]
 
-    folder = checked.recipe.folder
+    folder, limits_of = checked.recipe.folder, partial(backend.limits, chipset=device.chipset)
+    setting = next((f"passes.{p.name}.{p.splits}" for p in checked.passes if p.splits), None)
     return Plan(
         checked.config,
         device.chipset,
         parts,
         stages_of(parts),
-        limits(parts, device.chipset) if backend.for_device else [],
+        advised(limits_of(parts), parts, limits_of, setting),
         device.jobs or os.cpu_count() or 1,
         machine.memory_at_hand(),
         machine.disk_at_hand(folder) + _kept_bytes(folder),
         folder,
         stages_of,
-        next((f"passes.{p.name}.{p.splits}" for p in checked.passes if p.splits), None),
+        setting,
+        backend.limits,
     )
 
 

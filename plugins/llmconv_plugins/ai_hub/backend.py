@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmconv import BackendError, RecipeError
-from llmconv.backends import Backend, Stage
+from llmconv.backends import Backend, Limit, Stage
 from llmconv_plugins.ai_hub.account import check_configuration, find_device
 from llmconv_plugins.qnn.estimates import binary_bytes
+from llmconv_plugins.qnn.limits import htp_limits
 
 if TYPE_CHECKING:  # this module is imported before torch, to find a missing account at once
     from llmconv import Bundle
@@ -40,7 +41,6 @@ class AiHubBackend(Backend):
 
     name: ClassVar[str] = "qnn_ai_hub"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "qnn")
-    for_device: ClassVar[bool] = True
 
     device: str | None = None
     package: Literal["aimet", "qdq"] = "aimet"
@@ -65,6 +65,10 @@ class AiHubBackend(Backend):
             find_device(Service().devices(), self.device, chipset)
         except (UnavailableError, MissingError) as error:
             raise BackendError(f"AI Hub: {error}; try again later, or compile here with --backend qnn") from error
+
+    def limits(self, parts: Sequence[PartSize], chipset: Chipset) -> list[Limit]:
+        """Those of the chipset's NPU."""
+        return htp_limits(parts, chipset)
 
     def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
         """What arrives here; how long the service and the line to it take is not known beforehand."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from llmconv import BackendError, Bundle
-from llmconv.backends import Backend, Binary, BuildJob, BuildResult, Stage
+from llmconv.backends import Backend, Binary, BuildJob, BuildResult, Limit, Stage
 from llmconv.bundle import ONNX_FOLDER, Check
 from llmconv.files import digest
 from llmconv.graph import Graph, PartSize
@@ -23,6 +23,7 @@ from llmconv_plugins.genie.genie_files import prove_genie_files, write_genie_fil
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
 from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
 from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, planned_binaries
+from llmconv_plugins.qnn.limits import htp_limits
 from llmconv_plugins.qnn.queue import Task, compile_all
 from llmconv_plugins.qnn.read_back import prove_binaries
 
@@ -41,7 +42,6 @@ class QnnBackend(Backend):
 
     name: ClassVar[str] = "qnn"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "qnn")
-    for_device: ClassVar[bool] = True
 
     twins: Twins = "auto"
     optimization: Literal[0, 1, 2, 3] = 3
@@ -54,6 +54,10 @@ class QnnBackend(Backend):
             raise BackendError(
                 "backend 'qnn' needs the QNN compiler: pip install onnxruntime-qnn (or use --backend onnx)"
             ) from error
+
+    def limits(self, parts: Sequence[PartSize], chipset: Chipset) -> list[Limit]:
+        """Those of the chipset's NPU."""
+        return htp_limits(parts, chipset)
 
     def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
         """Each part's compilation, and that of its twins."""
