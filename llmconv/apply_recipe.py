@@ -126,7 +126,9 @@ def _convert(
             steps=steps,
         )
         if not any(graph.rope for graph in model.graphs.values()):
-            raise RecipeError("passes: none makes RoPE and the mask inputs that the host fills; add kv_cache_io")
+            raise RecipeError(
+                "passes: none makes RoPE and the mask inputs that the host fills; 'llmconv passes' lists them"
+            )
         tokenizer = checked.source.tokenizer()
         job = BuildJob(
             model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer, context.samples
@@ -140,7 +142,7 @@ def _convert(
         **_manifest(checked, model, chipset, result, {**context.hashed(), **context.hashes}),
         "plugins": plugins_of(checked.recipe, model, registry),
     }
-    card.write(folder, manifest, licence_of(checked.recipe.model.checkpoint))
+    card.write(folder, manifest, licence_of(checked.recipe.model.checkpoint), result.phone)
     write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
     bundle = Bundle(folder)
     bundle.write_report(_report(reports, result) | _sizes(model, files))

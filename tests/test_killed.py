@@ -48,7 +48,7 @@ def files(bundle: Path) -> list[str]:
 def assert_same(whole: Path, output: Path) -> None:
     assert files(output) == files(whole)
     assert filecmp.cmpfiles(whole, output, files(whole), shallow=False)[1:] == ([], [])
-    assert sorted(p.name for p in output.parent.iterdir()) == [".out.lock", "out"]
+    assert sorted(p.name for p in output.parent.iterdir()) == ["out"]
 
 
 @pytest.fixture(scope="module")

@@ -114,11 +114,16 @@ class Binary:
 
 @dataclass
 class BuildResult:
-    """What a backend made, for the manifest and the report."""
+    """What a backend made, for the manifest, the report and the card.
+
+    Attributes:
+        phone: Markdown for the bundle's card on how a phone runs it; empty where none does.
+    """
 
     binaries: list[Binary] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    phone: str = ""
 
 
 @dataclass(frozen=True)

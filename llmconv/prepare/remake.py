@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
 
 from llmconv.bundle.bundle import EVALUATION, SOURCE, Bundle
 from llmconv.bundle.weights import BundleStore, read_encodings
 from llmconv.encodings.value import Encoding, Encodings
-from llmconv.errors import PassError
+from llmconv.errors import BundleError, PassError
 from llmconv.graph.model import Model, inputs_of, io_of, name_of, outputs_of
 from llmconv.passes.manager import PassManager
 from llmconv.plugins.registry import Registry
@@ -65,7 +66,22 @@ def remake(
     return model
 
 
+def require_plugins(bundle: Bundle) -> None:
+    """Whether the distributions whose plugins made a bundle are installed.
+
+    Raises:
+        BundleError: names the first that is not.
+    """
+    for name, made_by in bundle.manifest.get("plugins", {}).items():
+        try:
+            version(name)
+        except PackageNotFoundError:
+            message = f"{bundle.folder}: made with {name} {made_by}, which is not installed; pip install {name}"
+            raise BundleError(message) from None
+
+
 def _over(recipe: Recipe, bundle: Bundle, registry: Registry) -> Checked:
+    require_plugins(bundle)
     text = bundle.folder / EVALUATION
     update = {
         "model": recipe.model.model_copy(update={"checkpoint": bundle.folder / SOURCE}),

@@ -8,50 +8,36 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from llmconv.bundle.bundle import CARD, SOURCE
 from llmconv.files import write_text
 from llmconv.sources.licence import Licence
 
-DOCS = "docs/genie.md"
 
-
-def write(folder: Path, manifest: Mapping[str, Any], licence: Licence) -> None:
+def write(folder: Path, manifest: Mapping[str, Any], licence: Licence, phone: str = "") -> None:
     """Write the card into a bundle that is being made.
 
     Args:
         manifest: all but its list of files.
         licence: the checkpoint's.
+        phone: Markdown on how a phone runs it, of the backend; empty where none does.
     """
-    write_text(folder / CARD, "\n\n".join(_blocks(folder, manifest, licence)) + "\n")
-
-
-def _blocks(folder: Path, manifest: Mapping[str, Any], licence: Licence) -> Iterator[str]:
-    recipe, config, target = manifest["recipe"], manifest["config"], manifest["target"]
-    count = len(manifest["graphs"][0]["parts"])
-    yield f"# {_plain(recipe['name'])}"
-    yield (
-        f"{_plain(config['family'])}, {config['layers']} layers, {config['hidden']} channels, {config['vocabulary']} "
-        f"tokens, in {count} part{'s' if count > 1 else ''} for {target['name']} ({target['model']}, "
-        f"HTP v{target['htp_arch']}: {', '.join(target['devices'])})."
+    environment = Environment(
+        loader=PackageLoader("llmconv.report"), trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
     )
-    yield "## What it was made from"
-    yield "\n".join(_origin(manifest))
-    yield "## Licence of the checkpoint"
-    yield "\n".join(_licence(licence))
-    if any(not b["simulator"] for b in manifest["binaries"]):
-        yield "## Run it on a phone"
-        yield from _phone(folder, manifest)
-    yield "## Run it on this machine"
-    yield "In the folder that holds this file, with llmconv installed:\n\n```sh\nllmconv chat .\nllmconv verify .\n```"
-    yield "## Inputs and outputs"
-    yield (
-        "Real value = (integer − zero point) × scale. QNN's offset is the negative zero point. Rows of a layer's keys "
-        "and values stand for all layers of the range; their scales are in `manifest.json`."
+    environment.filters["plain"] = _plain
+    text = environment.get_template("card.md").render(
+        name=manifest["recipe"]["name"],
+        config=manifest["config"],
+        target=manifest["target"],
+        parts=len(manifest["graphs"][0]["parts"]),
+        origin="\n".join(_origin(manifest)),
+        licence="\n".join(_licence(licence)),
+        phone=phone,
+        tables=[{"label": p["label"], "rows": _io(p)} for graph in manifest["graphs"] for p in graph["parts"]],
     )
-    for graph in manifest["graphs"]:
-        for part in graph["parts"]:
-            yield f"### `{part['label']}`"
-            yield _io(part)
+    write_text(folder / CARD, text)
 
 
 def _origin(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -79,26 +65,6 @@ def _licence(licence: Licence) -> Iterator[str]:
             "The checkpoint's folder said nothing about a licence or limits on use. Ask whoever gave you this bundle, "
             "or the checkpoint's author, before you use it or pass it on."
         )
-
-
-def _phone(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    place = "/data/local/tmp/llmconv"
-    files = [b["file"] for b in manifest["binaries"] if not b["simulator"]]
-    folders = sorted({str(Path(f).parent) for f in files})
-    configs = sorted(f.name for f in folder.glob("*.json"))
-    configs = [name for name in configs if name.startswith(("genie", "htp_backend", "tokenizer"))]
-    lines = [f"adb shell mkdir -p {' '.join(f'{place}/{name}' for name in folders)}"]
-    lines += [f"adb push {file} {place}/{file}" for file in files]
-    lines += [f"adb push {' '.join(configs)} {place}"] if configs else []
-    lines.append(f'adb shell "cd {place} && export LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=. &&')
-    lines.append("    ./genie-t2t-run -c genie_config.json -p 'Hello'\"")
-    yield (
-        f"`genie-t2t-run` and its libraries come with Qualcomm's QAIRT SDK; {DOCS} of llmconv says which files "
-        "they are and where on the phone they go."
-    )
-    if not configs:
-        yield "This bundle has no `genie_config.json`; Genie needs one that you write."
-    yield "\n".join(["```sh", *lines, "```"])
 
 
 def _io(part: Mapping[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -49,23 +50,36 @@ def work_folder(folder: Path, *, fresh: bool) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from working on an output folder.
 
-    The lock lies beside the folder of unfinished work and is never removed by hand, or else a process that waits for
-    the old file and one that makes a new file would both have it.
+    The lock lies beside the folder of unfinished work. Whoever has it removes it before letting it go, and whoever gets
+    one that was removed meanwhile tries again: else one process might have the old file and another a new one.
 
     Raises:
         BundleError: another process works on it.
     """
     file = _beside(folder, "lock")
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
+    descriptors: list[int] = []
+    lock = FileLock(file, on_acquired=descriptors.append)
     try:
         lock.acquire(timeout=0)
+        while not _is(file, descriptors[-1]):
+            lock.release()
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise BundleError(f"{folder}: another llmconv works on it; wait, or choose another --output") from error
     try:
         yield
     finally:
+        with suppress(PermissionError):  # Windows does not remove what is open
+            file.unlink(missing_ok=True)
         lock.release()
+
+
+def _is(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def work_of(folder: Path) -> Path:

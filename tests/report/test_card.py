@@ -13,6 +13,7 @@ from llmconv import Bundle
 from llmconv.bundle.bundle import CARD
 from llmconv.report import card
 from llmconv.sources.licence import Licence
+from llmconv_plugins.genie.on_a_phone import run_on_a_phone
 
 
 def text_of(folder: Path, manifest: dict[str, Any], licence: Licence = Licence()) -> str:  # noqa: B008  frozen
@@ -69,7 +70,8 @@ def test_card_says_how_to_run_it(shipped: str) -> None:
 
 
 def test_bundle_without_binaries_is_not_for_a_phone(small_bundle: Bundle, tmp_path: Path) -> None:
-    assert "adb" not in text_of(tmp_path, {**small_bundle.manifest, "binaries": []})
+    assert run_on_a_phone(tmp_path, []) == ""
+    assert "phone" not in text_of(tmp_path, small_bundle.manifest)
 
 
 def test_unknown_licence(small_bundle: Bundle, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
+import llmconv.work.folder as folder_module
 from llmconv import BundleError
 from llmconv.work import Steps, key_of
 from llmconv.work.folder import work_folder, work_of
@@ -245,4 +246,21 @@ def test_nothing_is_removed_without_the_lock(tmp_path: Path, fails: bool, monkey
         if fails:
             raise KeyboardInterrupt
     assert removed.count(work_of(tmp_path / "out")) == 1
-    assert (tmp_path / ".out.lock").is_file()  # a process that waits for it and one that comes have the same one
+    assert not (tmp_path / ".out.lock").exists()
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, real = [], folder_module._is
+
+    def removed_once(file: Path, descriptor: int) -> bool:
+        if not asked:
+            file.unlink()  # by whoever had it, while this process waited for the old file
+        asked.append(descriptor)
+        return real(file, descriptor)
+
+    monkeypatch.setattr(folder_module, "_is", removed_once)
+    with folder_module.locked(tmp_path / "out"):
+        assert len(asked) == 2
+        with pytest.raises(BundleError, match="another llmconv works on it"), folder_module.locked(tmp_path / "out"):
+            pass
+    assert list(tmp_path.iterdir()) == []

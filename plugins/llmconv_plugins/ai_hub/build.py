@@ -24,6 +24,7 @@ from llmconv_plugins.ai_hub.sending import Sending
 from llmconv_plugins.ai_hub.service import Service
 from llmconv_plugins.backends.onnx_backend import OnnxBackend
 from llmconv_plugins.genie.genie_files import write_genie_files
+from llmconv_plugins.genie.on_a_phone import run_on_a_phone
 from llmconv_plugins.qnn.layout import planned_binaries
 
 T = TypeVar("T")
@@ -79,7 +80,9 @@ def _send_all(
         sending.remove_packages()
         raise
     result.binaries = [linked[b.file].result()[0] for b in binaries]
-    result.report["genie"] = write_genie_files(job, [b.file for b in result.binaries if not b.simulator])
+    for_device = [b.file for b in result.binaries if not b.simulator]
+    result.report["genie"] = write_genie_files(job, for_device)
+    result.phone = run_on_a_phone(job.folder, for_device)
     if measured:
         result.report["profile"] = profile_report(flow.device, job, [future.result() for future in measured])
     if compared:

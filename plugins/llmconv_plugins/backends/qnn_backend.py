@@ -20,6 +20,7 @@ from llmconv.target import Chipset
 from llmconv.work import code_identity, give_back_memory, key_of, memory_at_hand
 from llmconv_plugins.backends.onnx_backend import OnnxBackend
 from llmconv_plugins.genie.genie_files import prove_genie_files, write_genie_files
+from llmconv_plugins.genie.on_a_phone import run_on_a_phone
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
 from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
 from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, planned_binaries
@@ -95,7 +96,9 @@ class QnnBackend(Backend):
             figures: Any = made.get(b.file) or done[b.file]
             result.binaries.append(Binary(b.file, b.part, b.labels, b.simulator, **figures, kept=b.file not in made))
         result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
-        result.report["genie"] = write_genie_files(job, [b.file for b in result.binaries if not b.simulator])
+        for_device = [b.file for b in result.binaries if not b.simulator]
+        result.report["genie"] = write_genie_files(job, for_device)
+        result.phone = run_on_a_phone(job.folder, for_device)
         job.progress("genie", result.report["genie"])
         return result
 
