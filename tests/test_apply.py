@@ -134,7 +134,7 @@ def test_weights_written_while_calibrating_are_those_written_by_lowering(tiny_re
     apply(recipe, verify=False)
     registry = Registry.load()
     plan = check(recipe, registry)
-    model, _ = prepare(plan, plan.source.weights(), verify=False)
+    model, _, _ = prepare(plan, plan.source.weights(), verify=False)
     write_onnx(model, tmp_path / "plain", registry.lowerings)
     files = [f.relative_to(tmp_path / "plain") for f in sorted((tmp_path / "plain").rglob("*")) if f.is_file()]
     assert len(files) == 7

@@ -34,6 +34,8 @@ def calibrate(model: Model, context: PassContext, weights: dict[str, WeightEncod
         context.sink.weights = model.weights
     kept = _Kept(model, context, weights)
     ranges: dict[str, Range] = {}
+    if context.steps is not None:
+        context.steps.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=None if context.steps is None else context.steps.folder) as folder:
         calibration = Calibration(model.graphs[CALIBRATION], context.samples, Path(folder))
         start = kept.resume(calibration, ranges)

@@ -10,7 +10,6 @@ from llmconv import BackendError, RecipeError
 from llmconv.backends import Backend, Limit, Stage
 from llmconv_plugins.ai_hub.account import check_configuration, find_device
 from llmconv_plugins.qnn.estimates import binary_bytes
-from llmconv_plugins.qnn.limits import htp_limits
 
 if TYPE_CHECKING:  # this module is imported before torch, to find a missing account at once
     from llmconv import Bundle
@@ -68,6 +67,8 @@ class AiHubBackend(Backend):
 
     def limits(self, parts: Sequence[PartSize], chipset: Chipset) -> list[Limit]:
         """Those of the chipset's NPU."""
+        from llmconv_plugins.qnn.limits import htp_limits  # noqa: PLC0415  imports torch
+
         return htp_limits(parts, chipset)
 
     def stages(self, parts: Sequence[PartSize]) -> list[Stage]:

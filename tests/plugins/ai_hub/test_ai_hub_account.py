@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,7 +96,6 @@ def test_apply_without_configuration_ends_before_torch_is_imported(small_recipe:
         "import sys\nfrom llmconv.cli import main\ntry:\n    main()\n"
         "finally:\n    sys.stderr.write(f'\\ntorch: {\"torch\" in sys.modules}')"
     )
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script, "apply", str(small_recipe), "--backend", "qnn_ai_hub"],
         check=False,
@@ -110,5 +108,4 @@ def test_apply_without_configuration_ends_before_torch_is_imported(small_recipe:
     assert error.startswith("error: AI Hub: no client configuration")
     assert torch == "torch: False"
     assert done.returncode == 2
-    assert time.monotonic() - began < 2
     assert not list(tmp_path.iterdir())

@@ -66,7 +66,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> BuildJob:
     """The tiny recipe, lowered."""
     recipes = Path(__file__).parents[3] / "recipes"
     checked = check(Recipe.load(recipes / "tiny_llama.toml", ["calibration.samples=2"]), Registry.load())
-    model, _ = prepare(checked, checked.source.weights(), verify=False)
+    model, _, _ = prepare(checked, checked.source.weights(), verify=False)
     return built(model, tmp_path_factory.mktemp("job"))
 
 
