@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from llmconv.encodings.value import Encoding
@@ -76,6 +75,8 @@ def quantize(value: NDArray[np.generic], spec: TensorSpec) -> NDArray[np.generic
     """A host's array as the part takes it."""
     if spec.encoding is None:
         return value.astype(spec.dtype)
+    import torch  # noqa: PLC0415  a bundle's specs are read without it
+
     floats = torch.from_numpy(np.require(value, np.float32, ["C", "W"]))
     return spec.encoding.quantize(floats).numpy().astype(spec.dtype)
 
@@ -84,4 +85,6 @@ def dequantize(value: NDArray[np.generic], spec: TensorSpec) -> NDArray[np.gener
     """A part's array as floats."""
     if spec.encoding is None:
         return value
+    import torch  # noqa: PLC0415  as above
+
     return spec.encoding.dequantize(torch.from_numpy(value.astype(np.int32))).numpy()

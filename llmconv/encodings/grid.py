@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:  # who reads a bundle's figures does not wait for it
+    import torch
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class Grid:
             scale: (rows,) or (1,) float32.
         """
         ints = to_integers(x, _along(scale, x), zero_point, self.low, self.top)
-        dtype = torch.int8 if self.symmetric and self.bits <= 8 else torch.int32
-        return Encoded(ints.to(dtype), scale, zero_point, self)
+        return Encoded(ints.char() if self.symmetric and self.bits <= 8 else ints.int(), scale, zero_point, self)
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ def to_integers(x: torch.Tensor, scale: torch.Tensor | float, zero_point: int, l
 
 def to_floats(ints: torch.Tensor, scale: torch.Tensor | float, zero_point: int) -> torch.Tensor:
     """Floats of integers."""
-    return (ints.to(torch.float32) - zero_point) * scale
+    return (ints.float() - zero_point) * scale

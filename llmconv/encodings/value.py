@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from llmconv.encodings.grid import Grid, PerRow, to_floats, to_integers
+
+if TYPE_CHECKING:  # as in grid.py
+    import torch
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Encoding:
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Integers of a float tensor, as int32; rounds half to even as ONNX does."""
-        return to_integers(x, self.scale, self.zero_point, self.grid.low, self.grid.top).to(torch.int32)
+        return to_integers(x, self.scale, self.zero_point, self.grid.low, self.grid.top).int()
 
     def dequantize(self, x: torch.Tensor) -> torch.Tensor:
         """Floats of integers."""
@@ -60,7 +63,7 @@ class Encoding:
 
 
 def _float32(x: float) -> float:
-    return float(torch.tensor(x, dtype=torch.float32))
+    return float(np.float32(x))
 
 
 @dataclass(frozen=True)
