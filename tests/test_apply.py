@@ -23,6 +23,8 @@ from llmconv.prepare.resolve import check
 from llmconv.prepare.run import prepare
 from llmconv_plugins.qnn.context_binary import read_info
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["tiny_bundle", "published_bundle"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from stand_in import TOKEN, StandIn
 
 from llmconv import Bundle, Recipe, apply
+
+pytestmark = pytest.mark.slow
 
 
 def convert(recipe: Path, folder: Path, *changes: str, again: bool = False) -> tuple[Bundle, list[str]]:

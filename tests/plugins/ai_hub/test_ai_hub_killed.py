@@ -12,6 +12,8 @@ from stand_in import Linker, StandIn, running, write_configuration
 
 from llmconv import Bundle
 
+pytestmark = pytest.mark.slow
+
 CONVERT = """
 import sys
 from pathlib import Path
