@@ -26,7 +26,7 @@ def scale_of_the_head(folder: Path, factor: float | None) -> float:
         context = PassContext(samples(), files, Steps(folder, {}))
         PassManager([*STRUCTURAL, W4A16()]).run(model, context)
         assert model.encodings is not None
-        return float(files.open(0, 1, model.encodings.weights).place(NAME).scale.max())
+        return float(files.open(0, 1).placed[NAME].scale.max())
 
 
 def test_other_tables_are_another_step(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_child_is_killed_when_told_to_stop(tmp_path: Path, monkeypatch: pytest.M
 
 def test_childs_peak_memory_is_its_own(tmp_path: Path) -> None:
     held = bytearray(300_000_000)  # by this process, when it starts the child
-    script = "from llmconv import peak_memory\nprint(peak_memory())"
+    script = "from llmconv.work import peak_memory\nprint(peak_memory())"
     (tmp_path / "measured.py").write_text(script)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))

@@ -14,6 +14,7 @@ import pytest
 
 from llmconv import BackendError
 from llmconv.bundle import PartSpec, TensorSpec
+from llmconv.encodings import Encoding
 from llmconv.graph import Graph
 from llmconv.target import find
 from llmconv.work import Steps
@@ -63,7 +64,7 @@ def planned(_job: Any, twins: str) -> list[PlannedBinary]:
 def specs(label: str) -> PartSpec:
     """A part that takes ids and gives logits of 16 bits and keys of 8."""
     ids = TensorSpec("ids", (1, 32), "int32", "input_ids", None, None, None, None)
-    logits, key = {"bits": 16, "scale": 0.001, "zero_point": 32768}, {"bits": 8, "scale": 0.1, "zero_point": 128}
+    logits, key = Encoding(16, 0.001, 32768), Encoding(8, 0.1, 128)
     outputs = (
         TensorSpec("logits", (1, 32, 8), "uint16", "logits", None, None, None, logits),
         TensorSpec("key", (1, 1, 32, 8), "uint8", "new_key", 0, 1, 2, key),

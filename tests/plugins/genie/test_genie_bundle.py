@@ -14,10 +14,11 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmconv import Bundle, Recipe, apply
 from llmconv.graph import Graph
-from llmconv.target import Chipset
+from llmconv.target import find
 from llmconv.tokenizer import Tokenizer
 from llmconv_plugins.backends.onnx_backend import OnnxBackend
 from llmconv_plugins.backends.qnn_backend import QnnBackend
+from llmconv_plugins.chipsets import CHIPSETS
 from llmconv_plugins.genie import genie_files as genie_bundle
 from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, GenieModel, device_config, extensions_config
 from llmconv_plugins.genie.genie_files import UnfitError, prove_genie_files
@@ -69,7 +70,7 @@ def test_the_proof_holds_the_check(small_bundle: Bundle) -> None:
 
 
 def test_extensions_name_the_chipset() -> None:
-    found = extensions_config(Chipset("Snapdragon 8 Elite", "SM8750", "69", "79", ()))
+    found = extensions_config(find("SM8750", CHIPSETS))
     assert found["devices"][0]["soc_model"] == 69
     assert found["devices"][0]["dsp_arch"] == "v79"
     assert found["context"]["weight_sharing_enabled"] is True
