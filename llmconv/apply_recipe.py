@@ -202,7 +202,7 @@ def plugins_of(recipe: Recipe, model: Model, registry: Registry) -> dict[str, st
     parts = (part for graph in model.graphs.values() for part in graph.parts)
     ops = {node.target for part in parts for node in part.graph.nodes if node.op == "call_function"}
     found |= {registry.lowered_by(op) for op in ops}
-    return dict(sorted((name, made_by) for name, _, made_by in (one.rpartition(" ") for one in found if one)))
+    return dict(sorted((name, made_by) for name, _, made_by in (one.rpartition(" ") for one in found if " " in one)))
 
 
 def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
