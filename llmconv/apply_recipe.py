@@ -22,6 +22,7 @@ from llmconv.graph.model import Model
 from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
 from llmconv.passes.manager import PassReport
 from llmconv.planning.plan import Device, preflight
+from llmconv.plugins.frame import given
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.run import prepare
@@ -87,7 +88,9 @@ def apply(
         if ready is None:
             backend.check(chipset)
         with work_folder(recipe.folder, fresh=fresh) as folder:
-            reports = _convert(checked, backend, registry, folder, key, verify=verify, jobs=jobs, progress=announce)
+            reports = _convert(
+                checked, backend, chipset, registry, folder, key, verify=verify, jobs=jobs, progress=announce
+            )
         bundle = Bundle(recipe.folder)
     elif not verify:
         bundle.check_files()
@@ -99,6 +102,7 @@ def apply(
 def _convert(
     checked: Checked,
     backend: Backend,
+    chipset: Chipset,
     registry: Registry,
     folder: Path,
     key: str,
@@ -112,7 +116,7 @@ def _convert(
     Args:
         key: of the bundle.
     """
-    chipset, weights = registry.chipset(checked.recipe.target.name), checked.source.weights()
+    weights = checked.source.weights()
     steps = Steps(folder, _inputs(checked))
     steps.sweep()
     with PartFiles(folder / ONNX_FOLDER, weights) as files:
@@ -134,7 +138,7 @@ def _convert(
             model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer, context.samples
         )
         with collector_spared():
-            result = backend.build(job)
+            result = given(backend, f"{type(backend).__name__}.build", backend.build(job), BuildResult)
     steps.drop_unasked()
     progress("bundle", "manifest")
     _copy_inputs(checked, model, folder)

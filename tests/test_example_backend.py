@@ -112,6 +112,16 @@ def test_op_without_a_lowering_is_found_before_calibration(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_backend_that_builds_nothing_is_named(
+    small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Least, "build", lambda _self, _job: None)
+    registry = Registry.of(chipsets, passes, sources, lowerings, LeastPlugin())
+    changes = [*SHORT, "backend.name=least", "verify.passes=false", f"output.folder='{tmp_path / 'out'}'"]
+    with pytest.raises(PluginError, match=r"Least\.build gave NoneType, not BuildResult \(test_example_backend"):
+        llmconv.apply(Recipe.load(small_recipe, changes), registry=registry)
+
+
 def test_backend_that_does_not_lower_needs_no_lowerings(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

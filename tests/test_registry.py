@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,10 +17,13 @@ from tiny_graphs import tiny_causal
 from torch import fx, nn
 
 import llmconv.plugins.registry
-from llmconv import CheckpointError, PluginError, RecipeError, Registry, hookimpl
+from llmconv import Bundle, CheckpointError, PluginError, RecipeError, Registry, Sampling, hookimpl
+from llmconv.decoding import Dialog
 from llmconv.graph import Graph, Model, aten, trace
 from llmconv.passes import GraphPass, PassManager, RewritePass
 from llmconv.plugins import hooks as hookspecs
+from llmconv.plugins.frame import plugin_code
+from llmconv.runtimes import Runtime
 from llmconv.sources import ModelConfig, Source
 from llmconv.testing import random_weights
 from llmconv.tokenizer import Tokenizer
@@ -150,6 +155,42 @@ def test_hook_that_raises_breaks_its_own_plugin_alone(install: Install, caplog: 
     assert "broken-dist 1.0" in caplog.text
     with pytest.raises(PluginError, match=r"broken-dist 1\.0 .*out of order"):
         registry.find("pass", "fancy")
+
+
+def not_a_table() -> Any:
+    return [(aten.relu.default, None)]
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (hook_module(register_lowerings=not_a_table), "(register_lowerings)': 'gives list; return a dict of op"),
+        (hook_module(register_lowerings=lambda: {aten.relu.default: 1}), "return a dict of op -> function"),
+        (hook_module(register_lowerings=lambda: None), "(register_lowerings)': 'gives None"),
+        (hook_module(register_passes=lambda: None), "(register_passes)': 'gives None; return what it is to bring"),
+        (hook_module(register_passes=lambda: 3), "TypeError: 'int' object is not iterable"),
+        (hook_module(register_chipsets=lambda: ["SM8550"]), "gives str; return instances of llmconv.target.Chipset"),
+    ],
+)
+def test_hook_that_gives_something_else_breaks_its_own_plugin_alone(
+    install: Install, module: ModuleType, said: str
+) -> None:
+    table = {aten.relu.default: lambda low, node: None}
+    good = hook_module(register_passes=lambda: [Nothing], register_lowerings=lambda: table)
+    install(Entry("bad", module, "broken-dist"), Entry("good", good, "good-dist"))
+    registry = Registry.load()
+    assert registry.find("pass", "nothing").distribution == "good-dist 1.0"
+    assert registry.lowerings == table
+    assert registry.chipsets == []
+    assert next(iter(registry.broken)).startswith("broken-dist 1.0 (register_")
+    assert said in str(registry.broken)
+
+
+def test_plugin_without_a_decorated_function_is_a_warning(install: Install) -> None:
+    module = ModuleType("third_party")
+    module.register_passes = lambda: [Nothing]  # type: ignore[attr-defined]
+    install(Entry("bad", module, "broken-dist"))
+    assert "brings nothing; decorate" in Registry.load().broken["broken-dist 1.0 (bad)"]
 
 
 def test_misspelt_hook_is_an_error() -> None:
@@ -300,3 +341,39 @@ def test_an_error_in_a_plugins_method_names_class_method_line_and_cause(tmp_path
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(CheckpointError, match="says what is wrong itself"):
         source.module()
+
+
+@dataclass(frozen=True)
+class Falling(Runtime):
+    """Fails as it is entered."""
+
+    name: ClassVar[str] = "falling"
+
+    @contextmanager
+    def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> Iterator[Dialog]:
+        if eos:
+            raise KeyError("session")
+        nobody: Any = None
+        yield nobody
+
+
+def test_an_error_while_a_runtime_is_entered_is_the_plugins_and_one_inside_is_not(tmp_path: Path) -> None:
+    bundle: Any = None
+    with (
+        pytest.raises(PluginError, match=r"Falling\.dialog failed: KeyError: 'session' \(.*test_registry\.py:\d+"),
+        Falling().dialog(bundle, Sampling(), [2]),
+    ):
+        pass
+    with pytest.raises(ZeroDivisionError), Falling().dialog(bundle, Sampling(), []):
+        _ = 1 / 0
+
+
+def test_a_plugin_of_one_file_is_named_by_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one_file_plugin.py").write_text("def fail():\n    return {}['x']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("one_file_plugin").fail
+    with (
+        pytest.raises(PluginError, match=r"it failed: KeyError: 'x' \(one_file_plugin\.py:2\)"),
+        plugin_code(function, "it"),
+    ):
+        function()

@@ -23,7 +23,7 @@ def apply(
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint's folder, instead of the recipe's.")] = None,
     output: Annotated[Path | None, typer.Option(help="The output folder; by default build/<recipe>.")] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value: passes.split_model.parts=4.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value: graphs.prompt.ar=128.")
     ] = None,
     verify: Annotated[
         bool | None, typer.Option("--verify/--no-verify", help="Prove the result; by default as the recipe says.")

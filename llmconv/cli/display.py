@@ -75,7 +75,7 @@ def show_conversion(bundle: Bundle, seconds: float) -> None:
 def _files(bundle: Bundle, binaries: dict[str, dict[str, Any]]) -> Table:
     table = Table("file", "MB", "compiled in", "peak memory", title="Parts")
     for name, entry in bundle.manifest["files"].items():
-        if not name.startswith(("onnx/", "qnn/")):
+        if not name.startswith("onnx/") and name not in binaries:
             continue
         built = binaries.get(name)
         seconds = f"{built['seconds']:.1f} s{' (kept)' if built['kept'] else ''}" if built else ""

@@ -57,6 +57,6 @@ class _Deferred(TyperCommand):
         try:
             command = typer.main.get_command(self._entry.load())
         except Exception as error:  # a third party's module may raise anything
-            why = blame(ExtensibleGroup, error)
+            why = blame(self._entry.module, error)
             raise PluginError(f"command '{self.name}' cannot be loaded: {why}") from error
         return command.make_context(info_name, args, parent, **extra)

@@ -19,6 +19,7 @@ from llmconv.encodings.value import Encoding, Encodings
 from llmconv.errors import LoweringError
 from llmconv.graph.model import inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
 from llmconv.lowering.missing import REMEDY, without_lowering
+from llmconv.plugins.frame import given, plugin_code
 from llmconv.weights.store import WeightStore
 
 OPSET = 23  # the first with RMSNormalization
@@ -110,7 +111,10 @@ class Lowering:
     def _lower(self, node: fx.Node) -> gs.Tensor:
         if node.target not in self.table:
             raise LoweringError(f"{without_lowering(node)}; {REMEDY}")
-        return self.table[node.target](self, node)
+        function, doing = self.table[node.target], f"lowering of {node.target} at '{name_of(node)}'"
+        with plugin_code(function, doing):
+            made = function(self, node)
+        return given(function, doing, made, gs.Tensor)
 
     def value(self, node: Any) -> gs.Tensor:
         """The float value of an argument: a node's, a weight's, or a number's."""

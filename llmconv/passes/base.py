@@ -11,8 +11,9 @@ import torch
 from torch import fx
 
 from llmconv.graph.edit import TraceCache, finish, splice
-from llmconv.graph.model import MADE_BY, Graph, Model
+from llmconv.graph.model import MADE_BY, Graph, Model, name_of
 from llmconv.passes.context import PassContext
+from llmconv.plugins.frame import plugin_code
 from llmconv.sources.source import ModelConfig
 
 
@@ -109,5 +110,6 @@ class RewritePass(GraphPass):
         nodes = [n for n in part.graph.nodes if n.target in self.targets and self.applies(n)]
         cache: TraceCache = {}
         for node in nodes:
-            splice(node, self.replacement_for(node.target), cache)
+            with plugin_code(self, f"replacement of '{name_of(node)}'"):
+                splice(node, self.replacement_for(node.target), cache)
         return bool(nodes)

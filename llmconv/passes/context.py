@@ -39,14 +39,6 @@ class WeightSink(Protocol):
         ...
 
 
-def _no_widths() -> Mapping[str, int]:
-    return {}
-
-
-def _nothing_read() -> Mapping[str, str]:
-    return {}
-
-
 @dataclass(frozen=True)
 class PassContext:
     """What a run brings: a library user's is empty.
@@ -65,9 +57,6 @@ class PassContext:
     samples: Sequence[Sequence[int]] = ()
     sink: WeightSink | None = None
     steps: Steps | None = None
-    widths: Callable[[], Mapping[str, int]] = _no_widths
-    hashed: Callable[[], Mapping[str, str]] = _nothing_read
+    widths: Callable[[], Mapping[str, int]] = dict
+    hashed: Callable[[], Mapping[str, str]] = dict
     hashes: dict[str, str] = field(default_factory=dict)
-
-
-NOTHING = PassContext()  # what passes run with outside a recipe

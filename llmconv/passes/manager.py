@@ -11,7 +11,7 @@ from functools import partial
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.model import Graph, Model
 from llmconv.passes.base import Pass
-from llmconv.passes.context import NOTHING, PassContext
+from llmconv.passes.context import PassContext
 from llmconv.passes.contract import Snapshot, enforce
 from llmconv.passes.verifier import Verifier
 from llmconv.plugins.frame import blame
@@ -74,12 +74,12 @@ class PassManager:
                     raise PassError(f"pass '{p.name}' must come after '{earlier}'; move it in the recipe")
 
     def run(
-        self, model: Model, context: PassContext = NOTHING, *, done: int = 0, stop: int | None = None
+        self, model: Model, context: PassContext | None = None, *, done: int = 0, stop: int | None = None
     ) -> list[PassReport]:
         """Run every pass.
 
         Args:
-            context: what the run brings.
+            context: what the run brings; nothing by default.
             done: how many of the passes have run on this model already.
             stop: how many of them are to have run in the end; by default all.
 
@@ -87,7 +87,7 @@ class PassManager:
             PassError: a pass failed, left a graph that is not sound or changed without saying so, or the graphs
                 differ from the source by more than the passes so far declare.
         """
-        reports: list[PassReport] = []
+        context, reports = context or PassContext(), []
         for i, p in enumerate(self.passes[done:stop], start=done):
             self.announce(p.name)
             given = replace(context, widths=partial(self.widths, model, done=i + 1))

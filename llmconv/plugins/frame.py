@@ -7,11 +7,11 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from llmconv.errors import LlmconvError, PluginError
 
@@ -21,7 +21,7 @@ def plugin_code(owner: object, doing: str) -> Iterator[None]:
     """Errors of a plugin's code inside become one line; those that llmconv raises on purpose pass.
 
     Args:
-        owner: the plugin's class, an instance of it, or a function.
+        owner: the plugin's class, an instance of it, a function, or the name of its module.
         doing: what the plugin was asked for, e.g. "source 'llama', config".
 
     Raises:
@@ -49,10 +49,36 @@ class Framed:
 def _framed(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with plugin_code(self, f"{type(self).__name__}.{method.__name__}"):
-            return method(self, *args, **kwargs)
+        doing = f"{type(self).__name__}.{method.__name__}"
+        with plugin_code(self, doing):
+            made = method(self, *args, **kwargs)
+        return _entered(self, doing, made) if isinstance(made, AbstractContextManager) else made
 
     return call
+
+
+@contextmanager
+def _entered(owner: object, doing: str, manager: AbstractContextManager[Any]) -> Iterator[Any]:
+    """A context whose entering is the plugin's code; what happens inside is not."""
+    with ExitStack() as stack:
+        with plugin_code(owner, doing):
+            value = stack.enter_context(manager)
+        yield value
+
+
+Given = TypeVar("Given")
+
+
+def given(owner: object, doing: str, value: object, kind: type[Given]) -> Given:
+    """What a plugin's code gave, if it is of the kind that it is to be.
+
+    Raises:
+        PluginError: it is not; names what was asked and the distribution.
+    """
+    if isinstance(value, kind):
+        return value
+    by = ", ".join(filter(None, (_module(owner), distribution_of(owner))))
+    raise PluginError(f"{doing} gave {type(value).__name__}, not {kind.__name__} ({by})")
 
 
 def blame(owner: object, error: BaseException) -> str:
@@ -75,7 +101,8 @@ def _line(owner: object, trace: TracebackType | None) -> str:
     own = [(file, line) for module, file, line in frames if module.partition(".")[0] == package]
     file, line = (own or [(file, line) for _, file, line in frames] or [("?", 0)])[-1]
     module = inspect.getmodule(type(owner)) if package == "__main__" else sys.modules.get(package)
-    root = Path(getattr(module, "__file__", None) or "").parent.parent
+    home = Path(getattr(module, "__file__", None) or "")
+    root = home.parent.parent if home.name == "__init__.py" else home.parent
     return f"{Path(file).relative_to(root) if Path(file).is_relative_to(root) else file}:{line}"
 
 
@@ -84,5 +111,7 @@ def _walk(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
 
 
 def _module(owner: object) -> str:
+    if isinstance(owner, str):
+        return owner
     found = owner if isinstance(owner, type) or inspect.isroutine(owner) else type(owner)
     return getattr(found, "__module__", "") or ""

@@ -33,6 +33,7 @@ _HOOKS = {
     "runtime": "register_runtimes",
     "exporter": "register_exporters",
 }
+_LOWERINGS, _CHIPSETS = "register_lowerings", "register_chipsets"
 logger = logging.getLogger(__name__)
 
 
@@ -111,24 +112,26 @@ class Registry:
     @cached_property
     def lowerings(self) -> LoweringTable:
         """The function of each fx op, from all plugins; for an op that two lower, one that refuses."""
-        return {op: functions[0][1] if len(functions) == 1 else _refusal(op, functions) for op, functions in self._ops}
+        found = self._ops.items()
+        return {op: functions[0][1] if len(functions) == 1 else _refusal(op, functions) for op, functions in found}
 
     def lowered_by(self, op: Any) -> str:
         """The distribution that lowers an op."""
-        return next((functions[0][0] for known, functions in self._ops if known == op), "")
+        return self._ops[op][0][0] if op in self._ops else ""
 
     @cached_property
-    def _ops(self) -> list[tuple[Any, list[tuple[str, Any]]]]:
+    def _ops(self) -> dict[Any, list[tuple[str, Any]]]:
+        """Each op -> the distributions that lower it, with their functions."""
         found: dict[Any, list[tuple[str, Any]]] = {}
-        for distribution, table in self._call("register_lowerings"):
+        for distribution, table in self._call(_LOWERINGS):
             for op, function in table.items():
                 found.setdefault(op, []).append((distribution, function))
-        return list(found.items())
+        return found
 
     @cached_property
     def chipsets(self) -> list[Chipset]:
         """Every chipset that a plugin knows."""
-        return [chipset for _, found in self._call("register_chipsets") for chipset in found]
+        return [chipset for _, found in self._call(_CHIPSETS) for chipset in found]
 
     def chipset(self, name: str) -> Chipset:
         """The chipset of that name, part number, or device.
@@ -168,7 +171,10 @@ class Registry:
     def _load(self, entry: EntryPoint) -> None:
         distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
         try:
-            self.add(distribution, entry.load())
+            module = entry.load()
+            self.add(distribution, module)
+            if not self.loaded[-1].manager.get_hookcallers(module):
+                raise PluginError("brings nothing; decorate its register_ functions with llmconv.hookimpl")
         except Exception as error:  # a third party's module may raise anything
             self._break(f"{distribution} ({entry.name})", error)
 
@@ -188,18 +194,34 @@ class Registry:
     def _call(self, hook: str) -> Iterator[tuple[str, Any]]:
         """What the hooks of that name give, each with its distribution; nothing of one that raises."""
         for plugin in self.loaded:
+            caller = getattr(plugin.manager.hook, hook)
             try:
-                results = getattr(plugin.manager.hook, hook)()
-                for found in results:
-                    yield plugin.distribution, found if isinstance(found, Mapping) else list(found)
+                results = caller()  # without those that are None
+                if len(results) < len(caller.get_hookimpls()):
+                    raise PluginError("gives None; return what it is to bring")
+                checked = [_checked(hook, found) for found in results]
             except Exception as error:  # as in `_load`
                 self._break(f"{plugin.distribution} ({hook})", error)
+                continue
+            yield from ((plugin.distribution, found) for found in checked)
 
     def _break(self, where: str, error: Exception) -> None:
         if where not in self.broken:
             said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             self.broken[where] = reason = " ".join(said.split())
             logger.warning("plugin %s cannot be loaded: %s", where, reason)
+
+
+def _checked(hook: str, found: Any) -> Any:
+    """What a hook gave: a table of lowerings as it is, of all else a list."""
+    if hook == _LOWERINGS:
+        if not isinstance(found, Mapping) or not all(callable(function) for function in found.values()):
+            raise PluginError(f"gives {type(found).__name__}; return a dict of op -> function")
+        return found
+    items = list(found)
+    if hook == _CHIPSETS and (wrong := next((x for x in items if not isinstance(x, Chipset)), None)):
+        raise PluginError(f"gives {type(wrong).__name__}; return instances of llmconv.target.Chipset")
+    return items
 
 
 def _refusal(op: Any, functions: list[tuple[str, Any]]) -> Any:

@@ -10,6 +10,7 @@ from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check
 from llmconv.evaluation.subject import Subject
 from llmconv.passes.manager import PassReport
+from llmconv.plugins.frame import given
 from llmconv.plugins.registry import Registry
 from llmconv.proof.in_float import passes_hold, source_is_right
 from llmconv.proof.on_runtimes import lowering_holds, runtimes_agree
@@ -47,7 +48,7 @@ def prove(
             passes_hold(subject, passes),
             lowering_holds(subject, precision),
             runtimes_agree(subject, precision),
-            subject.backend.prove(bundle),
+            given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list),
             perplexity_holds(subject, figures),
         )
     )

@@ -12,8 +12,7 @@ from tiny_graphs import build_part
 from torch import fx
 
 from llmconv.graph import MADE_BY, Graph, Model, aten, insert, name_of
-from llmconv.passes import GraphPass, RewritePass
-from llmconv.passes.context import NOTHING
+from llmconv.passes import GraphPass, PassContext, RewritePass
 from llmconv.weights import DictStore
 
 Rewrite = Callable[[fx.GraphModule, Graph], bool]
@@ -66,17 +65,18 @@ def test_every_part_of_every_graph_is_rewritten() -> None:
         seen.append((graph.name, graph.parts.index(part)))
         return len(seen) == 1
 
-    assert Told(look).run(model_of(parts=2), NOTHING)  # the first alone changed, the others are visited none the less
+    model = model_of(parts=2)
+    assert Told(look).run(model, PassContext())  # the first alone changed, the others are visited none the less
     assert seen == [("prompt", 0), ("prompt", 1), ("token", 0), ("token", 1)]
 
 
 def test_nothing_changed() -> None:
-    assert not Told(lambda _part, _graph: False).run(model_of(), NOTHING)
+    assert not Told(lambda _part, _graph: False).run(model_of(), PassContext())
 
 
 def test_new_nodes_are_stamped_and_old_ones_are_not() -> None:
     model = model_of()
-    Told(double_output).run(model, NOTHING)
+    Told(double_output).run(model, PassContext())
     assert {name: n.meta.get(MADE_BY) for name, n in nodes_of(model, "token").items()} == {
         "relu": None,
         "neg": None,
@@ -86,7 +86,7 @@ def test_new_nodes_are_stamped_and_old_ones_are_not() -> None:
 
 def test_dead_nodes_are_dropped() -> None:
     model = model_of()
-    Told(add_dead_node).run(model, NOTHING)
+    Told(add_dead_node).run(model, PassContext())
     assert set(nodes_of(model)) == {"relu", "neg"}
 
 
@@ -97,7 +97,7 @@ def test_broken_graph_is_noticed() -> None:
         return True
 
     with pytest.raises(RuntimeError):
-        Told(tangle).run(model_of(), NOTHING)
+        Told(tangle).run(model_of(), PassContext())
 
 
 def test_options_are_frozen() -> None:
@@ -123,7 +123,7 @@ class ByClamp(RewritePass):
 
 def test_targets_are_replaced() -> None:
     model = model_of()
-    assert ByClamp().run(model, NOTHING)
+    assert ByClamp().run(model, PassContext())
     nodes = nodes_of(model)
     assert [str(n.target) for n in nodes.values()] == ["aten.clamp.default", "aten.add.Tensor", "aten.neg.default"]
     assert list(nodes) == ["relu.clamp", "relu", "neg"]
@@ -133,14 +133,14 @@ def test_targets_are_replaced() -> None:
 
 def test_second_run_finds_nothing() -> None:
     model = model_of()
-    ByClamp().run(model, NOTHING)
-    assert not ByClamp().run(model, NOTHING)
+    ByClamp().run(model, PassContext())
+    assert not ByClamp().run(model, PassContext())
 
 
 def test_node_that_does_not_apply_stays() -> None:
     model = model_of()
     before = nodes_of(model)
-    assert not ByClamp(skip="relu").run(model, NOTHING)
+    assert not ByClamp(skip="relu").run(model, PassContext())
     assert nodes_of(model) == before
 
 
@@ -153,7 +153,7 @@ def test_replacement_may_depend_on_the_target() -> None:
             return (lambda x: x * 0.0) if target is aten.neg.default else self.replacement
 
     model = model_of()
-    assert Both().run(model, NOTHING)
+    assert Both().run(model, PassContext())
     assert [str(n.target) for n in nodes_of(model).values()][-1] == "aten.mul.Tensor"
 
 

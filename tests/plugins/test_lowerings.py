@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx
 
-from llmconv import LoweringError
+from llmconv import LoweringError, PluginError
 from llmconv.bundle.part_file import WeightFile
 from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.graph import (
@@ -480,3 +480,23 @@ def test_a_third_party_s_lowering_is_called(tmp_path: Path) -> None:
     lower(part, tmp_path, table=table)
     expected = torch.tanh(part.inputs["a"]).numpy()
     np.testing.assert_allclose(run_float(part, tmp_path)["out_y"], expected, atol=FP32_ROUNDING, rtol=0)
+
+
+def none(_low: Lowering, _node: fx.Node) -> Any:
+    return None
+
+
+def beyond(_low: Lowering, node: fx.Node) -> Any:
+    return node.args[7]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (none, r"lowering of aten\.neg\.default at 'y' gave NoneType, not Tensor \(test_lowerings"),
+        (beyond, r"lowering of aten\.neg\.default at 'y' failed: IndexError: .*test_lowerings\.py:\d+\)"),
+    ],
+)
+def test_a_lowering_that_fails_is_named_with_its_op_and_node(tmp_path: Path, function: Any, said: str) -> None:
+    with pytest.raises(PluginError, match=said):
+        lower(part_of(CASES["neg"]), tmp_path, table={**TABLE, aten.neg.default: function})
