@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor, fx
 
 from llmconv.decoding.decoder import Array, Decoder, reach
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.encodings.noise import Noise
 from llmconv.encodings.value import Encodings
-from llmconv.errors import CheckpointError
-from llmconv.graph.model import Graph
+from llmconv.errors import CheckpointError, PassError
+from llmconv.graph.model import Graph, name_of, value_of
 from llmconv.weights.store import WeightStore
 
 
@@ -34,7 +35,11 @@ class Verifier:
             raise CheckpointError("the checkpoint's own logits are NaN before any pass; is the download complete?")
 
     def error(self, graph: Graph, weights: WeightStore) -> float | None:
-        """The largest difference of a logit in float; None where the graph alone cannot read the tokens."""
+        """The largest difference of a logit in float; None where the graph alone cannot read the tokens.
+
+        Raises:
+            PassError: a value is not of the shape and dtype that its node's `meta["val"]` says.
+        """
         rows = self._rows(graph, weights, None)
         return None if rows is None else float(np.abs(rows[1] - rows[0]).max())
 
@@ -45,7 +50,7 @@ class Verifier:
 
     def _rows(self, graph: Graph, weights: WeightStore, encodings: Encodings | None) -> tuple[Array, Array] | None:
         """Logits of the source and of the graph; only the last of each run where the graph gives no others."""
-        runner = TorchRunner(graph, weights, encodings)
+        runner = TorchRunner(graph, weights, encodings, _as_it_says)
         rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
         count = reach(runner, len(self.tokens))
         if not count:
@@ -53,3 +58,12 @@ class Verifier:
         found = Decoder([runner], rope).read(self.tokens[:count])
         every = slice(0, count) if len(found) == count else slice(graph.ar - 1, count, graph.ar)
         return self.expected[every], found
+
+
+def _as_it_says(node: fx.Node, value: Tensor) -> None:
+    said = value_of(node)
+    if (value.shape, value.dtype) != (said.shape, said.dtype):
+        raise PassError(
+            f"'{name_of(node)}' runs as {tuple(value.shape)} {value.dtype}, "
+            f"but its meta['val'] says {tuple(said.shape)} {said.dtype}"
+        )

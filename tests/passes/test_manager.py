@@ -13,7 +13,7 @@ from torch import fx
 
 from llmconv import CheckpointError, PassError
 from llmconv.encodings import Encoding, Encodings
-from llmconv.graph import Graph, Model, aten, insert, outputs_of, trace
+from llmconv.graph import Graph, Model, aten, insert, name_of, outputs_of, trace, value_of
 from llmconv.passes import GraphPass, Pass, PassContext, PassManager
 from llmconv.passes.verifier import Verifier
 from llmconv.testing import random_weights
@@ -203,6 +203,15 @@ def test_source_without_numbers_is_no_fault_of_a_pass(model: Model) -> None:
     tensors = {**model.weights.tensors, "head.weight": torch.full((16, 8), float("nan"))}  # type: ignore[attr-defined]
     with pytest.raises(CheckpointError, match="logits are NaN before any pass"):
         Verifier(trace(tiny_causal(), AR, AR, "source"), DictStore(tensors), [1, 2, 3, 4])
+
+
+def test_a_value_that_runs_in_another_shape_than_it_says_is_named(model: Model, verifier: Verifier) -> None:
+    graph = model.graphs["prompt"]
+    node = next(n for n in graph.parts[0].graph.nodes if n.op == "call_function" and value_of(n).is_floating_point())
+    node.meta["val"] = value_of(node)[..., :1]
+    said = rf"'{name_of(node)}' runs as .*, but its meta\['val'\] says \(.*1\) torch\.float32"
+    with pytest.raises(PassError, match=said):
+        verifier.error(graph, model.weights)
 
 
 def test_any_exception_becomes_a_pass_error(model: Model) -> None:
