@@ -29,7 +29,10 @@ POINTS = (
 )
 COMPILING = ("before qnn/part_2_of_2.bin", "after qnn/part_1_of_2.bin")
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a process is not killed by a signal there")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="a process is not killed by a signal there"),
+]
 
 
 def run(recipe: Path, output: Path, *options: str, kill_at: str = "") -> str:
@@ -52,55 +55,55 @@ def assert_same(whole: Path, output: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def lowered(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lowered(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that nothing disturbed, of ONNX files."""
     output = tmp_path_factory.mktemp("lowered") / "out"
-    run(tiny_recipe, output, *SMALL, "--no-verify")
+    run(small_recipe, output, *SMALL, "--no-verify")
     return output
 
 
 @pytest.fixture(scope="module")
-def compiled(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that nothing disturbed, of binaries."""
     output = tmp_path_factory.mktemp("compiled") / "out"
-    run(tiny_recipe, output, "--no-verify")
+    run(small_recipe, output, "--no-verify")
     return output
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_before_the_bundle_is_there(lowered: Path, tiny_recipe: Path, tmp_path: Path, point: str) -> None:
+def test_killed_before_the_bundle_is_there(lowered: Path, small_recipe: Path, tmp_path: Path, point: str) -> None:
     output = tmp_path / "out"
-    run(tiny_recipe, output, *SMALL, "--no-verify", kill_at=point)
+    run(small_recipe, output, *SMALL, "--no-verify", kill_at=point)
     assert not output.exists()  # never half a bundle
-    run(tiny_recipe, output, *SMALL, "--no-verify")
+    run(small_recipe, output, *SMALL, "--no-verify")
     assert_same(lowered, output)
 
 
 @pytest.mark.parametrize("point", COMPILING)
-def test_killed_while_parts_compile(compiled: Path, tiny_recipe: Path, tmp_path: Path, point: str) -> None:
+def test_killed_while_parts_compile(compiled: Path, small_recipe: Path, tmp_path: Path, point: str) -> None:
     output = tmp_path / "out"
-    run(tiny_recipe, output, "--no-verify", kill_at=point)
+    run(small_recipe, output, "--no-verify", kill_at=point)
     assert not output.exists()
-    run(tiny_recipe, output, "--no-verify")
+    run(small_recipe, output, "--no-verify")
     assert_same(compiled, output)
 
 
-def test_killed_while_it_takes_the_place_of_another_bundle(lowered: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_killed_while_it_takes_the_place_of_another_bundle(lowered: Path, small_recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    run(tiny_recipe, output, *SMALL, "--no-verify", "--set", "graphs.prompt.ar=16")
-    run(tiny_recipe, output, *SMALL, "--no-verify", "--force", kill_at="while the bundle takes its place")
-    run(tiny_recipe, output, *SMALL, "--no-verify")
+    run(small_recipe, output, *SMALL, "--no-verify", "--set", "graphs.prompt.ar=16")
+    run(small_recipe, output, *SMALL, "--no-verify", "--force", kill_at="while the bundle takes its place")
+    run(small_recipe, output, *SMALL, "--no-verify")
     assert_same(lowered, output)
 
 
 def test_killed_during_the_proof_the_same_command_goes_on_with_it(
-    lowered: Path, tiny_recipe: Path, tmp_path: Path
+    lowered: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    run(tiny_recipe, output, *SMALL, kill_at="prove passes")
+    run(small_recipe, output, *SMALL, kill_at="prove passes")
     made = records(output)
     assert "proof" not in Bundle(output).report
-    said = run(tiny_recipe, output, *SMALL)
+    said = run(small_recipe, output, *SMALL)
     assert "prove source" in said
     assert "lower" not in said
     assert all(check["passed"] is not False for check in Bundle(output).report["proof"])
@@ -108,9 +111,9 @@ def test_killed_during_the_proof_the_same_command_goes_on_with_it(
     assert_same(lowered, output)
 
 
-def test_only_what_a_late_option_touches_is_done_again(compiled: Path, tiny_recipe: Path) -> None:
+def test_only_what_a_late_option_touches_is_done_again(compiled: Path, small_recipe: Path) -> None:
     before = records(compiled)
-    run(tiny_recipe, compiled, "--no-verify", "--force", "--set", "backend.optimization=2")
+    run(small_recipe, compiled, "--no-verify", "--force", "--set", "backend.optimization=2")
     after = records(compiled)
     same = {name for name in before if before[name] == after.get(name)}
     assert same == {name for name in before if name.startswith("calibrate")}
