@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
+
+from torch import Tensor
 
 from llmconv.bundle.bundle import EVALUATION, SOURCE, Bundle
 from llmconv.bundle.weights import BundleStore, read_encodings
@@ -18,6 +21,7 @@ from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.trace import trace_graphs
 from llmconv.quantization.calibration import sharing_groups
 from llmconv.recipe.recipe import Recipe
+from llmconv.weights.store import ShapeStore
 
 
 def recipe_of(bundle: Bundle) -> Recipe:
@@ -56,7 +60,7 @@ def remake(
     entries = [e.model_copy(update=dict(changes.get(e.name, {}))) for e in recipe.passes]
     checked = _over(recipe.model_copy(update={"passes": entries}), bundle, registry or Registry.load())
     weights = BundleStore(bundle.folder)
-    model = trace_graphs(checked, weights)
+    model = trace_graphs(checked, _SourcesShapes(weights, ShapeStore(checked.source.module())))
     known = read_encodings(bundle.folder)
     model.encodings = known if known.values else None
     PassManager(checked.passes).run(model)
@@ -64,6 +68,26 @@ def remake(
     if model.encodings is not None:
         model.encodings = Encodings(_spread(model, bundle, known.values))
     return model
+
+
+@dataclass(frozen=True)
+class _SourcesShapes:
+    """A bundle's weights while its passes run once more over what they have made: shapes are the source's.
+
+    A bundle has no tensor that a pass has put into another one.
+    """
+
+    bundle: BundleStore
+    source: ShapeStore
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self.bundle.read(name, rows)
+
+    def sha256(self, name: str) -> str | None:
+        return self.bundle.sha256(name)
 
 
 def require_plugins(bundle: Bundle) -> None:

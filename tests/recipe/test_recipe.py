@@ -63,7 +63,10 @@ def test_shipped_recipe_loads() -> None:
     assert recipe.name == "tiny_llama"
     assert recipe.model.checkpoint == SHIPPED.parent / "tiny_llama"
     assert {name: (g.ar, g.context) for name, g in recipe.graphs.items()} == {"prompt": (32, 128), "token": (1, 128)}
-    assert [(p.name, p.options) for p in recipe.passes][-2:] == [("split_model", {"parts": 2}), ("w4a16", {})]
+    assert [(p.name, p.options) for p in recipe.passes][-2:] == [
+        ("split_model", {"parts": 2}),
+        ("w4a16", {"clip": True}),
+    ]
 
 
 def test_paths_are_relative_to_the_recipe_file(write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_missing_environment_variable_is_named(write: Write, monkeypatch: pytest
 def test_overrides_reach_sections_and_passes() -> None:
     recipe = Recipe.load(SHIPPED, ["graphs.prompt.ar=16", "passes.w4a16.kv_bits=16", "verify.passes=false"])
     assert recipe.graphs["prompt"].ar == 16
-    assert recipe.passes[-1].options == {"kv_bits": 16}
+    assert recipe.passes[-1].options == {"clip": True, "kv_bits": 16}
     assert not recipe.verify.passes
 
 

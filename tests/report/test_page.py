@@ -66,7 +66,7 @@ def test_page_holds_the_figures(small_bundle: Bundle, tmp_path: Path) -> None:
     assert f"{report['perplexity']['quantized']:.3f}" in seen
     for check in report["proof"]:
         assert check["name"] in seen
-    for text in ("split_heads", "layers 1 to 3", "hidden_state_1", "passes", "67.2 GB/s", "SQNR of activations"):
+    for text in ("split_heads", "layers 1 to 2", "hidden_state_1", "passes", "67.2 GB/s", "SQNR of activations"):
         assert text in seen
     assert "Latency on a device" not in seen
 
