@@ -3,7 +3,6 @@ from .bundle.bundle import Bundle as Bundle
 from .chat.chat import Answer as Answer
 from .chat.chat import Chat as Chat
 from .chat.session import open_chat as open_chat
-from .decoding.generate import Sampling as Sampling
 from .errors import BackendError as BackendError
 from .errors import BundleError as BundleError
 from .errors import ChatError as ChatError
@@ -21,5 +20,7 @@ from .plugins.hooks import hookimpl as hookimpl
 from .plugins.registry import Registry as Registry
 from .proof.proof import prove as prove
 from .recipe.recipe import Recipe as Recipe
+from .sources.sampling import Sampling as Sampling
+from .tokenizer.tokenizer import Tokenizer as Tokenizer
 
 __version__: str

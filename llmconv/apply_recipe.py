@@ -30,6 +30,7 @@ from llmconv.proof.proof import prove
 from llmconv.recipe.recipe import OutputSection, Recipe
 from llmconv.report import card, page
 from llmconv.sources.licence import licence_of
+from llmconv.sources.source import digests
 from llmconv.target import Chipset
 from llmconv.work.collector import collector_spared
 from llmconv.work.faults import reach
@@ -133,7 +134,7 @@ def _convert(
             raise RecipeError(
                 "passes: none makes RoPE and the mask inputs that the host fills; 'llmconv passes' lists them"
             )
-        tokenizer = checked.source.tokenizer()
+        tokenizer = checked.tokenizer
         job = BuildJob(
             model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer, context.samples
         )
@@ -146,7 +147,7 @@ def _convert(
         **_manifest(checked, model, chipset, result, {**context.hashed(), **context.hashes}),
         "plugins": plugins_of(checked.recipe, model, registry),
     }
-    card.write(folder, manifest, licence_of(checked.recipe.model.checkpoint), result.phone)
+    card.write(folder, manifest, licence_of(checked.source.checkpoint), result.phone)
     write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
     bundle = Bundle(folder)
     bundle.write_report(_report(reports, result) | _sizes(model, files))
@@ -189,7 +190,7 @@ def _inputs(checked: Checked) -> dict[str, Any]:
     """What the passes' steps depend on, beside the samples: checkpoint, options and code."""
     recipe = checked.recipe.to_dict()
     return {
-        "checkpoint": checkpoint_identity(checked.recipe.model.checkpoint),
+        "checkpoint": checkpoint_identity(checked.source.checkpoint),
         "source": [recipe["model"]["source"], recipe["model"]["options"]],
         "graphs": recipe["graphs"],
         "passes": recipe["passes"],
@@ -200,7 +201,7 @@ def _inputs(checked: Checked) -> dict[str, Any]:
 
 def plugins_of(recipe: Recipe, model: Model, registry: Registry) -> dict[str, str]:
     """The distributions whose plugins made a bundle, with their versions."""
-    found = {registry.find("source", recipe.model.source).distribution}
+    found = {registry.find("source", recipe.model.source or "").distribution}
     found |= {registry.find("pass", entry.name).distribution for entry in recipe.passes}
     found |= {registry.find("backend", recipe.backend.name).distribution}
     parts = (part for graph in model.graphs.values() for part in graph.parts)
@@ -212,7 +213,9 @@ def plugins_of(recipe: Recipe, model: Model, registry: Registry) -> dict[str, st
 def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
     """What running and proving the bundle needs of the checkpoint and the recipe, weights apart."""
     (folder / SOURCE).mkdir()
-    for file in (*checked.source.description(), *licence_of(checked.recipe.model.checkpoint).files):
+    for name, content in checked.source.description().items():
+        (folder / SOURCE / name).write_bytes(content)
+    for file in licence_of(checked.source.checkpoint).files:
         shutil.copyfile(file, folder / SOURCE / file.name)
     rope = next(graph.rope for graph in model.graphs.values() if graph.rope)
     (folder / ROPE).write_bytes(save({"cos": rope[0].contiguous(), "sin": rope[1].contiguous()}))
@@ -235,7 +238,7 @@ def _manifest(
         "source": {
             "name": recipe.model.source,
             "checkpoint": str(recipe.model.checkpoint),
-            "description": {f.name: digest(f) for f in checked.source.description()},
+            "description": digests(checked.source),
             "weights": hashes,
         },
         "config": asdict(checked.config),

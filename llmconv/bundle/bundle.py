@@ -12,6 +12,8 @@ from typing import Any
 from llmconv.bundle.specs import GraphSpec, graph_from_dict
 from llmconv.errors import BundleError
 from llmconv.files import digest, stays_inside, write_json
+from llmconv.sources.model_config import ModelConfig
+from llmconv.sources.sampling import Sampling
 from llmconv.work.steps import STEPS
 
 MANIFEST = "manifest.json"
@@ -43,6 +45,20 @@ class Bundle:
             raise BundleError(f"{folder / MANIFEST}: damaged ({error}); convert again") from error
         if self.manifest.get("format") != FORMAT:
             raise BundleError(f"{folder}: bundle format {self.manifest.get('format')}; this version reads {FORMAT}")
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's sizes, as they were converted.
+
+        Raises:
+            BundleError: the manifest is damaged.
+        """
+        try:
+            values = dict(self.manifest["config"])
+            values["sampling"] = Sampling(**values.get("sampling", {}))
+            return ModelConfig(**{**values, "eos": tuple(values["eos"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{self.folder / MANIFEST}: damaged ({error}); convert again") from error
 
     @cached_property
     def graphs(self) -> dict[str, GraphSpec]:

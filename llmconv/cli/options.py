@@ -8,13 +8,18 @@ from typing import Annotated
 
 import typer
 
+from llmconv.recipe.located import in_package
+
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An output folder of 'llmconv apply'.")]
 Runtime = Annotated[
     str, typer.Option(help="onnxruntime, torch, or one for the phone's NPU; 'llmconv passes' lists all.")
 ]
-Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
-TopK = Annotated[int, typer.Option(min=0, help="Choose among so many of the likeliest; 0: among all.")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Choose among the likeliest of this probability.")]
+_OWN = "By default as the checkpoint asks for it."
+Temperature = Annotated[float | None, typer.Option(min=0, help=f"0 takes the likeliest token each time. {_OWN}")]
+TopK = Annotated[int | None, typer.Option(min=0, help=f"Choose among so many of the likeliest; 0: among all. {_OWN}")]
+TopP = Annotated[
+    float | None, typer.Option(min=0, max=1, help=f"Choose among the likeliest of this probability. {_OWN}")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the random choices.")]
 
 
@@ -23,5 +28,6 @@ def changes(assignments: Sequence[str] | None, checkpoint: Path | None, output: 
     found = list(assignments or [])
     for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
         if value is not None:
-            found.append(f"{key}='''{value.absolute()}'''")
+            given = value if in_package(value) else value.expanduser().absolute()
+            found.append(f"{key}='''{given}'''")
     return found

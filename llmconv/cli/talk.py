@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,16 +22,16 @@ def generate(
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     runtime: options.Runtime = "onnxruntime",
     tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 60,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
     seed: options.Seed = 0,
 ) -> None:
     """Write text with a bundle, on this machine."""
     with _opened(bundle, runtime, temperature, top_k, top_p, seed) as session:
         from llmconv.decoding.generate import stream_text
 
-        ids = [session.config.bos, *session.tokenizer.encode(prompt)]
+        ids = [*session.tokenizer.begin, *session.tokenizer.encode(prompt)]
         answer = session.dialog.query(ids, tokens)
         started = time.monotonic()
         print(prompt, end="", flush=True)
@@ -48,12 +49,12 @@ def chat(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="At most so many tokens an answer; by default half of the context.")
     ] = None,
-    temperature: options.Temperature = 0.8,
-    top_k: options.TopK = 40,
-    top_p: options.TopP = 0.95,
-    seed: options.Seed = 42,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = 0,
 ) -> None:
-    """Talk with a bundle, on this machine; by default it samples as the published Llama 2 for phones does."""
+    """Talk with a bundle, on this machine."""
     from llmconv.cli import terminal
 
     asked = terminal.one_message(prompt)  # before torch is imported
@@ -71,7 +72,9 @@ def chat(
 
 
 @contextmanager
-def _opened(folder: Path, runtime: str, temperature: float, top_k: int, top_p: float, seed: int) -> Iterator[Session]:
+def _opened(
+    folder: Path, runtime: str, temperature: float | None, top_k: int | None, top_p: float | None, seed: int
+) -> Iterator[Session]:
     from llmconv.bundle.bundle import Bundle
     from llmconv.plugins.registry import Registry
 
@@ -79,11 +82,12 @@ def _opened(folder: Path, runtime: str, temperature: float, top_k: int, top_p: f
     opened = Bundle(folder)  # before torch is imported
     with display.progress("importing torch") as step:
         from llmconv.chat.session import open_session
-        from llmconv.decoding.generate import Sampling
 
+        asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        sampling = replace(opened.config.sampling, seed=seed, **{k: v for k, v in asked.items() if v is not None})
         registry = Registry.load()
         step("load", runtime)
-        opening = open_session(opened, runtime, Sampling(temperature, top_k, top_p, seed), registry)
+        opening = open_session(opened, runtime, sampling, registry)
         session = stack.enter_context(opening)
     with stack:
         yield session

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from llmconv.decoding.decoder import Array
+from llmconv.sources.sampling import Sampling
 from llmconv.tokenizer.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder puts for half of a character
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the largest.
-        top_k: only so many of the largest; 0 for all.
-        top_p: only the largest that together have this probability.
-        seed: of the random numbers.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 class Sampler:

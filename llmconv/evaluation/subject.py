@@ -13,16 +13,17 @@ from torch import Tensor
 from llmconv.backends.backend import Backend
 from llmconv.bundle.bundle import Bundle
 from llmconv.decoding.decoder import Decoder, Runner
-from llmconv.errors import CheckpointError
-from llmconv.files import digest
+from llmconv.errors import CheckpointError, RecipeError
 from llmconv.graph.model import Model
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.remake import described, recipe_of, remake
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.text import held_out
 from llmconv.prepare.trace import spread_ids
+from llmconv.recipe.located import located
 from llmconv.recipe.recipe import Recipe
 from llmconv.runtimes.runtime import GraphRuntime, rope_table
+from llmconv.sources.source import digests
 from llmconv.weights.store import WeightStore
 
 
@@ -104,13 +105,16 @@ class Subject:
         Raises:
             CheckpointError: it is damaged, or not what was converted.
         """
-        if not self.recipe.model.checkpoint.exists():
+        try:
+            if not located(self.recipe.model.checkpoint).exists():
+                return None
+        except RecipeError:  # its package is not installed
             return None
         structural = [(e, p) for e, p in zip(self.recipe.passes, self.described.passes, strict=True) if p.structural]
         recipe = self.recipe.model_copy(update={"calibration": None, "passes": [e for e, _ in structural]})
         checked = check(recipe.model_copy(update={"verify": self.described.recipe.verify}), self.registry)
         converted: Mapping[str, str] = self.bundle.manifest["source"]["description"]
-        found = {file.name: digest(file) for file in checked.source.description()}
+        found = digests(checked.source)
         for name in sorted({*converted, *found}):
             if converted.get(name) != found.get(name):
                 raise CheckpointError(_other(recipe.model.checkpoint, name))
@@ -136,7 +140,8 @@ class Subject:
             return windows
         context, config = min(g.context for g in self.bundle.graphs.values()), self.described.config
         ids = spread_ids(config.vocabulary, range(8 * (context - 1)))
-        return [[config.bos, *ids[i : i + context - 1]] for i in range(0, len(ids), context - 1)]
+        begin = self.described.tokenizer.begin
+        return [[*begin, *ids[i : i + context - len(begin)]] for i in range(0, len(ids), context - 1)]
 
     @cached_property
     def quantized(self) -> Model:

@@ -18,6 +18,7 @@ from .model import inputs_of as inputs_of
 from .model import io_of as io_of
 from .model import is_weight as is_weight
 from .model import name_of as name_of
+from .model import op_name as op_name
 from .model import output_node as output_node
 from .model import outputs_of as outputs_of
 from .model import shape_of as shape_of

@@ -11,7 +11,7 @@ from torch import fx
 from llmconv.encodings.value import Encodings
 from llmconv.errors import PassError
 from llmconv.graph.ops import weight_of
-from llmconv.sources.source import ModelConfig
+from llmconv.sources.model_config import ModelConfig
 from llmconv.weights.store import WeightStore
 
 aten = torch.ops.aten

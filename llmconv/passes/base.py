@@ -14,7 +14,7 @@ from llmconv.graph.edit import TraceCache, finish, splice
 from llmconv.graph.model import MADE_BY, Graph, Model, name_of
 from llmconv.passes.context import PassContext
 from llmconv.plugins.frame import plugin_code
-from llmconv.sources.source import ModelConfig
+from llmconv.sources.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Pass(ABC):
         name: the recipe's name of the pass.
         runs_after: passes that must come earlier in the recipe, if they are in it at all.
         needs: passes that must come earlier in the recipe.
-        tolerance: how much further a logit may be from the source's after the pass, in float32; None where the pass
-            chooses encodings: its graphs in float must then compute what they did.
+        tolerance: how much further a logit may be from the source's after the pass, in float32, as a share of the
+            largest logit; None where the pass chooses encodings: its graphs in float must then compute what they did.
         floor: what the logits must hold over the noise of the encodings that the pass chooses, SQNR in dB.
         splits: the option that sets how many parts a graph becomes, of a pass that splits; a plan advises on it.
     """
@@ -36,7 +36,7 @@ class Pass(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     needs_calibration: ClassVar[bool] = False
     splits: ClassVar[str | None] = None
-    tolerance: ClassVar[float | None] = 1e-4  # fp32 rounding of a reordered sum, at logits of magnitude 10
+    tolerance: ClassVar[float | None] = 3e-5  # float32 rounding, 6e-8 a sum, over some hundred sums that are reordered
     floor: ClassVar[float | None] = None
 
     @property

@@ -29,7 +29,8 @@ class PassReport:
         seconds: of the pass alone, without its verification.
         changed: whether anything is other than before.
         nodes: graph name -> (nodes before, nodes after), over all parts.
-        errors: graph name -> largest difference of a logit to the source's in float, where the pass was verified.
+        errors: graph name -> largest difference of a logit to the source's in float, as a share of the largest logit,
+            where the pass was verified.
         bound: what such a difference may be: the sum of the tolerances that the passes so far declare.
         noise: graph name -> SQNR in dB of the logits on the encodings that the pass chose, where it declares a floor.
         peak_rss: largest memory of this process so far, bytes.
@@ -143,7 +144,7 @@ class PassManager:
             errors[graph.name] = error
             if not error <= bound:  # also true of NaN
                 raise PassError(
-                    f"graph '{graph.name}' differs from the source by {error:.3g} at a logit, "
+                    f"graph '{graph.name}' differs from the source by {error:.2g} of the largest logit, "
                     f"more than the {bound:.0e} declared so far; the pass is wrong for this model"
                 )
         return errors

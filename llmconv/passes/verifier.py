@@ -35,13 +35,15 @@ class Verifier:
             raise CheckpointError("the checkpoint's own logits are NaN before any pass; is the download complete?")
 
     def error(self, graph: Graph, weights: WeightStore) -> float | None:
-        """The largest difference of a logit in float; None where the graph alone cannot read the tokens.
+        """The largest difference of a logit in float, as a share of the source's largest.
+
+        None where the graph alone cannot read the tokens.
 
         Raises:
             PassError: a value is not of the shape and dtype that its node's `meta["val"]` says.
         """
         rows = self._rows(graph, weights, None)
-        return None if rows is None else float(np.abs(rows[1] - rows[0]).max())
+        return None if rows is None else relative_error(*rows)
 
     def noise(self, graph: Graph, weights: WeightStore, encodings: Encodings) -> Noise | None:
         """What rounding the graph's values costs at the logits; None as of `error`."""
@@ -58,6 +60,11 @@ class Verifier:
         found = Decoder([runner], rope).read(self.tokens[:count])
         every = slice(0, count) if len(found) == count else slice(graph.ar - 1, count, graph.ar)
         return self.expected[every], found
+
+
+def relative_error(expected: Array, found: Array) -> float:
+    """The largest difference of a number, as a share of the largest expected: rounding grows with what is rounded."""
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
 def _as_it_says(node: fx.Node, value: Tensor) -> None:

@@ -24,7 +24,7 @@ from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.trace import lay_out
 from llmconv.quantities import size
 from llmconv.recipe.recipe import Recipe
-from llmconv.sources.source import ModelConfig
+from llmconv.sources.model_config import ModelConfig
 from llmconv.target import Chipset
 from llmconv.work import machine
 from llmconv.work.folder import work_of

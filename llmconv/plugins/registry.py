@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -167,6 +168,25 @@ class Registry:
         plugin, where = self.find(kind, name).plugin, f"{kind} '{name}'"
         with plugin_code(plugin, where):
             return plugin(**validated(plugin, options, where))
+
+    def source_for(self, checkpoint: Path) -> str:
+        """The name of the source that reads what lies there.
+
+        Raises:
+            PluginError: none does, or several do.
+        """
+        found = []
+        for name, entry in sorted(self.of_kind("source").items()):
+            with plugin_code(entry.plugin, f"source '{name}'"):
+                if entry.plugin.reads(checkpoint):  # type: ignore[attr-defined]
+                    found.append(name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise PluginError(f"{checkpoint}: read by sources {' and '.join(found)}; name one as model.source")
+        if not checkpoint.exists():
+            raise PluginError(f"{checkpoint}: no such file or folder; set model.checkpoint or pass --checkpoint")
+        raise PluginError(f"{checkpoint}: no source knows what lies there; name one as model.source")
 
     def _load(self, entry: EntryPoint) -> None:
         distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"

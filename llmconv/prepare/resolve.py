@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
+from llmconv.chat.checkpoint_template import checkpoint_template
 from llmconv.chat.template import ChatTemplate
-from llmconv.errors import RecipeError
+from llmconv.chat.turn_end import turn_end
+from llmconv.errors import ChatError, CheckpointError, RecipeError
 from llmconv.passes.base import Pass
 from llmconv.passes.manager import PassManager
 from llmconv.plugins.registry import Registry
 from llmconv.quantization.calibration import CALIBRATION
+from llmconv.recipe.located import located
 from llmconv.recipe.recipe import CalibrationSection, Recipe
-from llmconv.sources.source import ModelConfig, Source
+from llmconv.sources.model_config import ModelConfig
+from llmconv.sources.source import Source
+from llmconv.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A recipe whose names and options have all been found to mean something."""
+    """A recipe whose names and options have all been found to mean something, and that names its source."""
 
     recipe: Recipe
     source: Source
     config: ModelConfig
     passes: list[Pass]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's, held to the model's vocabulary.
+
+        Raises:
+            CheckpointError: there is none, or a control token of it is beyond the model.
+        """
+        return self.source.tokenizer().within(self.config.vocabulary)
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The recipe's chat template, else the checkpoint's, else None.
+
+        Raises:
+            ChatError: it is wrong.
+        """
+        return checkpoint_template(self.source.description(), self.config, self.tokenizer, self.recipe.chat.template)
 
     @property
     def calibration(self) -> CalibrationSection | None:
@@ -38,15 +63,17 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
     Raises:
         LlmconvError: what is wrong, where, and what to do.
     """
-    source = registry.create(
-        "source", recipe.model.source, {"checkpoint": recipe.model.checkpoint, **recipe.model.options}
-    )
+    checkpoint = located(recipe.model.checkpoint)
+    name = recipe.model.source or registry.source_for(checkpoint)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": name})})
+    source = registry.create("source", name, {"checkpoint": checkpoint, **recipe.model.options})
     names = [entry.name for entry in recipe.passes]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise RecipeError(f"passes: '{twice[0]}' stands twice; options go by its name, so remove one")
     passes = [registry.create("pass", entry.name, entry.options) for entry in recipe.passes]
     PassManager(passes)
     config = source.config()
+    _check_ends(config, checkpoint)
     for p in passes:
         p.check(config)
     lengths = {f"graphs.{name}.context": graph.context for name, graph in recipe.graphs.items()}
@@ -66,4 +93,31 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
         raise RecipeError(f"verify.text: {recipe.verify.text}: no such file")
     if recipe.chat.template is not None:
         ChatTemplate(recipe.chat.template, "chat.template", {})
-    return Checked(recipe, source, config, passes)
+    checked = Checked(recipe, source, config, passes)
+    return replace(checked, config=_with_turn_end(checked))
+
+
+def _check_ends(config: ModelConfig, checkpoint: Path) -> None:
+    """Whether the ids that begin and end texts are the model's.
+
+    Raises:
+        CheckpointError: one is beyond its vocabulary.
+    """
+    ids = [("bos", config.bos), *(("eos", i) for i in config.eos)]
+    for name, i in ids:
+        if i is not None and not 0 <= i < config.vocabulary:
+            raise CheckpointError(
+                f"{checkpoint}: its {name} token is id {i}, and the model knows {config.vocabulary} ids; "
+                "mend the checkpoint's configuration"
+            )
+
+
+def _with_turn_end(checked: Checked) -> ModelConfig:
+    """The sizes, with what ends a turn in the chat template among what ends a text."""
+    config = checked.config
+    try:
+        template = checked.template
+        end = turn_end(template, checked.tokenizer) if template is not None else None
+    except (ChatError, CheckpointError):  # which whoever asks for the template, or the tokenizer, is told
+        return config
+    return config if end is None else replace(config, eos=tuple(dict.fromkeys((*config.eos, end))))

@@ -2,50 +2,119 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
-from llmconv.errors import RecipeError
+from llmconv.chat.prompt import Prompt
+from llmconv.chat.template import Message
+from llmconv.errors import ChatError, RecipeError
 from llmconv.prepare.resolve import Checked
-from llmconv.tokenizer.tokenizer import Tokenizer
 
 BREAK = "\n\f\n"  # between documents in a text file
-
-
 WINDOWS = 32  # of held-out text
+LETTERS = 6  # a token, more than texts in any language that is written in letters have
+logger = logging.getLogger(__name__)
 
 
-def read_windows(text: Path, tokenizer: Tokenizer, bos: int, tokens: int, limit: int | None = None) -> list[list[int]]:
-    """A text's documents as windows of `tokens` ids, each starting with BOS.
+def read_documents(text: Path) -> list[str]:
+    """A file's documents, without a byte-order mark.
+
+    Raises:
+        RecipeError: the text is not UTF-8.
+    """
+    try:
+        return text.read_text(encoding="utf-8-sig").split(BREAK)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{text}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+
+
+def windows(stream: list[int], begin: tuple[int, ...], tokens: int, text: Path) -> list[list[int]]:
+    """Ids cut into windows of `tokens`, each starting as the tokenizer starts texts.
+
+    Raises:
+        RecipeError: there are too few for one.
+    """
+    body = tokens - len(begin)
+    found = [[*begin, *stream[i : i + body]] for i in range(0, len(stream) - body + 1, body)]
+    if not found:
+        raise RecipeError(f"{text}: holds {len(stream)} tokens, fewer than one window of {tokens}; give a longer text")
+    return found
+
+
+def spread(found: list[list[int]], limit: int) -> list[list[int]]:
+    """So many of the windows, spread over the whole text."""
+    step = max(1.0, len(found) / limit)
+    return [found[int(i * step)] for i in range(min(limit, len(found)))]
+
+
+def calibration_samples(checked: Checked) -> list[list[int]]:
+    """Windows of the recipe's calibration text, half of them as conversations where there is a chat template.
+
+    None where no pass asks for them.
 
     Raises:
         RecipeError: the text is not UTF-8, or too short for one window.
     """
-    try:
-        documents = text.read_text(encoding="utf-8").split(BREAK)
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{text}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    stream = [t for document in documents for t in tokenizer.encode(document)]
-    body = tokens - 1
-    windows = [[bos, *stream[i : i + body]] for i in range(0, len(stream) - body + 1, body)]
-    if not windows:
-        raise RecipeError(f"{text}: holds {len(stream)} tokens, fewer than one window of {tokens}; give a longer text")
-    if limit is None or limit >= len(windows):
-        return windows
-    step = len(windows) / limit  # spread over the whole text
-    return [windows[int(i * step)] for i in range(limit)]
-
-
-def calibration_samples(checked: Checked) -> list[list[int]]:
-    """Windows of the recipe's calibration text; none where no pass asks for them. Raises as `read_windows`."""
-    found = checked.calibration
-    if found is None:
+    asked = checked.calibration
+    if asked is None:
         return []
-    return read_windows(found.text, checked.source.tokenizer(), checked.config.bos, found.tokens, found.samples)
+    tokenizer, documents = checked.tokenizer, read_documents(asked.text)
+    encode = tokenizer.encode_marked if asked.control_tokens else tokenizer.encode
+    plain = [i for document in documents for i in encode(document)]
+    found = windows(plain, tokenizer.begin, asked.tokens, asked.text)
+    talks = _conversations(checked, documents, asked.tokens) if asked.chat else []
+    half = min(len(talks), asked.samples // 2)
+    chosen = [*spread(found, asked.samples - half), *spread(talks, half)] if half else spread(found, asked.samples)
+    if len(chosen) < asked.samples:
+        logger.warning(
+            "%s: holds %d windows of %d tokens, fewer than calibration.samples = %d; all are used",
+            *(asked.text, len(chosen), asked.tokens, asked.samples),
+        )
+    return chosen
+
+
+def _conversations(checked: Checked, documents: list[str], tokens: int) -> list[list[int]]:
+    """The text's paragraphs as questions and answers in the model's own chat template, a window each at most."""
+    try:
+        template = checked.template
+    except ChatError as error:
+        logger.warning("calibration: no sample is a conversation, since %s", error)
+        return []
+    if template is None:
+        return []
+    prompt, found = Prompt(template, checked.tokenizer), []
+    for messages in _messages(documents, LETTERS * tokens):
+        try:
+            ids = prompt.ids(messages)
+        except ChatError as error:
+            logger.warning("calibration: no sample is a conversation, since %s", error)
+            return []
+        if len(ids) >= tokens:
+            found.append(ids[:tokens])
+    return found
+
+
+def _messages(documents: list[str], length: int) -> Iterator[list[Message]]:
+    """Conversations of so many characters: paragraphs of the documents, which user and assistant say in turn."""
+    messages: list[Message] = []
+    for paragraph in (p.strip() for document in documents for p in document.split("\n\n")):
+        if paragraph:
+            messages.append({"role": ("user", "assistant")[len(messages) % 2], "content": paragraph})
+        if sum(len(m["content"]) for m in messages) >= length:
+            yield messages
+            messages = []
 
 
 def held_out(checked: Checked) -> list[list[int]]:
-    """Windows of the recipe's held-out text, of the shortest context; none without a text. Raises as `read_windows`."""
-    context, text = min(g.context for g in checked.recipe.graphs.values()), checked.recipe.verify.text
+    """Windows of the recipe's held-out text, of the shortest context; none without a text.
+
+    Raises:
+        RecipeError: as of `calibration_samples`.
+    """
+    text = checked.recipe.verify.text
     if text is None:
         return []
-    return read_windows(text, checked.source.tokenizer(), checked.config.bos, context, WINDOWS)
+    context = min(g.context for g in checked.recipe.graphs.values())
+    stream = [i for document in read_documents(text) for i in checked.tokenizer.encode_marked(document)]
+    return spread(windows(stream, checked.tokenizer.begin, context, text), WINDOWS)

@@ -50,5 +50,7 @@ def lay_out(checked: Checked) -> tuple[Model, dict[str, int]]:
 def make_verifier(checked: Checked, model: Model) -> Verifier:
     """What every pass is compared with: the source, on ids spread over the vocabulary."""
     count = min(VERIFIED_TOKENS, *(g.context for g in model.graphs.values()))
-    tokens = [checked.config.bos, *spread_ids(checked.config.vocabulary, range(1, count))]
+    bos = checked.config.bos
+    first = [] if bos is None else [bos]
+    tokens = [*first, *spread_ids(checked.config.vocabulary, range(len(first), count))]
     return Verifier(trace(checked.source.module(), count, count, "source"), model.weights, tokens)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
+from llmconv.recipe.located import in_package
 from llmconv.recipe.overrides import override, substitute
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """Where the checkpoint lies, and which source reads it."""
+    """Where the checkpoint lies, and which source reads it; by default the one that knows what lies there."""
 
-    source: str
+    source: str | None = None
     checkpoint: Path
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -80,6 +81,8 @@ class CalibrationSection(_Section):
     text: Path
     samples: int = Field(default=16, ge=1)
     tokens: int = Field(default=128, ge=2)
+    control_tokens: bool = True  # whether the string of a control token in the text means the token
+    chat: bool = True  # whether a model with a chat template sees half of the samples in it
 
 
 class ChatSection(_Section):
@@ -178,7 +181,8 @@ class Recipe(_Section):
             RecipeError, PluginError: the first that does not.
         """
         registry.chipset(self.target.name)
-        registry.create("source", self.model.source, {"checkpoint": self.model.checkpoint, **self.model.options})
+        if self.model.source is not None:
+            registry.create("source", self.model.source, {"checkpoint": self.model.checkpoint, **self.model.options})
         for entry in self.passes:
             registry.create("pass", entry.name, entry.options)
         registry.create("backend", self.backend.name, self.backend.options)
@@ -188,7 +192,7 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe absolute."""
     for section, key in _PATHS:
         place = values.get(section)
-        if isinstance(place, dict) and isinstance(place.get(key), str | Path):
+        if isinstance(place, dict) and isinstance(place.get(key), str | Path) and not in_package(place[key]):
             place[key] = os.path.normpath(folder.absolute() / Path(place[key]).expanduser())
 
 

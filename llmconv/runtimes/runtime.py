@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 from llmconv.bundle.bundle import ROPE, SOURCE, Bundle
 from llmconv.decoding.decoder import Array, Decoder, Runner
 from llmconv.decoding.dialog import DecoderDialog, Dialog
-from llmconv.decoding.generate import Sampler, Sampling
+from llmconv.decoding.generate import Sampler
 from llmconv.plugins.frame import Framed
+from llmconv.sources.sampling import Sampling
 from llmconv.sources.source import Source
 
 if TYPE_CHECKING:

@@ -1,2 +1,2 @@
-from .source import ModelConfig as ModelConfig
+from .model_config import ModelConfig as ModelConfig
 from .source import Source as Source

@@ -27,7 +27,8 @@ class Licence:
 
 
 def licence_of(checkpoint: Path) -> Licence:
-    """Read what LICENSE*, USE_POLICY*, NOTICE* and README.md in a checkpoint's folder say."""
+    """Read what LICENSE*, USE_POLICY*, NOTICE* and README.md in a checkpoint's folder, or beside its file, say."""
+    checkpoint = checkpoint if checkpoint.is_dir() else checkpoint.parent
     files = tuple(sorted(f for f in checkpoint.iterdir() if f.is_file() and _FILE.match(f.name)))
     entries = _front_matter(checkpoint / "README.md")
     name = entries.get("license_name") or entries.get("license")

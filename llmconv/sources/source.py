@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,25 +12,9 @@ from typing import ClassVar
 from torch import nn
 
 from llmconv.plugins.frame import Framed
+from llmconv.sources.model_config import ModelConfig
 from llmconv.tokenizer.tokenizer import Tokenizer
 from llmconv.weights.store import WeightStore
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The sizes that hosts and reports need, whatever the model's family."""
-
-    family: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    positions: int
-    bos: int
-    eos: tuple[int, ...]
-    rope_theta: float
 
 
 @dataclass(frozen=True)
@@ -36,12 +22,17 @@ class Source(Framed, ABC):
     """Reads one family of checkpoints. A subclass is a frozen dataclass; its fields are `[model.options]`.
 
     Attributes:
-        checkpoint: the checkpoint's folder.
+        checkpoint: the checkpoint's folder, or its file.
     """
 
     name: ClassVar[str]
 
     checkpoint: Path
+
+    @classmethod
+    def reads(cls, checkpoint: Path) -> bool:
+        """Whether this source is for what lies there, where a recipe names none; by default never."""
+        return False
 
     @abstractmethod
     def config(self) -> ModelConfig:
@@ -68,12 +59,18 @@ class Source(Framed, ABC):
         """The tokenizer."""
 
     @abstractmethod
-    def description(self) -> list[Path]:
-        """The files, weights apart, from which a source makes `config`, `module` and `tokenizer`.
+    def description(self) -> Mapping[str, bytes]:
+        """Name -> content of the files, weights apart, from which a source makes `config`, `module` and `tokenizer`.
 
-        A bundle keeps copies, so that it can be run and proved when the checkpoint is gone.
+        A bundle keeps them in a folder, so that it can be run and proved when the checkpoint is gone. They are the
+        checkpoint's own, or, where it is one file, made of it.
         """
 
     @abstractmethod
     def reference(self) -> nn.Module | str:
         """An independent implementation to compare with (input_ids -> logits), or one line on why there is none."""
+
+
+def digests(source: Source) -> dict[str, str]:
+    """Name -> sha256 of the files of a source's description."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in source.description().items()}

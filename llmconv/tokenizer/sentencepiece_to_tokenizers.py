@@ -25,6 +25,17 @@ def convert(file: Path) -> tokenizers.Tokenizer:
         CheckpointError: the model does something that the other format cannot express.
     """
     model = SentencePieceFile.read(file)
+    fast = build(model)
+    _check_equal(file, model, fast)
+    return fast
+
+
+def build(model: SentencePieceFile) -> tokenizers.Tokenizer:
+    """A tokenizer of the same ids.
+
+    Raises:
+        CheckpointError: as of `convert`.
+    """
     _check_expressible(model)
     stand_ins = {
         piece.text: chr(FIRST_STAND_IN + number)
@@ -33,7 +44,6 @@ def convert(file: Path) -> tokenizers.Tokenizer:
     fast = tokenizers.Tokenizer(_bpe(model, stand_ins) if model.algorithm == BPE else _unigram(model, stand_ins))
     fast.normalizer = _normalizer(model, stand_ins)
     fast.decoder = _decoder(model, stand_ins)
-    _check_equal(file, model, fast)
     return fast
 
 

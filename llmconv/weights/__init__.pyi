@@ -9,6 +9,9 @@ from .expressions import Joined as Joined
 from .expressions import LowRank as LowRank
 from .expressions import Rotated as Rotated
 from .expressions import Stored as Stored
+from .gguf import GGUFStore as GGUFStore
+from .gguf import set_of as set_of
+from .gguf import shard_number as shard_number
 from .pickled import PickleStore as PickleStore
 from .safetensors import SafetensorsStore as SafetensorsStore
 from .store import DictStore as DictStore

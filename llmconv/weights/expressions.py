@@ -201,22 +201,28 @@ class Joined(Expression):
 
 @dataclass(frozen=True)
 class Rotated(_Over):
-    """x @ Q on the side of a linear's inputs, Q^T @ x on that of its outputs; in blocks where Q is smaller than x."""
+    """x @ Q on the side of a linear's inputs, Q^T @ x on that of its outputs, Q as large as x or the same in each block.
+
+    Q = I ⊗ q ⊗ I, of `stride` in the second I, so that a Kronecker product of small factors is several of these.
+    """
 
     q: Expression
     side: Literal["in", "out"] = "in"
+    stride: int = 1
 
     def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
-        """Reads all of Q, and these rows; on the side of the outputs whole blocks of rows, as high as Q."""
+        """Reads all of q, and these rows; on the side of the outputs whole blocks of rows, as high as q and stride."""
         q = _whole(self.q, store)
-        size = len(q)
+        size, stride = len(q), self.stride
         if self.side == "in":
             x = self.x.rows(store, start, stop)
-            return (x.reshape(*x.shape[:-1], -1, size) @ q).reshape(x.shape)
-        low, high = start // size * size, -(-stop // size) * size
+            blocks = x.reshape(*x.shape[:-1], -1, size, stride)
+            return (blocks.transpose(-1, -2) @ q).transpose(-1, -2).reshape(x.shape)
+        height = size * stride
+        low, high = start // height * height, -(-stop // height) * height
         x = self.x.rows(store, low, high)
-        turned = torch.einsum("qr,bq...->br...", q, x.reshape(-1, size, *x.shape[1:]))  # (blocks, size, ...)
-        return turned.flatten(0, 1)[start - low : stop - low]
+        turned = q.T @ x.reshape(-1, size, stride * x[0].numel())  # (blocks, size, stride of rows)
+        return turned.reshape(x.shape)[start - low : stop - low]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,15 @@ from weakref import WeakKeyDictionary
 HEAD = 1 << 20  # bytes of each checkpoint file that are hashed: all of a configuration, the header of weights
 
 
-def checkpoint_identity(folder: Path) -> list[list[Any]]:
-    """Name, size, modification time and hash of the head of every file of a checkpoint."""
+def checkpoint_identity(checkpoint: Path) -> list[list[Any]]:
+    """Name, size, modification time and hash of the head of every file of a checkpoint.
+
+    Args:
+        checkpoint: a folder; or a file, which may be the first of a set: others of its kind beside it count as well.
+    """
+    files = checkpoint.iterdir() if checkpoint.is_dir() else checkpoint.parent.glob(f"*{checkpoint.suffix}")
     found = []
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+    for file in sorted(p for p in files if p.is_file()):
         with file.open("rb") as stream:
             head = hashlib.sha256(stream.read(HEAD)).hexdigest()
         found.append([file.name, file.stat().st_size, file.stat().st_mtime_ns, head])

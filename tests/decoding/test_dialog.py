@@ -10,8 +10,9 @@ import pytest
 
 from llmconv.decoding.decoder import Array
 from llmconv.decoding.dialog import DecoderDialog
-from llmconv.decoding.generate import Sampler, Sampling
+from llmconv.decoding.generate import Sampler
 from llmconv.errors import ContextFullError
+from llmconv.sources.sampling import Sampling
 
 
 class FakeDecoder:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmconv.decoding.generate import REPLACEMENT, Sampler, Sampling, stream_text
+from llmconv.decoding.generate import REPLACEMENT, Sampler, stream_text
 from llmconv.recipe import shipped
+from llmconv.sources.sampling import Sampling
 from llmconv.tokenizer import Tokenizer
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.3, 0.1], dtype=np.float32))

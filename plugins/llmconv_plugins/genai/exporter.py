@@ -17,7 +17,6 @@ from llmconv.files import write_json
 from llmconv.graph import Model, name_of
 from llmconv.lowering import Lowering
 from llmconv.prepare import remake
-from llmconv.runtimes import source_of
 from llmconv_plugins.genai.compiled import SESSION, compile_stages, has_twins
 from llmconv_plugins.genai.genai_config import CONFIG, Stage, config_of
 from llmconv_plugins.genai.pipeline import after, before
@@ -86,7 +85,7 @@ class _Places:
 
 
 def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progress: Progress) -> None:
-    config = source_of(bundle, registry).config()
+    config = bundle.config
     graphs = sorted(model.graphs.values(), key=lambda g: g.ar)
     token, prompt = graphs[0], graphs[-1]
     store = BundleStore(bundle.folder)

@@ -84,7 +84,7 @@ def config_of(
     return {
         "model": {
             "type": "decoder-pipeline",
-            "bos_token_id": config.bos,
+            "bos_token_id": -1 if config.bos is None else config.bos,
             "eos_token_id": list(config.eos),
             "pad_token_id": config.vocabulary,
             "vocab_size": config.vocabulary,

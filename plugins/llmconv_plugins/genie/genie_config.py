@@ -12,7 +12,6 @@ from llmconv import Sampling
 from llmconv.target import Chipset
 
 CONFIG, EXTENSIONS, TOKENIZER = "genie_config.json", "htp_backend_ext_config.json", "tokenizer.json"
-SAMPLER = {"version": 1, "seed": 42, "temp": 0.8, "top-k": 40, "top-p": 0.95}
 UNSET = -1
 SEEDS = 2**31
 
@@ -23,15 +22,18 @@ class GenieModel:
 
     Attributes:
         context: positions of the widest graph.
+        bos: what Genie puts in front of a text; None where the tokenizer's rules put nothing there.
         eos: ids that end the text, at least one.
+        sampling: as the checkpoint asks for it.
     """
 
     context: int
     vocabulary: int
-    bos: int
+    bos: int | None
     eos: tuple[int, ...]
     head_dim: int
     rope_theta: float
+    sampling: Sampling
 
 
 def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
         "version": 1,
         "size": model.context,
         "n-vocab": model.vocabulary,
-        "bos-token": model.bos,
+        "bos-token": UNSET if model.bos is None else model.bos,
         "eos-token": list(model.eos),
         "pad-token": model.eos[0],
     }
@@ -75,7 +77,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "version": 1,
             "type": "basic",
             "context": context,
-            "sampler": SAMPLER,
+            "sampler": sampler_config(model.sampling, model.vocabulary),
             "tokenizer": {"version": 1, "path": TOKENIZER},
             "engine": engine,
         }
@@ -108,7 +110,7 @@ def simulator_config(
     dialog = found["dialog"]
     dialog["context"] |= {"bos-token": UNSET, "eos-token": list(eos) or UNSET}
     dialog["tokenizer"]["path"] = str(tokenizer)
-    dialog["sampler"] = sampler_config(sampling)
+    dialog["sampler"] = sampler_config(sampling, dialog["context"]["n-vocab"])
     engine = dialog["engine"]
     engine["n-threads"] = 1
     engine["backend"].pop("extensions")
@@ -117,13 +119,13 @@ def simulator_config(
     return found
 
 
-def sampler_config(sampling: Sampling) -> dict[str, Any]:
-    """Greedy is the choice among one."""
+def sampler_config(sampling: Sampling, vocabulary: int) -> dict[str, Any]:
+    """Greedy is the choice among one; a choice among all is one among so many."""
     greedy = sampling.temperature == 0
     return {
         "version": 1,
         "seed": sampling.seed % SEEDS,
         "temp": 1.0 if greedy else sampling.temperature,
-        "top-k": 1 if greedy else sampling.top_k,
+        "top-k": 1 if greedy else sampling.top_k or vocabulary,
         "top-p": 1.0 if greedy else sampling.top_p,
     }

@@ -89,12 +89,21 @@ def _described(job: BuildJob) -> GenieModel:
         _check_rope(graph, config.head_dim, config.rope_theta)
     if not config.eos:
         raise UnfitError("no id ends the text")
-    if wrong := [i for i in (config.bos, *config.eos) if not 0 <= i < config.vocabulary]:
+    begin = () if job.tokenizer is None else job.tokenizer.begin
+    if wrong := [i for i in (*begin, *config.eos) if not 0 <= i < config.vocabulary]:
         raise UnfitError(f"token {wrong[0]} is outside the vocabulary of {config.vocabulary}")
     if job.tokenizer is not None and job.tokenizer.size > config.vocabulary:
         raise UnfitError(f"the tokenizer knows {job.tokenizer.size} ids, the model {config.vocabulary}")
     context = max(graph.context for graph in graphs)
-    return GenieModel(context, config.vocabulary, config.bos, config.eos, config.head_dim, config.rope_theta)
+    return GenieModel(
+        context=context,
+        vocabulary=config.vocabulary,
+        bos=begin[0] if begin else None,
+        eos=config.eos,
+        head_dim=config.head_dim,
+        rope_theta=config.rope_theta,
+        sampling=config.sampling,
+    )
 
 
 def _check_tensors(graph: Graph, head_dim: int, vocabulary: int) -> None:

@@ -1,7 +1,8 @@
-"""The Llama family, in Hugging Face's layout and in Meta's."""
+"""The Llama family, in Hugging Face's layout, in Meta's, and in a GGUF file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,29 +15,33 @@ from llmconv import CheckpointError
 from llmconv.sources import ModelConfig, Source
 from llmconv.tokenizer import Tokenizer
 from llmconv.weights import Derived, WeightStore
-from llmconv_plugins.sources.llama_huggingface import GENERATION, HuggingFaceLlama
+from llmconv_plugins.sources.llama_gguf import SUFFIX, GGUFLlama
+from llmconv_plugins.sources.llama_huggingface import HuggingFaceLlama
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout
 from llmconv_plugins.sources.llama_meta import MetaLlama
 from llmconv_plugins.sources.llama_module import Llama
 
-TALK = ("tokenizer_config.json", "chat_template.jinja", GENERATION)  # Hugging Face's names; none has to be there
-
 
 @dataclass(frozen=True)
 class LlamaSource(Source):
-    """Llama checkpoints; config.json makes a folder Hugging Face's, else params.json makes it Meta's."""
+    """Llama checkpoints: a folder with config.json (Hugging Face's), with params.json (Meta's), or a GGUF file."""
 
     name: ClassVar[str] = "llama"
 
+    @classmethod
+    def reads(cls, checkpoint: Path) -> bool:
+        """Whether something of one of the layouts lies there."""
+        return _layout(checkpoint) is not None
+
     @cached_property
     def _layout(self) -> LlamaLayout:
-        folder = self.checkpoint
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such folder; set model.checkpoint or pass --checkpoint")
-        if (folder / HuggingFaceLlama.config_name).is_file():
-            return HuggingFaceLlama(folder)
-        meta = (folder / MetaLlama.config_name).is_file() or any(folder.glob("consolidated.*.pth"))
-        return MetaLlama(folder) if meta else HuggingFaceLlama(folder)
+        if not self.checkpoint.exists():
+            raise CheckpointError(
+                f"{self.checkpoint}: no such file or folder; set model.checkpoint or pass --checkpoint"
+            )
+        if self.checkpoint.is_file() and self.checkpoint.suffix.lower() != SUFFIX:
+            raise CheckpointError(f"{self.checkpoint}: no folder and no {SUFFIX} file; give the checkpoint's folder")
+        return (_layout(self.checkpoint) or HuggingFaceLlama)(self.checkpoint)  # which says what is missing
 
     @cached_property
     def _description(self) -> Description:
@@ -57,6 +62,7 @@ class LlamaSource(Source):
             bos=found.bos,
             eos=found.eos,
             rope_theta=sizes.rope_theta,
+            sampling=found.sampling,
         )
 
     def module(self) -> nn.Module:
@@ -77,14 +83,23 @@ class LlamaSource(Source):
         return store
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer in the checkpoint's folder."""
-        return Tokenizer.find(self.checkpoint)
+        """The checkpoint's tokenizer."""
+        return self._layout.tokenizer()
 
-    def description(self) -> list[Path]:
+    def description(self) -> Mapping[str, bytes]:
         """The file that names the sizes, the tokenizer, and what else says how to talk with the model."""
-        talk = [self.checkpoint / name for name in TALK]
-        return [self._layout.file, self.tokenizer().file, *(file for file in talk if file.is_file())]
+        return self._layout.files()
 
     def reference(self) -> nn.Module | str:
-        """The same checkpoint in transformers, which reads Hugging Face's layout alone."""
+        """The same checkpoint in transformers, which reads Hugging Face's layout and GGUF."""
         return self._layout.reference()
+
+
+def _layout(checkpoint: Path) -> type[LlamaLayout] | None:
+    if checkpoint.is_file():
+        return GGUFLlama if checkpoint.suffix.lower() == SUFFIX else None
+    if (checkpoint / HuggingFaceLlama.config_name).is_file():
+        return HuggingFaceLlama
+    if (checkpoint / MetaLlama.config_name).is_file() or any(checkpoint.glob("consolidated.*.pth")):
+        return MetaLlama
+    return GGUFLlama if any(checkpoint.glob(f"*{SUFFIX}")) else None

@@ -1,18 +1,27 @@
-"""What the layouts of Llama checkpoints have in common: each gives sizes and weights of one folder."""
+"""What the layouts of Llama checkpoints have in common: each gives sizes, tokenizer and weights of one checkpoint."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
-from llmconv import CheckpointError
+from llmconv import CheckpointError, Sampling
+from llmconv.tokenizer import Tokenizer
 from llmconv.weights import Expression, WeightStore
 from llmconv_plugins.sources.json_file import JsonFile
 from llmconv_plugins.sources.llama_module import LlamaSizes
+
+# Hugging Face's names of files that say how to talk with a model; none has to be there
+TALK = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +30,13 @@ class Description:
 
     sizes: LlamaSizes
     positions: int
-    bos: int
+    bos: int | None
     eos: tuple[int, ...]
+    sampling: Sampling
 
 
 class LlamaLayout(ABC):
-    """One way in which a folder holds a Llama.
+    """One way in which a checkpoint holds a Llama.
 
     Args:
         folder: the checkpoint's.
@@ -42,9 +52,23 @@ class LlamaLayout(ABC):
     def describe(self) -> Description:
         """The model's sizes, from the small files alone."""
 
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the folder."""
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.find(self.folder)
+
+    def files(self) -> Mapping[str, bytes]:
+        """As of `Source.description`: the file that names the sizes, the tokenizer, and what there is of `TALK`."""
+        talk = [self.folder / name for name in TALK]
+        files = [self.file, self.tokenizer().file, *(file for file in talk if file.is_file())]
+        return {file.name: file.read_bytes() for file in files}
+
     @abstractmethod
     def open(self) -> WeightStore:
-        """The tensors of the folder's files, by their names there."""
+        """The checkpoint's tensors, by their names there."""
 
     @abstractmethod
     def weight(self, name: str) -> Expression:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from llmconv import CheckpointError
-from llmconv.tokenizer import Tokenizer
+from llmconv import CheckpointError, Sampling
 from llmconv.weights import Expression, Halved, Joined, PickleStore, Stored, StoreUnion, WeightStore
 from llmconv_plugins.sources.json_file import JsonFile
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout, check_heads
@@ -74,11 +73,11 @@ class MetaLlama(LlamaLayout):
             rope_theta=params.number("rope_theta", 10000.0),
             attention_bias=False,
         )
-        return Description(sizes, params.integer("max_seq_len", POSITIONS), BOS, (EOS,))
+        return Description(sizes, params.integer("max_seq_len", POSITIONS), BOS, (EOS,), Sampling())
 
     def _vocabulary(self) -> int:
         if self._json.values.get("vocab_size", -1) == -1:  # as Llama 2 writes it
-            return Tokenizer.find(self.folder).size
+            return self.tokenizer().size
         return self._json.integer("vocab_size")
 
     def _intermediate(self, hidden: int) -> int:

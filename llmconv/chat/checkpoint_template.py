@@ -1,0 +1,70 @@
+"""The chat template that a checkpoint's small files hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llmconv.chat.template import ChatTemplate
+from llmconv.errors import ChatError
+from llmconv.sources.model_config import ModelConfig
+from llmconv.tokenizer.tokenizer import Tokenizer
+
+# Hugging Face's names
+TEMPLATE, TABLE, TOKENIZER_CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+
+
+def checkpoint_template(
+    files: Mapping[str, bytes], config: ModelConfig, tokenizer: Tokenizer, own: str | None = None
+) -> ChatTemplate | None:
+    """A recipe's own template, else the checkpoint's, else None.
+
+    Args:
+        files: the checkpoint's small files, by name.
+
+    Raises:
+        ChatError: it is wrong.
+    """
+    values = {**_read(files, SPECIAL_TOKENS), **_read(files, TOKENIZER_CONFIG)}
+    tokens = {"bos_token": tokenizer.token(config.bos), "eos_token": "".join(map(tokenizer.token, config.eos[:1]))}
+    for name, value in values.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            tokens[name] = text
+    if own is not None:
+        return ChatTemplate(own, "the recipe's chat.template", tokens)
+    if TEMPLATE in files:
+        return ChatTemplate(_text(files, TEMPLATE), TEMPLATE, tokens)
+    for name in (TABLE, TOKENIZER_CONFIG):
+        if (found := _read(files, name).get("chat_template")) is not None:
+            return ChatTemplate(_default(found, name), f"chat_template of {name}", tokens)
+    return None
+
+
+def _text(files: Mapping[str, bytes], name: str) -> str:
+    try:
+        return files[name].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ChatError(f"{name}: not UTF-8 at byte {error.start}") from error
+
+
+def _read(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    if name not in files:
+        return {}
+    try:
+        return dict(json.loads(files[name]))
+    except (ValueError, TypeError) as error:
+        raise ChatError(f"{name}: not a table of keys in JSON ({error})") from error
+
+
+def _default(found: Any, name: str) -> str:
+    """The template itself, or the one named so in a table of them or a list."""
+    if isinstance(found, list):
+        found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not isinstance(found, str):
+        raise ChatError(f"{name}: chat_template is neither a text nor a table with one named 'default'")
+    return found

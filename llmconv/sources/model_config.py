@@ -1,0 +1,31 @@
+"""The sizes of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmconv.sources.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes that hosts and reports need, whatever the model's family.
+
+    Attributes:
+        bos: the id that begins texts, where the model has one; whether they do begin so is the tokenizer's to say.
+        eos: ids that end a text.
+        sampling: how the checkpoint says that tokens are to be chosen.
+    """
+
+    family: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    bos: int | None
+    eos: tuple[int, ...]
+    rope_theta: float
+    sampling: Sampling = Sampling()  # noqa: RUF009  frozen
