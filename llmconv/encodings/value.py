@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Encoding:
         scale = _float32((high - low) / top) or _float32(1.0 / top)  # a range too narrow for float32 has none
         return cls(bits, scale, min(top, max(0, round(-low / scale))))
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         """The grid of its integers."""
         return Grid(self.bits, symmetric=False)
@@ -54,8 +55,13 @@ class Encoding:
         return to_floats(x, self.scale, self.zero_point)
 
     def fake_quantize(self, x: torch.Tensor) -> torch.Tensor:
-        """Round a float tensor to the encoding's grid."""
-        return self.dequantize(self.quantize(x))
+        """Round a float tensor to the encoding's grid: as `dequantize(quantize(x))`, without the integers between."""
+        low, top = self._ends
+        return (x / self.scale).round_().clamp_(low, top).mul_(self.scale)
+
+    @cached_property
+    def _ends(self) -> tuple[int, int]:
+        return -self.zero_point, self.grid.top - self.zero_point
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""

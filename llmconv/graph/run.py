@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from llmconv.encodings.value import Encodings
-from llmconv.graph.model import aten, inputs_of, is_weight, name_of, outputs_of
+from llmconv.encodings.value import Encoding, Encodings
+from llmconv.graph.model import IO_META, aten, inputs_of, is_weight, name_of, outputs_of
+from llmconv.graph.ops import MOVEMENT
 from llmconv.weights.store import WeightStore
 
+ROUNDED = ("past_key", "past_value", "hidden")  # inputs that a run with the same encodings has given
 Observer = Callable[[fx.Node, Tensor], None]
 
 
@@ -32,8 +35,11 @@ class Program:
     ) -> None:
         self.weights, self.encodings, self.observer = weights, encodings, observer
         self._inputs, self._outputs = inputs_of(part), outputs_of(part)
-        self._steps = _with_last_uses(part, keep=set(self._outputs.values()))
-        self._shared = {node for node, _ in self._steps if node.op != "get_attr" and is_weight(node)}
+        self._steps = [
+            _Step(node, _caller(node), dead, node.op != "get_attr" and is_weight(node), self._encoding(node))
+            for node, dead in _with_last_uses(part, keep=set(self._outputs.values()))
+        ]
+        self._given = {node: _Step(node, _caller(node), (), False, self._encoding(node)) for node in self._inputs.values()}
 
     def run(self, inputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Run on each of several inputs, node by node, so that a weight is read once for all of them.
@@ -45,34 +51,83 @@ class Program:
             The outputs by I/O name, for each of the inputs.
         """
         with torch.no_grad():
-            values = {node: [self._observed(node, x[name]) for x in inputs] for name, node in self._inputs.items()}
-            for node, dead in self._steps:
-                values[node] = self._compute(node, values, len(inputs))
-                for unused in dead:
+            values = {
+                node: [self._observed(self._given[node], x[name]) for x in inputs] for name, node in self._inputs.items()
+            }
+            for step in self._steps:
+                values[step.node] = self._compute(step, values, len(inputs))
+                for unused in step.dead:
                     del values[unused]
         return [{name: values[node][i] for name, node in self._outputs.items()} for i in range(len(inputs))]
 
-    def _compute(self, node: fx.Node, values: Mapping[fx.Node, list[Any]], count: int) -> list[Any]:
-        if node.op == "get_attr":
-            return [self.weights.read(str(node.target))] * count
-        if node in self._shared:  # computed from weights alone
-            return [_call(node, values, 0)] * count
-        return [self._observed(node, _call(node, values, i)) for i in range(count)]
+    def _compute(self, step: _Step, values: Mapping[fx.Node, list[Any]], count: int) -> list[Any]:
+        if step.node.op == "get_attr":
+            return [self.weights.read(str(step.node.target))] * count
+        if step.shared:
+            return [step.call(values, 0)] * count
+        return [self._observed(step, step.call(values, i)) for i in range(count)]
 
-    def _observed(self, node: fx.Node, value: Any) -> Any:
+    def _observed(self, step: _Step, value: Any) -> Any:
         """The value as the nodes after it see it: shown to the observer, then fake-quantized."""
         if not isinstance(value, Tensor) or not value.is_floating_point():  # ids, and an op with many results
             return value
         if self.observer is not None:
-            self.observer(node, value)
-        encoding = self.encodings.values.get(name_of(node)) if self.encodings is not None else None
-        return value if encoding is None else encoding.fake_quantize(value)
+            self.observer(step.node, value)
+        return value if step.encoding is None else step.encoding.fake_quantize(value)
+
+    def _encoding(self, node: fx.Node) -> Encoding | None:
+        """What a node's value is rounded by; None where its numbers lie on that grid already.
+
+        They do where they are moved from others of that encoding, and where another run or part has given them.
+        """
+        if self.encodings is None or (node.op == "placeholder" and node.meta[IO_META].kind in ROUNDED):
+            return None
+        found = self.encodings.values.get(name_of(node))
+        moved = node.op == "call_function" and node.target in MOVEMENT
+        if moved and all(self.encodings.values.get(name_of(n)) == found for n in node.all_input_nodes):
+            return None
+        return found
 
 
-def _call(node: fx.Node, values: Mapping[fx.Node, list[Any]], i: int) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n][i])
+@dataclass(frozen=True)
+class _Step:
+    """A node, ready to be run.
+
+    Attributes:
+        call: the op on the values of one of several inputs.
+        dead: nodes that nothing after this one uses.
+        shared: whether it is computed from weights alone.
+        encoding: what its value is rounded by.
+    """
+
+    node: fx.Node
+    call: Callable[[Mapping[fx.Node, list[Any]], int], Any]
+    dead: Sequence[fx.Node]
+    shared: bool
+    encoding: Encoding | None
+
+
+def _caller(node: fx.Node) -> Callable[[Mapping[fx.Node, list[Any]], int], Any]:
+    """The node's op on the values of one of several inputs; arguments are looked through once, not for each run."""
     run: Any = _convolve if node.target is aten.conv2d.default else node.target
-    return run(*args, **kwargs)
+    args, kwargs = node.args, node.kwargs
+    places = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, fx.Node)]
+    if len(places) < len(node.all_input_nodes) or kwargs:  # some are in a list, or repeated
+
+        def general(values: Mapping[fx.Node, list[Any]], i: int) -> Any:
+            found, named = fx.map_arg((args, kwargs), lambda n: values[n][i])
+            return run(*found, **named)
+
+        return general
+    template = list(args)
+
+    def call(values: Mapping[fx.Node, list[Any]], i: int) -> Any:
+        found = template.copy()
+        for place, arg in places:
+            found[place] = values[arg][i]
+        return run(*found)
+
+    return call
 
 
 def _convolve(

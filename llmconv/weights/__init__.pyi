@@ -12,6 +12,7 @@ from .expressions import Stored as Stored
 from .gguf import GGUFStore as GGUFStore
 from .gguf import set_of as set_of
 from .gguf import shard_number as shard_number
+from .held import HeldStore as HeldStore
 from .pickled import PickleStore as PickleStore
 from .safetensors import SafetensorsStore as SafetensorsStore
 from .store import DictStore as DictStore

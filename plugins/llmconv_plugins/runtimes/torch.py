@@ -11,11 +11,12 @@ from llmconv import Bundle
 from llmconv.decoding import Runner, TorchRunner
 from llmconv.prepare import remake
 from llmconv.runtimes import GraphRuntime
+from llmconv.weights import HeldStore
 
 
 @dataclass(frozen=True)
 class TorchRuntime(GraphRuntime):
-    """Runs the bundle's fake-quantized graphs in torch; weights are read anew in every run, one at a time."""
+    """Runs the bundle's fake-quantized graphs in torch; weights of up to a gigabyte are read once."""
 
     name: ClassVar[str] = "torch"
 
@@ -27,4 +28,5 @@ class TorchRuntime(GraphRuntime):
 @contextmanager
 def _open(bundle: Bundle, graphs: list[str]) -> Iterator[list[Runner]]:
     model = remake(bundle)
-    yield [TorchRunner(model.graphs[name], model.weights, model.encodings) for name in graphs]
+    weights = HeldStore(model.weights)
+    yield [TorchRunner(model.graphs[name], weights, model.encodings) for name in graphs]

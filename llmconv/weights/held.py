@@ -1,0 +1,39 @@
+"""Weights that stay in memory once they are read, as far as a number of bytes allows."""
+
+from __future__ import annotations
+
+import torch
+
+from llmconv.weights.store import WeightStore
+
+HELD = 1 << 30  # bytes that stay in memory by default: a model of a quarter of a billion parameters
+
+
+class HeldStore:
+    """Another store's weights, the first ones read held in memory; what goes beyond the limit is read again each time.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, store: WeightStore, limit: int = HELD) -> None:
+        self.store, self._room = store, limit
+        self._held: dict[str, torch.Tensor] = {}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        return self.store.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A weight, or a range of its rows, as float32; it is shared, so it must not be changed."""
+        if name in self._held:
+            return self._held[name] if rows is None else self._held[name][rows]
+        weight = self.store.read(name, rows)
+        if rows is None and weight.nbytes <= self._room:
+            self._room -= weight.nbytes
+            self._held[name] = weight
+        return weight
+
+    def sha256(self, name: str) -> str | None:
+        """As the store has it."""
+        return self.store.sha256(name)
