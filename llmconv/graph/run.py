@@ -39,7 +39,7 @@ class Program:
             _Step(node, _caller(node), dead, node.op != "get_attr" and is_weight(node), self._encoding(node))
             for node, dead in _with_last_uses(part, keep=set(self._outputs.values()))
         ]
-        self._given = {node: _Step(node, _caller(node), (), False, self._encoding(node)) for node in self._inputs.values()}
+        self._given = {n: _Step(n, _caller(n), (), False, self._encoding(n)) for n in self._inputs.values()}
 
     def run(self, inputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Run on each of several inputs, node by node, so that a weight is read once for all of them.
@@ -51,9 +51,8 @@ class Program:
             The outputs by I/O name, for each of the inputs.
         """
         with torch.no_grad():
-            values = {
-                node: [self._observed(self._given[node], x[name]) for x in inputs] for name, node in self._inputs.items()
-            }
+            given = [(name, self._given[node]) for name, node in self._inputs.items()]
+            values = {step.node: [self._observed(step, x[name]) for x in inputs] for name, step in given}
             for step in self._steps:
                 values[step.node] = self._compute(step, values, len(inputs))
                 for unused in step.dead:

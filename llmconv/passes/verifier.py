@@ -13,7 +13,10 @@ from llmconv.encodings.noise import Noise
 from llmconv.encodings.value import Encodings
 from llmconv.errors import CheckpointError, PassError
 from llmconv.graph.model import Graph, name_of, value_of
+from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore
+
+RUNS = 16  # of a graph that reads a token at a time: each reads the cache that those before it have filled
 
 
 class Verifier:
@@ -30,6 +33,7 @@ class Verifier:
 
     def __init__(self, source: Graph, weights: WeightStore, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
+        self._held = HeldStore(weights, 0)
         self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
         if np.isnan(self.expected).any():
             raise CheckpointError("the checkpoint's own logits are NaN before any pass; is the download complete?")
@@ -52,9 +56,11 @@ class Verifier:
 
     def _rows(self, graph: Graph, weights: WeightStore, encodings: Encodings | None) -> tuple[Array, Array] | None:
         """Logits of the source and of the graph; only the last of each run where the graph gives no others."""
-        runner = TorchRunner(graph, weights, encodings, _as_it_says)
+        if weights is not self._held.store:  # another table than that of the pass before
+            self._held = HeldStore(weights)
+        runner = TorchRunner(graph, self._held, encodings, _as_it_says)
         rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
-        count = reach(runner, len(self.tokens))
+        count = min(reach(runner, len(self.tokens)), RUNS * graph.ar)
         if not count:
             return None
         found = Decoder([runner], rope).read(self.tokens[:count])

@@ -12,7 +12,7 @@ from llmconv.errors import ChatError, RecipeError
 from llmconv.prepare.resolve import Checked
 
 BREAK = "\n\f\n"  # between documents in a text file
-WINDOWS = 32  # of held-out text
+WINDOW, HELD_OUT = 256, 4096  # tokens of a window of held-out text at most, and of all of them
 LETTERS = 6  # a token, more than texts in any language that is written in letters have
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _messages(documents: list[str], length: int) -> Iterator[list[Message]]:
 
 
 def held_out(checked: Checked) -> list[list[int]]:
-    """Windows of the recipe's held-out text, of the shortest context; none without a text.
+    """Windows of the recipe's held-out text, as long as the shortest context allows; none without a text.
 
     Raises:
         RecipeError: as of `calibration_samples`.
@@ -115,6 +115,6 @@ def held_out(checked: Checked) -> list[list[int]]:
     text = checked.recipe.verify.text
     if text is None:
         return []
-    context = min(g.context for g in checked.recipe.graphs.values())
+    tokens = min(WINDOW, *(g.context for g in checked.recipe.graphs.values()))
     stream = [i for document in read_documents(text) for i in checked.tokenizer.encode_marked(document)]
-    return spread(windows(stream, checked.tokenizer.begin, context, text), WINDOWS)
+    return spread(windows(stream, checked.tokenizer.begin, tokens, text), max(1, HELD_OUT // tokens))

@@ -12,8 +12,9 @@ from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager, PassReport
-from llmconv.passes.verifier import relative_error
+from llmconv.passes.verifier import RUNS, relative_error
 from llmconv.prepare.trace import make_verifier, trace_graphs
+from llmconv.weights.held import HeldStore
 
 FLOAT_TOLERANCE = 3e-5  # of the largest logit, float32: some hundred sums that are reordered, 6e-8 each
 
@@ -51,17 +52,18 @@ def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Itera
     model = trace_graphs(subject.checkpoint, subject.weights)
     verifier = make_verifier(subject.checkpoint, model)
     again = PassManager(subject.checkpoint.passes, None if reports else verifier).run(model)
-    subject.float_weights = model.weights
+    subject.float_weights = HeldStore(model.weights)
     for report in reports or again:
         for graph, error in report.errors.items():
             if graph in model.graphs:
                 name = f"{graph} after {report.name}, largest difference of a logit over the largest"
                 yield at_most(2, name, error, report.bound)
-    runners = [TorchRunner(graph, model.weights) for graph in model.graphs.values()]
+    runners = [TorchRunner(graph, subject.float_weights) for graph in model.graphs.values()]
     if not all(gives_all_rows(r) for r in runners):
         yield Check(2, "graphs against each other", "not run: a graph gives the last row of its logits alone")
         return
-    rows = [subject.decoder(r).read(verifier.tokens[: reach(r, len(verifier.tokens))]) for r in runners]
+    counts = [min(reach(r, len(verifier.tokens)), RUNS * r.ar) for r in runners]
+    rows = [subject.decoder(r).read(verifier.tokens[:n]) for r, n in zip(runners, counts, strict=True)]
     count = min(len(r) for r in rows)
     error = max(relative_error(rows[0][:count], r[:count]) for r in rows)
     name = f"graphs against each other at each of {count} positions, KV cache"
