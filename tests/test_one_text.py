@@ -34,7 +34,7 @@ def prompts(tiny_bundle: Bundle) -> list[list[int]]:
 
 
 def written(bundle: Bundle, runtime: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    eos = source_of(bundle, registry()).config().eos
+    eos = bundle.config.eos
     opener = registry().create("runtime", runtime, {})
     assert opener.lacks(bundle) is None
     texts = []

@@ -325,8 +325,8 @@ class Careless(Source):
     def tokenizer(self) -> Tokenizer:
         return NotImplemented
 
-    def description(self) -> list[Path]:
-        return []
+    def description(self) -> dict[str, bytes]:
+        return {}
 
     def reference(self) -> str:
         return "none"

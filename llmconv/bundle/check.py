@@ -15,6 +15,7 @@ class Check:
         measured: what was found, or why nothing was measured.
         bound: what it must be; empty where the figure is only shown.
         passed: None where it was not run or has no bound.
+        advice: what to try where it failed.
     """
 
     step: int
@@ -22,6 +23,7 @@ class Check:
     measured: str
     bound: str = ""
     passed: bool | None = None
+    advice: str = ""
 
     def __post_init__(self) -> None:
         """A comparison of numpy's numbers is no Python bool, which JSON and `is False` ask for."""
@@ -33,11 +35,11 @@ class Check:
         return asdict(self)
 
 
-def at_most(step: int, name: str, value: float, bound: float) -> Check:
+def at_most(step: int, name: str, value: float, bound: float, advice: str = "") -> Check:
     """A figure that must not exceed its bound."""
-    return Check(step, name, f"{value:.2g}", f"≤ {bound:.0e}", value <= bound)
+    return Check(step, name, f"{value:.2g}", f"≤ {bound:.0e}", value <= bound, advice)
 
 
-def at_least(step: int, name: str, value: float, bound: float) -> Check:
+def at_least(step: int, name: str, value: float, bound: float, advice: str = "") -> Check:
     """A ratio in dB that must reach its bound."""
-    return Check(step, name, f"{value:.1f} dB", f"≥ {bound:.0f} dB", value >= bound)
+    return Check(step, name, f"{value:.1f} dB", f"≥ {bound:.1f} dB", value >= bound, advice)

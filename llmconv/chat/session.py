@@ -43,7 +43,7 @@ class Session:
         template = checkpoint_template(files, self.config, self.tokenizer, own)
         if template is not None:
             return Prompt(template, self.tokenizer), True
-        tokens = {"bos_token": self.tokenizer.token(self.config.bos)}
+        tokens = {"bos_token": "".join(map(self.tokenizer.token, self.tokenizer.begin))}
         return Prompt(ChatTemplate(CONTINUATION, "continuation", tokens), self.tokenizer), False
 
 

@@ -93,4 +93,6 @@ def show_proof(proof: list[dict[str, Any]]) -> None:
     show(table)
     failed = [c for c in proof if c["passed"] is False]
     if failed:
+        for advice in dict.fromkeys(c["advice"] for c in failed if c.get("advice")):
+            _err.print(escape(f"to try: {advice}"), style="red", soft_wrap=True)
         _err.print(f"{len(failed)} of {len(proof)} checks failed", style="red")

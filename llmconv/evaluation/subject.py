@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -75,12 +75,14 @@ class Subject:
     Attributes:
         progress: called with a stage and an item before each piece of work.
         float_weights: of the graphs before they were quantized, once the passes have run over the checkpoint.
+        rounding: what rounding the activations costs each graph's logits, dB, once the graphs have run with it.
     """
 
     bundle: Bundle
     registry: Registry
     progress: Callable[[str, str], None]
     float_weights: WeightStore | None = None
+    rounding: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -14,7 +14,7 @@ from llmconv.graph.model import IO_META, aten, inputs_of, is_weight, name_of, ou
 from llmconv.graph.ops import MOVEMENT
 from llmconv.weights.store import WeightStore
 
-ROUNDED = ("past_key", "past_value", "hidden")  # inputs that a run with the same encodings has given
+ROUNDED = ("past_key", "past_value")  # inputs that runs with the same encodings have given
 Observer = Callable[[fx.Node, Tensor], None]
 
 
@@ -77,7 +77,7 @@ class Program:
     def _encoding(self, node: fx.Node) -> Encoding | None:
         """What a node's value is rounded by; None where its numbers lie on that grid already.
 
-        They do where they are moved from others of that encoding, and where another run or part has given them.
+        They do where they are moved from others of that encoding, and where earlier runs have given them.
         """
         if self.encodings is None or (node.op == "placeholder" and node.meta[IO_META].kind in ROUNDED):
             return None

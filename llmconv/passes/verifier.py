@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 
 from llmconv.decoding.decoder import Array, Decoder, reach
@@ -36,7 +37,10 @@ class Verifier:
         self._held = HeldStore(weights, 0)
         self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
         if np.isnan(self.expected).any():
-            raise CheckpointError("the checkpoint's own logits are NaN before any pass; is the download complete?")
+            raise CheckpointError(
+                f"the checkpoint's own logits are NaN before any pass{_not_finite(source, weights)}; "
+                "is the download complete?"
+            )
 
     def error(self, graph: Graph, weights: WeightStore) -> float | None:
         """The largest difference of a logit in float, as a share of the source's largest.
@@ -66,6 +70,13 @@ class Verifier:
         found = Decoder([runner], rope).read(self.tokens[:count])
         every = slice(0, count) if len(found) == count else slice(graph.ar - 1, count, graph.ar)
         return self.expected[every], found
+
+
+def _not_finite(source: Graph, weights: WeightStore) -> str:
+    """Names the first weight that holds what is no number."""
+    names = [str(n.target) for part in source.parts for n in part.graph.find_nodes(op="get_attr")]
+    found = next((name for name in names if not bool(torch.isfinite(weights.read(name)).all())), None)
+    return "" if found is None else f": tensor '{found}' is not finite"
 
 
 def relative_error(expected: Array, found: Array) -> float:

@@ -10,9 +10,11 @@ from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.evaluation.perplexity import perplexity
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
+from llmconv.proof.on_runtimes import RANGES
 
 ACTIVATION_RATIO = 1.01  # a wrong range costs more
 WEIGHT_RATIO = 1.15  # round to nearest on a small model
+WEIGHTS = "weights: passes.w4a16.weight_bits = 8, or 8 bits for some by passes.w4a16.bits"
 
 
 def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
@@ -50,10 +52,10 @@ def _judged(figures: dict[str, float], runtime: str, *, measured_now: bool) -> I
         return
     when = "" if measured_now else " (measured at conversion)"
     yield Check(6, "perplexity of the source in float", f"{figures['float']:.2f}{when}")
-    for kind, bound, what in (
-        ("activations", ACTIVATION_RATIO, "activations quantized alone, over float"),
-        ("quantized", WEIGHT_RATIO, f"everything quantized, on {runtime}, over float"),
+    for kind, bound, what, advice in (
+        ("activations", ACTIVATION_RATIO, "activations quantized alone, over float", RANGES),
+        ("quantized", WEIGHT_RATIO, f"everything quantized, on {runtime}, over float", WEIGHTS),
     ):
         ratio = figures[kind] / figures["float"]
         measured = f"{figures[kind]:.2f}, ratio {ratio:.4f}"
-        yield Check(6, f"perplexity, {what}", measured, f"ratio ≤ {bound}", ratio <= bound)
+        yield Check(6, f"perplexity, {what}", measured, f"ratio ≤ {bound}", ratio <= bound, advice)

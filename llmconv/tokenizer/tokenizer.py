@@ -200,7 +200,8 @@ class Tokenizer:
             fast = convert(self.file)
             self._add_to(fast)
             return str(fast.to_str(pretty=False))
-        return json.dumps(_keeping_spaces(json.loads(self._fast.to_str())), ensure_ascii=False)
+        made = _keeping_spaces(json.loads(self._fast.to_str()))
+        return json.dumps(made, ensure_ascii=False, separators=(",", ":"))  # as the library writes it
 
 
 def _keeping_spaces(description: dict[str, Any]) -> dict[str, Any]:

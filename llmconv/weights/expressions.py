@@ -203,7 +203,8 @@ class Joined(Expression):
 class Rotated(_Over):
     """x @ Q on the side of a linear's inputs, Q^T @ x on that of its outputs.
 
-    Q = I ⊗ q ⊗ I, as large as x or the same in each block, of `stride` in the second I, so that a Kronecker product of small factors is several of these.
+    Q = I ⊗ q ⊗ I, as large as x or the same in each block, of `stride` in the second I, so that a Kronecker product
+    of small factors is several of these.
     """
 
     q: Expression

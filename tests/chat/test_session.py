@@ -10,7 +10,7 @@ import pytest
 
 from llmconv import Bundle, ChatError
 from llmconv.bundle.bundle import FORMAT
-from llmconv.chat.session import Session, find_template
+from llmconv.chat.session import Session
 from llmconv.recipe import shipped
 from llmconv.sources import ModelConfig
 from llmconv.tokenizer import Tokenizer
@@ -32,8 +32,8 @@ def bundle(folder: Path, config: Any = None, jinja: str | None = None, recipe: s
 
 
 def rendered(made: Bundle) -> str | None:
-    template = find_template(made, CONFIG, TOKENIZER)
-    return template and template.render(HELLO)
+    prompt, templated = Session(made, None, CONFIG, TOKENIZER).prompt()  # type: ignore[arg-type]
+    return prompt.template.render(HELLO) if templated else None
 
 
 def test_the_recipes_template_comes_first_then_the_file(tmp_path: Path) -> None:
@@ -45,12 +45,14 @@ def test_the_recipes_template_comes_first_then_the_file(tmp_path: Path) -> None:
 
 def test_named_templates(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    assert rendered(bundle(tmp_path, {"chat_template": named})) == "D"
+    for i, found in enumerate([named, {t["name"]: t["template"] for t in named}]):
+        (tmp_path / str(i)).mkdir()
+        assert rendered(bundle(tmp_path / str(i), {"chat_template": found})) == "D"
 
 
 @pytest.mark.parametrize("found", [[{"name": "tool_use", "template": "T"}], 3])
 def test_no_default_template(tmp_path: Path, found: Any) -> None:
-    with pytest.raises(ChatError, match="neither a text nor a list with one named 'default'"):
+    with pytest.raises(ChatError, match="neither a text nor a table with one named 'default'"):
         rendered(bundle(tmp_path, {"chat_template": found}))
 
 

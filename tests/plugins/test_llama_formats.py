@@ -203,10 +203,10 @@ def test_the_description_alone_gives_config_module_and_tokenizer(tmp_path: Path)
     write_meta(tmp_path / "checkpoint", vocab_size=-1)
     shutil.copy(PIECES, tmp_path / "checkpoint")
     source = LlamaSource(tmp_path / "checkpoint")
-    assert [f.name for f in source.description()] == ["params.json", "tokenizer.model"]
+    assert list(source.description()) == ["params.json", "tokenizer.model"]
     (tmp_path / "copy").mkdir()
-    for file in source.description():
-        shutil.copy(file, tmp_path / "copy")
+    for name, content in source.description().items():
+        (tmp_path / "copy" / name).write_bytes(content)
     copy = LlamaSource(tmp_path / "copy")
     assert copy.config() == source.config()
     assert copy.tokenizer().size == source.config().vocabulary
@@ -266,7 +266,7 @@ def test_no_params(tmp_path: Path) -> None:
 
 
 def test_vocabulary_without_a_tokenizer(tmp_path: Path) -> None:
-    assert "no tokenizer.model or tokenizer.json; copy the model's" in refused(write_meta(tmp_path, vocab_size=-1))
+    assert "no tokenizer.json or tokenizer.model; copy the model's" in refused(write_meta(tmp_path, vocab_size=-1))
 
 
 def test_vocabulary_of_another_tokenizer(tmp_path: Path) -> None:

@@ -53,15 +53,16 @@ def test_ends_of_the_range(json_file: Path, text: str) -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_sentencepiece_is_found_first(json_file: Path) -> None:
+def test_hugging_faces_file_is_found_first(json_file: Path) -> None:
     folder = json_file.parent
-    assert Tokenizer.find(folder).file == json_file
     (folder / "tokenizer.model").write_bytes(PIECES.read_bytes())
+    assert Tokenizer.find(folder).file == json_file  # as transformers does
+    json_file.unlink()
     assert Tokenizer.find(folder).file == folder / "tokenizer.model"
 
 
 def test_folder_without_one(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.model or tokenizer\.json; copy"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json or tokenizer\.model; copy"):
         Tokenizer.find(tmp_path)
 
 

@@ -50,7 +50,7 @@ class Rotate(Pass):
         heads = self._turn_heads(parts[0], table)
         try:
             stream = _Stream.of(parts[0])
-        except _Otherwise as why:
+        except OtherwiseError as why:
             logger.warning("rotate: the residual stream is not turned: %s; only heads are", why)
             if not heads:
                 raise PassError(f"cannot turn this model: {why}; remove rotate from the recipe") from None
@@ -72,16 +72,15 @@ class Rotate(Pass):
     def _turn_stream(self, stream: _Stream, parts: list[fx.GraphModule], table: _Table) -> None:
         turn = rotation(stream.width, self.seed)
         shared = {name for name in stream.read.values() if name in stream.embeddings}
-        for linear, name in stream.read.items():
-            own = f"{linear}.weight"
-            if name in shared:  # the embedding's own: turned, they are two
+        for linear, stored in stream.read.items():
+            name = f"{linear}.weight" if stored in shared else stored
+            if stored in shared:  # the embedding's own: turned, they are two
                 for part in parts:
-                    _untie(part, linear, own)
-                table.weights[own] = Stored(name)
-                logger.info("rotate: '%s' and '%s' were one weight, and are two now", name, own)
-                name = own
+                    _untie(part, linear, name)
+                table.weights[name] = Stored(stored)
+                logger.info("rotate: '%s' and '%s' were one weight, and are two now", stored, name)
             if (norm := stream.norm_of[linear]) is not None:
-                table.change(name, lambda x: Columns(x, Stored(norm)))  # noqa: B023  called at once
+                table.change(name, lambda x: Columns(x, Stored(norm)))
             table.change(name, lambda x: _turned(x, turn, "in"))
         for name in stream.embeddings:
             table.change(name, lambda x: _turned(x, turn, "in"))
@@ -106,7 +105,8 @@ def rotation(width: int, seed: int) -> list[tuple[Tensor, int]]:
     factors = [_hadamard(size, generator) for size in sizes]
     if odd > 1:
         q, r = torch.linalg.qr(torch.randn(odd, odd, generator=generator, dtype=torch.float64))
-        factors.append((q * r.diagonal().sign()).float())
+        orthogonal: Tensor = q * r.diagonal().sign()
+        factors.append(orthogonal.float().contiguous())
     strides = [1]
     for factor in factors[:0:-1]:
         strides.insert(0, strides[0] * len(factor))
@@ -119,7 +119,8 @@ def _hadamard(size: int, generator: torch.Generator) -> Tensor:
     while len(made) < size:
         made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
     signs = torch.randint(0, 2, (size, 1), generator=generator) * 2 - 1
-    return (signs * made / size**0.5).float()
+    hadamard: Tensor = signs * made / size**0.5
+    return hadamard.float()
 
 
 def _turned(x: Expression, turn: list[tuple[Tensor, int]], side: str) -> Expression:
@@ -138,7 +139,7 @@ class _Table:
         self.weights[name] = to(self.weights.get(name, Stored(name)))  # type: ignore[operator]
 
 
-class _Otherwise(Exception):
+class OtherwiseError(Exception):
     """The residual stream is read or written by something that a rotation changes; says by what."""
 
 
@@ -164,11 +165,11 @@ class _Stream:
         """Follow it from the embedding on.
 
         Raises:
-            _Otherwise: it cannot be turned.
+            OtherwiseError: it cannot be turned.
         """
         lookups = [n for n in part.graph.nodes if n.target == aten.embedding.default]
         if not lookups:
-            raise _Otherwise("the model has no embedding")
+            raise OtherwiseError("the model has no embedding")
         found, stream = cls(shape_of(lookups[0])[-1]), set(lookups)
         found.embeddings += [_weight(n.args[0], n) for n in lookups]
         for node in part.graph.nodes:
@@ -185,7 +186,7 @@ class _Stream:
             elif node.target == aten.linear.default and node.args[0] in stream:
                 found._reads(node, None)
             else:
-                raise _Otherwise(f"'{name_of(node)}' ({op_name(node)}) reads it")
+                raise OtherwiseError(f"'{name_of(node)}' ({op_name(node)}) reads it")
         return found
 
     def _read_through(self, norm: fx.Node) -> None:
@@ -199,7 +200,7 @@ class _Stream:
             elif _keeps_channels(user, len(shape_of(norm))):
                 todo += user.users
             else:
-                raise _Otherwise(f"norm '{name_of(norm)}' is read by '{name_of(user)}' ({op_name(user)}), no linear")
+                raise OtherwiseError(f"norm '{name_of(norm)}' is read by '{name_of(user)}' ({op_name(user)})")
 
     def _reads(self, linear: fx.Node, norm: str | None) -> None:
         self.read[name_of(linear)] = _weight(linear.args[1], linear)
@@ -214,12 +215,12 @@ def _writers(value: fx.Node) -> list[str]:
     if node.target == aten.linear.default:
         return [_weight(arg, node) for arg in node.args[1:] if arg is not None]
     kind = "norm " if "norm" in op_name(node) else ""
-    raise _Otherwise(f"{kind}'{name_of(node)}' ({op_name(node)}) is on a branch's output")
+    raise OtherwiseError(f"{kind}'{name_of(node)}' ({op_name(node)}) is on a branch's output")
 
 
 def _weight(arg: object, of: fx.Node) -> str:
     if not isinstance(arg, fx.Node) or arg.op != "get_attr":
-        raise _Otherwise(f"the weight of '{name_of(of)}' is computed; put rotate first in the recipe")
+        raise OtherwiseError(f"the weight of '{name_of(of)}' is computed; put rotate first in the recipe")
     return name_of(arg)
 
 
@@ -260,7 +261,7 @@ def _around(sdpa: fx.Node) -> tuple[list[str], str, int] | None:
 def _untie(part: fx.GraphModule, linear: str, name: str) -> None:
     node = next(n for n in part.graph.nodes if n.op == "call_function" and name_of(n) == linear)
     with part.graph.inserting_before(node):
-        weight = insert_weight(part, name, shape_of(node.args[1]))  # type: ignore[arg-type]
+        weight = insert_weight(part, name, shape_of(node.args[1]))
     weight.meta[MADE_BY] = Rotate.name
     node.update_arg(1, weight)
     part.recompile()

@@ -1,4 +1,4 @@
-"""Llama in a GGUF file, as llama.cpp's converter writes it: read as the Hugging Face folder that its metadata tells of."""
+"""Llama in a GGUF file, as llama.cpp's converter writes it: read as the Hugging Face folder that it tells of."""
 
 from __future__ import annotations
 

@@ -64,9 +64,8 @@ class HuggingFaceLlama(LlamaLayout):
             rope = found.values.get(key) or {}
             if not isinstance(rope, dict):
                 raise CheckpointError(f"{self.file}: {key} must be a table, not {rope!r}")
-            for kind in _KINDS:
-                if rope.get(kind, "default") != "default":
-                    raise JsonFile(self.file, rope).unsupported(kind)
+            if any(rope.get(kind, "default") != "default" for kind in _KINDS):
+                raise found.unsupported(key)
             theta = rope.get("rope_theta", theta)
         return JsonFile(self.file, {**found.values, "rope_theta": 10000.0 if theta is None else theta})
 
@@ -123,6 +122,10 @@ class HuggingFaceLlama(LlamaLayout):
 
     def open(self) -> WeightStore:
         """The safetensors files, or the pickle files of a folder without safetensors."""
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> SafetensorsStore | PickleStore:
         if files := self._files("model", "safetensors"):
             return SafetensorsStore(files)
         if files := self._files("pytorch_model", "bin"):
@@ -130,8 +133,12 @@ class HuggingFaceLlama(LlamaLayout):
         return SafetensorsStore([self.folder / "model.safetensors"])  # which says that it is missing
 
     def weight(self, name: str) -> Expression:
-        """The tensor under `model.`, lm_head apart; a tied lm_head is a second name for the embedding."""
-        if name == "lm_head.weight" and self._json.values.get("tie_word_embeddings", False):
+        """The tensor under `model.`, lm_head apart; a tied lm_head that is not stored is the embedding."""
+        if (
+            name == "lm_head.weight"
+            and name not in self._opened
+            and self._json.values.get("tie_word_embeddings", False)
+        ):
             name = "embed_tokens.weight"
         return Stored(name if name.startswith("lm_head.") else f"model.{name}")
 
