@@ -42,4 +42,4 @@ def at_most(step: int, name: str, value: float, bound: float, advice: str = "") 
 
 def at_least(step: int, name: str, value: float, bound: float, advice: str = "") -> Check:
     """A ratio in dB that must reach its bound."""
-    return Check(step, name, f"{value:.1f} dB", f"≥ {bound:.1f} dB", value >= bound, advice)
+    return Check(step, name, f"{value:.1f} dB", f"≥ {bound:.3g} dB", value >= bound, advice)

@@ -23,6 +23,8 @@ class Comparison:
         positions: logit rows compared.
         same_token: rows in which both have the same largest logit.
         ties: rows in which they do not, but the first finds both within one step of the logits' encoding.
+        apart: the two logits that the first finds for both choices, of the other rows that differ.
+        values: logits compared.
     """
 
     logits: Noise = field(default_factory=Noise)
@@ -31,6 +33,17 @@ class Comparison:
     positions: int = 0
     same_token: int = 0
     ties: int = 0
+    apart: list[tuple[float, float]] = field(default_factory=list)
+    values: int = 0
+
+    @property
+    def rms(self) -> float:
+        """The root mean square of what the logits differ by."""
+        return float(np.sqrt(self.logits.noise / max(1, self.values)))
+
+    def near(self, gap: float) -> list[tuple[float, float]]:
+        """Of `apart`, those whose two logits are no further from each other."""
+        return [(a, b) for a, b in self.apart if a - b <= gap]
 
     @property
     def kv_off_share(self) -> float:
@@ -49,6 +62,9 @@ class Comparison:
         self.positions += len(a)
         self.same_token += int((mine == theirs).sum())
         self.ties += int(((mine != theirs) & close).sum())
+        self.values += a.size
+        wide = rows[(mine != theirs) & ~close]
+        self.apart += [(float(a[i, mine[i]]), float(a[i, theirs[i]])) for i in wide]
 
     def add_kv(self, a: NDArray[np.generic], b: NDArray[np.generic]) -> None:
         """Compare integer keys or values."""

@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 from torch import Tensor
 
 from llmconv.backends.backend import Backend
 from llmconv.bundle.bundle import Bundle
+from llmconv.bundle.weights import BundleStore
 from llmconv.decoding.decoder import Decoder, Runner
 from llmconv.errors import CheckpointError, RecipeError
+from llmconv.evaluation.agreement import Comparison
 from llmconv.graph.model import Model
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.remake import described, recipe_of, remake
@@ -75,14 +78,14 @@ class Subject:
     Attributes:
         progress: called with a stage and an item before each piece of work.
         float_weights: of the graphs before they were quantized, once the passes have run over the checkpoint.
-        rounding: what rounding the activations costs each graph's logits, dB, once the graphs have run with it.
+        rounding: what rounding the activations changes in each graph, once the graphs have run with it and without.
     """
 
     bundle: Bundle
     registry: Registry
     progress: Callable[[str, str], None]
     float_weights: WeightStore | None = None
-    rounding: dict[str, float] = field(default_factory=dict)
+    rounding: dict[str, Comparison] = field(default_factory=dict)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -144,6 +147,11 @@ class Subject:
         ids = spread_ids(config.vocabulary, range(8 * (context - 1)))
         begin = self.described.tokenizer.begin
         return [[*begin, *ids[i : i + context - len(begin)]] for i in range(0, len(ids), context - 1)]
+
+    @property
+    def elements(self) -> int:
+        """Of all weights of the bundle."""
+        return sum(prod(entry["shape"]) for entry in BundleStore(self.bundle.folder).index.values())
 
     @cached_property
     def quantized(self) -> Model:

@@ -52,13 +52,14 @@ def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Itera
     model = trace_graphs(subject.checkpoint, subject.weights)
     verifier = make_verifier(subject.checkpoint, model)
     again = PassManager(subject.checkpoint.passes, None if reports else verifier).run(model)
-    subject.float_weights = HeldStore(model.weights)
+    subject.float_weights = model.weights
     for report in reports or again:
         for graph, error in report.errors.items():
             if graph in model.graphs:
                 name = f"{graph} after {report.name}, largest difference of a logit over the largest"
                 yield at_most(2, name, error, report.bound)
-    runners = [TorchRunner(graph, subject.float_weights) for graph in model.graphs.values()]
+    weights = HeldStore(model.weights)
+    runners = [TorchRunner(graph, weights) for graph in model.graphs.values()]
     if not all(gives_all_rows(r) for r in runners):
         yield Check(2, "graphs against each other", "not run: a graph gives the last row of its logits alone")
         return

@@ -11,6 +11,7 @@ from llmconv.evaluation.perplexity import perplexity
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
 from llmconv.proof.on_runtimes import RANGES
+from llmconv.weights.held import HeldStore
 
 ACTIVATION_RATIO = 1.01  # a wrong range costs more
 WEIGHT_RATIO = 1.15  # round to nearest on a small model
@@ -34,11 +35,14 @@ def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Ch
     if subject.checkpoint is not None:
         source, length = subject.checkpoint.source, len(windows[0])
         subject.progress("prove", "perplexity in float")
-        whole = TorchRunner(trace(source.module(), length, length, "source"), subject.weights)
+        whole = TorchRunner(trace(source.module(), length, length, "source"), HeldStore(subject.weights))
         figures["float"] = perplexity(Decoder([whole], None), windows)
+        del whole
         subject.progress("prove", "perplexity, activations quantized")
-        runner = TorchRunner(graph, subject.float_weights or subject.weights, model.encodings)
+        held = HeldStore(subject.float_weights or subject.weights)
+        runner = TorchRunner(graph, held, model.encodings)
         figures["activations"] = perplexity(subject.decoder(runner), windows)
+        del runner, held
     runtime = subject.backend.runtimes[0]
     subject.progress("prove", f"perplexity on {runtime}")
     with subject.open(runtime, name) as (opened,):

@@ -79,7 +79,7 @@ def test_a_split_set_is_one_store(tmp_path: Path) -> None:
     files[-1].unlink()
     with pytest.raises(CheckpointError, match="missing; is the download complete"):
         GGUFStore(files)
-    with pytest.raises(CheckpointError, match="the set has .* tensors, of which 7 are here"):
+    with pytest.raises(CheckpointError, match=r"the set has .* tensors, of which 7 are here"):
         GGUFStore(files[:1])
 
 
