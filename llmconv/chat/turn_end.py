@@ -25,5 +25,5 @@ def turn_end(template: ChatTemplate, tokenizer: Tokenizer) -> int | None:
     names = "|".join(map(re.escape, sorted(tokenizer.control, key=len, reverse=True)))
     if not found or not names or not (end := re.match(rf"\s*({names})", behind)):
         return None
-    opening = re.findall(names, before)
-    return None if opening[-1:] == [end[1]] else tokenizer.control[end[1]]  # of the next turn, not of this one
+    openings = [re.findall(names, text)[-1:] for text in (before.partition(_QUESTION)[0], before)]
+    return None if [end[1]] in openings else tokenizer.control[end[1]]  # what begins a turn is of the next one
