@@ -34,6 +34,7 @@ def source_is_right(subject: Subject) -> Iterator[Check]:
     ids = subject.windows[0]
     with torch.no_grad():
         expected = reference(torch.tensor([ids]))[0].numpy()
+    del reference  # and its weights
     graph = trace(source.module(), len(ids), len(ids), "source")
     found = Decoder([TorchRunner(graph, weights)], None).read(ids)
     yield at_most(1, name, relative_error(expected, found), FLOAT_TOLERANCE)
@@ -67,5 +68,6 @@ def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Itera
     rows = [subject.decoder(r).read(verifier.tokens[:n]) for r, n in zip(runners, counts, strict=True)]
     count = min(len(r) for r in rows)
     error = max(relative_error(rows[0][:count], r[:count]) for r in rows)
+    del weights, runners
     name = f"graphs against each other at each of {count} positions, KV cache"
     yield at_most(2, name, error, again[-1].bound if again else FLOAT_TOLERANCE)

@@ -20,8 +20,10 @@ from llmconv.passes.verifier import RUNS
 from llmconv.weights.held import HeldStore
 
 # Two implementations of one quantized graph round a few numbers to the other side, a step each, and each such step
-# moves what comes after it. So they may be as far apart as all roundings of activations together move a graph, which is
-# measured; and where those move it less than this, this far.
+# moves what comes after it. In a deep model they end with roundings that have nothing in common: then they differ by the
+# noise of both, 3 dB more than what all roundings of activations together cost a graph, which is measured; few tokens
+# are read, so as much again is allowed. A model on which roundings cost little is held to the numbers below.
+APART = 6.0  # dB, and so twice as many keys and values
 LOWERING_SQNR = 50.0  # dB, ONNX Runtime against the fake-quantized graph: both round at the same places
 SIMULATOR_SQNR = 45.0  # dB, the HTP's integer arithmetic against float arithmetic between the same roundings
 KV_OFF = 0.01  # share of 8-bit keys and values that may be more than one step off
@@ -51,7 +53,8 @@ def lowering_holds(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
         yield Check(3, f"{name}: what rounding all activations costs the logits", f"{cost.logits.sqnr:.1f} dB")
         with subject.open(first, name) as (runner,):
             ratio = Noise().add(expected, subject.decoder(runner).read(tokens)).sqnr
-        bound = min(LOWERING_SQNR, cost.logits.sqnr)
+        del runner  # which holds its weights while the next graph's are held
+        bound = min(LOWERING_SQNR, cost.logits.sqnr - APART)
         yield at_least(3, f"{name} on {first} against the graph, logits", ratio, bound, RANGES)
     precision["activations"] = {value: noise.decibels for value, noise in rounding.noise.items()}
 
@@ -111,6 +114,7 @@ def runtimes_agree(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
                 else:
                     _continue_greedily(decoder, subject.windows[0], runs)
             tensors = {tensor: noise.decibels for tensor, noise in pair.noise.items()}
+            del a, b, pair, decoder
             precision["runtimes"].append({"graph": name, "first": first, "second": other, "tensors": tensors})
             cost = subject.rounding.get(name, Comparison())
             yield from _compared(f"{name} on {other} against {first}", comparison, graph.ar, cost)
@@ -139,8 +143,8 @@ def _continue_greedily(decoder: Decoder, window: Sequence[int], runs: int) -> No
 
 def _compared(where: str, found: Comparison, ar: int, cost: Comparison) -> Iterator[Check]:
     """A comparison, judged by what rounding the activations changes in the same graph."""
-    yield at_least(4, f"{where}, logits", found.logits.sqnr, min(SIMULATOR_SQNR, cost.logits.sqnr), RANGES)
-    off, most = found.kv_off_share, max(KV_OFF, cost.kv_off_share)
+    yield at_least(4, f"{where}, logits", found.logits.sqnr, min(SIMULATOR_SQNR, cost.logits.sqnr - APART), RANGES)
+    off, most = found.kv_off_share, max(KV_OFF, 2 * cost.kv_off_share)
     name = f"{where}, keys and values over 1 step off"
     yield Check(4, name, f"{off:.3%}", f"≤ {most:.1%}", off <= most, RANGES)
     agreement, near = GREEDY_AGREEMENT if ar > 1 else 1.0, found.near(NEAR * cost.rms)

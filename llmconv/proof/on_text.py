@@ -12,6 +12,7 @@ from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
 from llmconv.proof.on_runtimes import RANGES
 from llmconv.weights.held import HeldStore
+from llmconv.work.machine import give_back_memory
 
 ACTIVATION_RATIO = 1.01  # a wrong range costs more
 WEIGHT_RATIO = 1.15  # round to nearest on a small model
@@ -38,11 +39,13 @@ def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Ch
         whole = TorchRunner(trace(source.module(), length, length, "source"), HeldStore(subject.weights))
         figures["float"] = perplexity(Decoder([whole], None), windows)
         del whole
+        give_back_memory()
         subject.progress("prove", "perplexity, activations quantized")
         held = HeldStore(subject.float_weights or subject.weights)
         runner = TorchRunner(graph, held, model.encodings)
         figures["activations"] = perplexity(subject.decoder(runner), windows)
         del runner, held
+        give_back_memory()
     runtime = subject.backend.runtimes[0]
     subject.progress("prove", f"perplexity on {runtime}")
     with subject.open(runtime, name) as (opened,):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 from llmconv.bundle.bundle import Bundle
@@ -17,6 +16,7 @@ from llmconv.proof.in_float import passes_hold, source_is_right
 from llmconv.proof.on_runtimes import lowering_holds, runtimes_agree
 from llmconv.proof.on_text import perplexity_holds
 from llmconv.report import page
+from llmconv.work.machine import give_back_memory
 
 
 def prove(
@@ -43,17 +43,19 @@ def prove(
     subject = Subject(bundle, registry or Registry.load(), progress)
     figures: dict[str, float] = dict(bundle.report.get("perplexity", {}))
     precision: dict[str, Any] = {"runtimes": []}
-    checks = list(
-        chain(
-            source_is_right(subject),
-            passes_hold(subject, passes),
-            encodings_hold(subject),
-            lowering_holds(subject, precision),
-            runtimes_agree(subject, precision),
-            given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list),
-            perplexity_holds(subject, figures),
-        )
+    steps = (
+        source_is_right(subject),
+        passes_hold(subject, passes),
+        encodings_hold(subject),
+        lowering_holds(subject, precision),
+        runtimes_agree(subject, precision),
+        given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list),
+        perplexity_holds(subject, figures),
     )
+    checks: list[Check] = []
+    for step in steps:
+        checks += step
+        give_back_memory()  # what one step has held is not there while the next one holds its own
     proof = [c.to_dict() for c in checks]
     bundle.write_report({**bundle.report, "perplexity": figures, "precision": precision, "proof": proof})
     page.write(bundle)

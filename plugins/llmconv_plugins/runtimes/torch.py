@@ -13,6 +13,8 @@ from llmconv.prepare import remake
 from llmconv.runtimes import GraphRuntime
 from llmconv.weights import HeldStore
 
+HELD = 1 << 30  # bytes of weights that are read once
+
 
 @dataclass(frozen=True)
 class TorchRuntime(GraphRuntime):
@@ -28,5 +30,5 @@ class TorchRuntime(GraphRuntime):
 @contextmanager
 def _open(bundle: Bundle, graphs: list[str]) -> Iterator[list[Runner]]:
     model = remake(bundle)
-    weights = HeldStore(model.weights)
+    weights = HeldStore(model.weights, HELD)
     yield [TorchRunner(model.graphs[name], weights, model.encodings) for name in graphs]
