@@ -53,7 +53,7 @@ def verify(bundle: options.Bundle) -> None:
 
         opened = llmconv.Bundle(bundle)
         llmconv.prove(opened, progress=step)
-    display.show_proof(opened.report["proof"])
+    display.show_proof(opened)
     _exit_by(opened.report["proof"])
 
 

@@ -68,7 +68,7 @@ def show_conversion(bundle: Bundle, seconds: float) -> None:
     show(table)
     show(_files(bundle, {b["file"]: b for b in report["binaries"]}))
     if "proof" in report:
-        show_proof(report["proof"])
+        show_proof(bundle)
     _out.print(f"{escape(str(bundle.folder))}: {seconds:.0f} s", soft_wrap=True)
 
 
@@ -84,8 +84,9 @@ def _files(bundle: Bundle, binaries: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def show_proof(proof: list[dict[str, Any]]) -> None:
-    """The proof, a line a check."""
+def show_proof(bundle: Bundle) -> None:
+    """The proof, a line a check; where one failed, what to look at first."""
+    proof: list[dict[str, Any]] = bundle.report["proof"]
     table = Table("", "check", "measured", "must be", "", title="Proof")
     for check in proof:
         row = (str(check["step"]), check["name"], check["measured"], check["bound"])
@@ -93,6 +94,10 @@ def show_proof(proof: list[dict[str, Any]]) -> None:
     show(table)
     failed = [c for c in proof if c["passed"] is False]
     if failed:
+        from llmconv.report.sqnr import first_fall
+
+        if fall := first_fall(bundle):
+            _err.print(escape(fall), style="red", soft_wrap=True)
         for advice in dict.fromkeys(c["advice"] for c in failed if c.get("advice")):
             _err.print(escape(f"to try: {advice}"), style="red", soft_wrap=True)
         _err.print(f"{len(failed)} of {len(proof)} checks failed", style="red")

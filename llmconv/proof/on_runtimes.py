@@ -20,7 +20,7 @@ from llmconv.passes.verifier import RUNS
 from llmconv.weights.held import HeldStore
 
 # Two implementations of one quantized graph round a few numbers to the other side, a step each, and each such step
-# moves what comes after it. In a deep model they end with roundings that have nothing in common: then they differ by the
+# moves what comes after it. In a deep model their roundings end with nothing in common: then they differ by the
 # noise of both, 3 dB more than what all roundings of activations together cost a graph, which is measured; few tokens
 # are read, so as much again is allowed. A model on which roundings cost little is held to the numbers below.
 APART = 6.0  # dB, and so twice as many keys and values

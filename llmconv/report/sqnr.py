@@ -14,6 +14,7 @@ from llmconv.report.figures import Table, layers_of
 _LAYER = re.compile(r"(?:^|\.)\w+\.(\d+)\.")  # in structural names: layers.3.mlp
 _KINDS = {"new_key": "new keys", "new_value": "new values", "hidden": "hidden state between parts"}
 WORST = 8  # kinds that a terminal shows
+FALL = 20.0  # dB under the median of all activations: a tenth of the resolution
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,16 @@ def precision(bundle: Bundle) -> Iterator[Table]:
         note = s.note + (f" {exact} more lost nothing: they were on their grid already." if exact else "")
         columns = ("kind of tensor", "lowest in", "lowest, dB", "median, dB", "tensors")
         yield Table(f"SQNR of {s.title}", columns, tuple(rows), "measured", 2, note, WORST)
+
+
+def first_fall(bundle: Bundle) -> str | None:
+    """In a line, the first layer in which rounding an activation costs far more than elsewhere; None without one."""
+    for s in series(bundle):
+        if s.title != "activations":
+            continue
+        usual = median(s.finite.values())
+        low = [(s.layers[n], db, n) for n, db in s.finite.items() if n in s.layers and db <= usual - FALL]
+        if low:
+            layer, db, name = min(low)
+            return f"the SQNR of activations falls first in layer {layer}: '{name}' {db:.1f} dB, the median {usual:.1f}"
+    return None
