@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from llmconv_plugins.qnn.estimates import graph_seconds
+
 HERE = Path(__file__).parent
 # width, layers, heads, KV heads, inner width, ar of the prompt graph
 FITTED = [
@@ -60,9 +62,7 @@ def measure(folder: Path, geometry: tuple[int, ...]) -> dict[str, float]:
 
 def estimate(row: dict[str, float]) -> float:
     """As the plan has it."""
-    from llmconv_plugins.qnn.estimates import seconds_of  # noqa: PLC0415  of the tree that is measured
-
-    return seconds_of([(row["nodes"] / 2, row["MB"], row["ar"]), (row["nodes"] / 2, row["MB"], 1)])
+    return sum(graph_seconds(row["nodes"] / 2, row["MB"], ar) for ar in (row["ar"], 1))
 
 
 def main() -> None:

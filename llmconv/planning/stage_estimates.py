@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from llmconv.backends.backend import Stage
 from llmconv.graph.sizes import PartSize
 from llmconv.prepare.resolve import Checked
+from llmconv.quantization.calibration import BATCH_TOKENS
 
 PROCESS = 330_000_000  # bytes of Python with torch and ONNX, before any work
 NODE_BYTES = 4_000  # 90,000 nodes of two graphs of Llama-2-7B: 652 MB at the peak
@@ -19,9 +20,9 @@ ONNX_BYTES = 350  # of the ONNX files, a node of the fx graphs
 FLOAT = 4  # bytes; weights and values are float32 here
 # One layer of Llama-2-7B twice, embedding and lm_head, 8 and 2 samples of 512 tokens: 2.71 and 2.33 GB, 73 and 43 s.
 WEIGHT_COPIES = 3  # of the largest weight in float32: read ahead, computed with, waiting to be rounded
-VALUES_ALIVE = 4  # values of a layer's width in memory at once, for each token of calibration
-FLOPS = 110e9  # a second, of matrix products
-ROUND_SECONDS = 5e-8  # a weight, read from disk and rounded with the best of 21 clipping ratios
+VALUES_ALIVE = 4  # values of a layer's width in memory at once, for each token of a batch
+FLOPS = 60e9  # a second, of matrix products and what lies between them
+ROUND_SECONDS = 9e-9  # a weight, read from disk and rounded; 57 s for 7B
 
 
 def core_stages(checked: Checked, parts: Sequence[PartSize]) -> list[Stage]:
@@ -48,12 +49,15 @@ def _weights(parts: Sequence[PartSize]) -> int:
 
 
 def _calibration(checked: Checked, parts: Sequence[PartSize], held: int) -> Stage:
-    """Every sample goes through the float graph at once, layer by layer; weights are rounded as they are read."""
+    """Samples go through the float graph in batches, layer by layer, and lie on disk between; weights are rounded."""
     calibration, config = checked.recipe.calibration, checked.config
     assert calibration is not None
     elements = sum(p.elements for p in parts)
-    tokens = calibration.samples * calibration.tokens
-    kept = 2 * config.kv_heads * config.head_dim * max(p.layers for p in parts)  # keys and values, a part's outputs
+    length = calibration.text.stat().st_size if calibration.text.is_file() else 0  # bytes, and so tokens at most
+    samples = min(calibration.samples, max(1, length // calibration.tokens))
+    tokens = samples * calibration.tokens
+    kept = 2 * config.kv_heads * config.head_dim  # keys and values of a layer
     a_token = VALUES_ALIVE * config.hidden + kept + config.vocabulary
     seconds = 2 * elements * tokens / FLOPS + elements * ROUND_SECONDS
-    return Stage("calibrate", seconds, held + _weights(parts) + tokens * a_token * FLOAT, 0)
+    batch = max(BATCH_TOKENS, calibration.tokens) * a_token * FLOAT
+    return Stage("calibrate", seconds, held + _weights(parts) + batch, 0)

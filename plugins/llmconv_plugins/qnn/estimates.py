@@ -1,4 +1,6 @@
-"""What compiling a part takes, estimated from its size; fitted to measured compilations of layers of Llama-2-7B.
+"""What compiling a part takes, estimated from its size; fitted to measured compilations.
+
+Layers of Llama-2-7B, for the memory:
 
 Measured with QAIRT 2.51, heads split, RMSNormalization, 8-bit KV cache, one core busy; 101 MB of weights a layer.
 
@@ -9,6 +11,9 @@ Measured with QAIRT 2.51, heads split, RMSNormalization, 8-bit KV cache, one cor
 | 1, the same with embedding table and lm_head of 32,000 tokens (393 MB more) | | 4.75 GB |
 | 4, ar 128 and ar 1, cl 1024, with the embedding table (262 MB more) | 30 | 6.57 GB |
 | 8, ar 1024 and ar 1, cl 1024, with table and lm_head | 78 | 13.5 GB |
+
+The time grows with the square of a graph's nodes, and with its weights. It is fitted to these layers and to small models
+of seven other geometries (`benchmarks/compile_times.py`; the table is in benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -19,13 +24,14 @@ if TYPE_CHECKING:  # estimates are made before torch is needed
     from llmconv.graph import PartSize
 
 BASE_BYTES = 200_000_000
-BASE_SECONDS = 1.0
 GRAPH_BYTES = 3.5  # of memory, a byte of weights, for each graph
 WEIGHT_BYTES = 3.2  # likewise, once a part
 TOKEN_BYTES = 2.25 / 1024  # likewise, for each token that a graph reads at once
 TABLE_BYTES = 7.5  # of memory, a byte of an embedding table
-GRAPH_SECONDS = 0.115  # a megabyte of weights, for each graph
-TOKEN_SECONDS = 0.33 / 1000  # likewise, for each token that a graph reads at once
+NODE_SECONDS = 3.1e-4  # of a graph
+PAIR_SECONDS = 1.18e-6  # of the nodes of one graph: the optimizer looks through all of them for each
+MEGABYTE_SECONDS = 0.043  # of weights, for each graph
+TOKEN_SECONDS = 2.4e-4  # likewise, for each token that a graph reads at once
 BINARY = 1.06  # bytes of a context binary, a byte of weights
 
 
@@ -40,8 +46,12 @@ def compile_memory(part: PartSize) -> int:
 def compile_seconds(part: PartSize) -> float:
     """With one core busy."""
     megabytes = (part.weight_bytes - part.table_bytes) / 1e6
-    tokens = sum(g.ar for g in part.graphs)
-    return BASE_SECONDS + megabytes * (GRAPH_SECONDS * len(part.graphs) + TOKEN_SECONDS * tokens)
+    return sum(graph_seconds(g.nodes, megabytes, g.ar) for g in part.graphs)
+
+
+def graph_seconds(nodes: float, megabytes: float, ar: float) -> float:
+    """Of one graph that reads `ar` tokens at once, over so many megabytes of weights."""
+    return nodes * (NODE_SECONDS + PAIR_SECONDS * nodes) + megabytes * (MEGABYTE_SECONDS + TOKEN_SECONDS * ar)
 
 
 def binary_bytes(part: PartSize) -> int:
