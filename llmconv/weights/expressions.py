@@ -16,6 +16,7 @@ from llmconv.errors import CheckpointError
 from llmconv.weights.store import WeightStore
 
 Shape = tuple[int, ...]
+_ROWS = 4096  # that are computed at once
 
 
 class Expression(ABC):
@@ -216,9 +217,13 @@ class Rotated(_Over):
         q = _whole(self.q, store)
         size, stride = len(q), self.stride
         if self.side == "in":
-            x = self.x.rows(store, start, stop)
-            blocks = x.reshape(*x.shape[:-1], -1, size, stride)
-            return (blocks.transpose(-1, -2) @ q).transpose(-1, -2).reshape(x.shape)
+            made = torch.empty(stop - start, *self.shape(store)[1:])
+            for low in range(start, stop, _ROWS):  # so that a large table is in memory once
+                x = self.x.rows(store, low, min(low + _ROWS, stop))
+                blocks = x.reshape(*x.shape[:-1], -1, size, stride)
+                turned = (blocks.transpose(-1, -2) @ q).transpose(-1, -2)
+                made[low - start : low - start + len(x)] = turned.reshape(x.shape)
+            return made
         height = size * stride
         low, high = start // height * height, -(-stop // height) * height
         x = self.x.rows(store, low, high)

@@ -71,7 +71,7 @@ def weights(recipe: Path) -> Path:
 def test_unknown_key(recipe: Path, refused: Refused) -> None:
     edit(recipe, "samples = 32", "sample = 32")
     assert refused().endswith("tiny_llama.toml: unknown key 'calibration.sample'; did you mean 'samples'? known: "
-                              "samples, text, tokens")  # fmt: skip
+                              "chat, control_tokens, samples, text, tokens")  # fmt: skip
 
 
 def test_unknown_pass(recipe: Path, refused: Refused) -> None:
@@ -103,7 +103,7 @@ def test_not_toml(recipe: Path, refused: Refused) -> None:
 
 def test_missing_checkpoint(refused: Refused, tmp_path: Path) -> None:
     message = refused("--checkpoint", str(tmp_path / "nowhere"))
-    assert message == f"{tmp_path / 'nowhere'}: no such folder; set model.checkpoint or pass --checkpoint"
+    assert message == f"{tmp_path / 'nowhere'}: no such file or folder; set model.checkpoint or pass --checkpoint"
 
 
 def test_missing_weights(recipe: Path, refused: Refused) -> None:
@@ -114,6 +114,7 @@ def test_missing_weights(recipe: Path, refused: Refused) -> None:
 def test_missing_shard(recipe: Path, refused: Refused) -> None:
     index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (weights(recipe).parent / "model.safetensors.index.json").write_text(json.dumps(index))
+    weights(recipe).unlink()
     assert "model-00002-of-00002.safetensors: missing; is the download complete?" in refused()
 
 
@@ -162,7 +163,7 @@ def test_weights_that_would_run_code(recipe: Path, refused: Refused, tmp_path: P
 
 def test_tokenizer_missing(recipe: Path, refused: Refused) -> None:
     (weights(recipe).parent / "tokenizer.model").unlink()
-    assert "no tokenizer.model or tokenizer.json; copy the model's tokenizer there" in refused()
+    assert "no tokenizer.json or tokenizer.model; copy the model's tokenizer there" in refused()
 
 
 @pytest.mark.parametrize(

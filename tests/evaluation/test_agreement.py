@@ -161,4 +161,5 @@ def test_checks_pass_at_their_bounds() -> None:
         "measured": "7",
         "bound": "",
         "passed": None,
+        "advice": "",
     }

@@ -173,7 +173,12 @@ def _edit_text(folder: Path) -> None:
 
 AGAIN: dict[str, tuple[Callable[[Path], None], list[str], bool]] = {
     "nothing": (lambda _folder: None, [], False),
-    "chat template": (lambda _folder: None, ["chat.template={{ messages }}"], False),
+    "chat template": (lambda _folder: None, ["chat.template={{ messages }}"], True),
+    "one that is not calibrated on": (
+        lambda _folder: None,
+        ["chat.template={{ messages }}", "calibration.chat=false"],
+        False,
+    ),
     "--fresh": (lambda _folder: None, [], True),
     "option of the step": (lambda _folder: None, ["passes.w4a16.clip=false"], True),
     "option of an earlier pass": (lambda _folder: None, ["passes.kv_cache_io.logits=last"], True),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 
-from llmconv import Bundle, Recipe, apply
+from llmconv import Bundle, Recipe, Sampling, apply
 from llmconv.graph import Graph
 from llmconv.target import find
 from llmconv.tokenizer import Tokenizer
@@ -24,7 +24,9 @@ from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, GenieModel, d
 from llmconv_plugins.genie.genie_files import UnfitError, prove_genie_files
 from llmconv_plugins.genie.library import faults, schemas
 
-MODEL = GenieModel(context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, rope_theta=10000.0)
+MODEL = GenieModel(
+    context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, rope_theta=10000.0, sampling=Sampling(0.8, 40, 0.95)
+)
 
 
 @pytest.fixture
