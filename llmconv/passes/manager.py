@@ -16,7 +16,7 @@ from llmconv.passes.contract import Snapshot, enforce
 from llmconv.passes.verifier import Verifier
 from llmconv.plugins.frame import blame
 from llmconv.work.collector import collector_paused
-from llmconv.work.machine import peak_memory
+from llmconv.work.machine import give_back_memory, peak_memory
 
 Announce = Callable[[str], None]
 
@@ -129,6 +129,8 @@ class PassManager:
                     raise PassError(f"says that it changed nothing ({says}), but changed {where}; return True")
                 enforce(before, model, p.name)
             errors, noise = self._errors(model, bound), self._noise(model, p.floor)
+            if self.verifier is not None:
+                give_back_memory()  # what reading weights has taken
         nodes = {g.name: (counts.get(g.name, 0), _count(g)) for g in model.graphs.values()}
         return PassReport(p.name, seconds, where is not None, nodes, errors, bound, noise, peak_memory())
 

@@ -6,7 +6,7 @@ import torch
 
 from llmconv.weights.store import WeightStore
 
-HELD = 1 << 29  # bytes that stay in memory by default: a model of 134 million parameters
+HELD = 3 << 28  # bytes that stay in memory by default: a model of 200 million parameters
 
 
 class HeldStore:
