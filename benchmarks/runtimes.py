@@ -25,8 +25,8 @@ QUESTIONS = (
     ("Write one sentence about the sea.", "sea"),
     ("What is the opposite of hot?", "cold"),
     ("How many days are in a week?", "7"),
-    ("What is the largest planet in the solar system?", "Jupiter"),
-    ("What do bees make?", "honey"),
+    ("What is the capital of Italy?", "Rome"),
+    ("What is the freezing point of water in Celsius?", "0"),
     ("What is the chemical symbol for water?", "H2O"),
 )
 COMPARED = 16
