@@ -377,3 +377,13 @@ def test_a_plugin_of_one_file_is_named_by_that_file(tmp_path: Path, monkeypatch:
         plugin_code(function, "it"),
     ):
         function()
+
+
+def test_the_source_of_what_lies_there(tmp_path: Path) -> None:
+    registry = Registry.load("sources")
+    with pytest.raises(PluginError, match=r"nowhere: no such file or folder; set model\.checkpoint"):
+        registry.source_for(tmp_path / "nowhere")
+    with pytest.raises(PluginError, match=r"no source knows what lies there; name one as model\.source"):
+        registry.source_for(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert registry.source_for(tmp_path) == "llama"

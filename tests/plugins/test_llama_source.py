@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny_checkpoints import BASE, HIDDEN, VOCABULARY, tensors_of, write
 from tiny_models import FP32_ROUNDING
 
-from llmconv import CheckpointError, RecipeError, Registry
+from llmconv import CheckpointError, RecipeError, Registry, Sampling
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.graph import trace
 from llmconv.recipe import shipped
@@ -283,3 +283,70 @@ def test_options() -> None:
     with pytest.raises(RecipeError, match="source 'llama': option 'checkpoint' is missing"):
         registry.create("source", "llama", {})
     assert registry.create("source", "llama", {"checkpoint": "x"}) == LlamaSource(Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, Sampling()),
+        ({"temperature": 0.6, "top_p": 0.9}, Sampling()),  # of no account where it does not sample
+        ({"do_sample": True}, Sampling(1.0, 50, 1.0)),  # as transformers' defaults are
+        ({"do_sample": True, "temperature": 0.6, "top_k": 0, "top_p": 0.9}, Sampling(0.6, 0, 0.9)),
+        ({"do_sample": True, "temperature": None, "top_k": 7}, Sampling(1.0, 7, 1.0)),
+    ],
+)
+def test_tokens_are_chosen_as_the_generation_config_asks(tmp_path: Path, given: Any, expected: Sampling) -> None:
+    write(tmp_path)
+    if given is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(given))
+    assert LlamaSource(tmp_path).config().sampling == expected
+
+
+def test_null_is_no_bos_and_no_eos(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, "bos_token_id": None, "eos_token_id": None}))
+    found = LlamaSource(tmp_path).config()
+    assert (found.bos, found.eos) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "theta"),
+    [
+        ({"rope_theta": 7.0}, 7.0),
+        ({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}, 9.0),
+        ({"rope_scaling": {}}, 10000.0),
+        ({"rope_scaling": {"type": "default"}, "rope_theta": 7.0}, 7.0),
+    ],
+)
+def test_bases_of_rope(tmp_path: Path, changes: dict[str, Any], theta: float) -> None:
+    config = {key: value for key, value in BASE.items() if key != "rope_theta"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes, "hidden_act": "swish"}))
+    assert LlamaSource(tmp_path).config().rope_theta == theta
+
+
+def test_scaling_under_its_old_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, "rope_scaling": {"type": "linear", "factor": 4.0}}))
+    with pytest.raises(CheckpointError, match=r"rope_scaling = .*linear.* is not implemented"):
+        LlamaSource(tmp_path).config()
+
+
+def test_an_adapter_alone_says_so(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(CheckpointError, match="an adapter alone, of some/base; merge it into that model"):
+        LlamaSource(tmp_path).config()
+
+
+def test_an_index_that_is_left_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path)
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert LlamaSource(tmp_path).weights().shape("lm_head.weight")
+    assert "names files that are not there; model.safetensors is read instead" in caplog.text
+
+
+def test_a_stored_lm_head_is_not_tied(tmp_path: Path) -> None:
+    """As transformers 5 reads it."""
+    write(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    weights = LlamaSource(tmp_path).weights()
+    assert not torch.equal(weights.read("lm_head.weight"), weights.read("embed_tokens.weight"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +175,8 @@ def in_transformers(folder: Path, **how: Any) -> nn.Module | str:
     except ImportError:
         return "pip install llmconv[verify]"
     disable_progress_bar()  # type: ignore[no-untyped-call]  # llmconv has its own
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **how)
+    with redirect_stderr(StringIO()) if how else nullcontext():  # its reader of GGUF has a progress bar of its own
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **how)
     return _LogitsOnly(model)  # which from_pretrained has set to evaluate
 
 
