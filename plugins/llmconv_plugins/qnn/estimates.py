@@ -12,8 +12,8 @@ Measured with QAIRT 2.51, heads split, RMSNormalization, 8-bit KV cache, one cor
 | 4, ar 128 and ar 1, cl 1024, with the embedding table (262 MB more) | 30 | 6.57 GB |
 | 8, ar 1024 and ar 1, cl 1024, with table and lm_head | 78 | 13.5 GB |
 
-The time grows with the square of a graph's nodes, and with its weights. It is fitted to these layers and to small models
-of seven other geometries (`benchmarks/compile_times.py`; the table is in benchmarks/README.md).
+The time grows with the square of a graph's nodes, and with its weights. It is fitted to these layers and to models
+of seven other, small geometries (`benchmarks/compile_times.py`; the table is in benchmarks/README.md).
 """
 
 from __future__ import annotations
