@@ -16,7 +16,7 @@ from llmconv.sources import ModelConfig, Source
 from llmconv.tokenizer import Tokenizer
 from llmconv.weights import Derived, WeightStore
 from llmconv_plugins.sources.llama_gguf import SUFFIX, GGUFLlama
-from llmconv_plugins.sources.llama_huggingface import HuggingFaceLlama
+from llmconv_plugins.sources.llama_huggingface import ADAPTER, HuggingFaceLlama
 from llmconv_plugins.sources.llama_layout import Description, LlamaLayout
 from llmconv_plugins.sources.llama_meta import MetaLlama
 from llmconv_plugins.sources.llama_module import Llama
@@ -98,7 +98,7 @@ class LlamaSource(Source):
 def _layout(checkpoint: Path) -> type[LlamaLayout] | None:
     if checkpoint.is_file():
         return GGUFLlama if checkpoint.suffix.lower() == SUFFIX else None
-    if (checkpoint / HuggingFaceLlama.config_name).is_file():
+    if any((checkpoint / name).is_file() for name in (HuggingFaceLlama.config_name, ADAPTER)):
         return HuggingFaceLlama
     if (checkpoint / MetaLlama.config_name).is_file() or any(checkpoint.glob("consolidated.*.pth")):
         return MetaLlama
