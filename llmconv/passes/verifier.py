@@ -34,13 +34,17 @@ class Verifier:
 
     def __init__(self, source: Graph, weights: WeightStore, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
-        self._held = HeldStore(weights, 0)
+        self._held = HeldStore(weights)
         self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
         if np.isnan(self.expected).any():
             raise CheckpointError(
                 f"the checkpoint's own logits are NaN before any pass{_not_finite(source, weights)}; "
                 "is the download complete?"
             )
+
+    def forget(self) -> None:
+        """Let go of the weights that are held for the next graph."""
+        self._held = HeldStore(self._held.store)
 
     def error(self, graph: Graph, weights: WeightStore) -> float | None:
         """The largest difference of a logit in float, as a share of the source's largest.

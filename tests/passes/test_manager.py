@@ -243,3 +243,16 @@ def test_graph_that_reads_less_than_the_tokens_is_compared_on_what_it_reads(mode
     assert verifier.error(short, model.weights) == pytest.approx(
         0.0, abs=1e-5
     )  # float32 rounding of sums of 8 products
+
+
+def test_weights_are_read_once_for_a_graph_that_reads_token_by_token(model: Model, verifier: Verifier) -> None:
+    reads: list[str] = []
+
+    class Counted(type(model.weights)):  # type: ignore[misc]
+        def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+            reads.append(name)
+            return super().read(name, rows)
+
+    model.weights = Counted(model.weights.tensors)  # type: ignore[attr-defined]
+    PassManager([Nothing(), Nothing()], verifier).run(model)
+    assert len(reads) == len(set(reads))
