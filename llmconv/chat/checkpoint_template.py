@@ -9,11 +9,11 @@ from typing import Any
 from llmconv.chat.template import ChatTemplate
 from llmconv.errors import ChatError
 from llmconv.sources.model_config import ModelConfig
+from llmconv.tokenizer.added_tokens import CONFIG, SPECIAL, roles
 from llmconv.tokenizer.tokenizer import Tokenizer
 
 # Hugging Face's names
-TEMPLATE, TABLE, TOKENIZER_CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
-SPECIAL_TOKENS = "special_tokens_map.json"
+TEMPLATE, TABLE = "chat_template.jinja", "chat_template.json"
 
 
 def checkpoint_template(
@@ -27,17 +27,13 @@ def checkpoint_template(
     Raises:
         ChatError: it is wrong.
     """
-    values = {**_read(files, SPECIAL_TOKENS), **_read(files, TOKENIZER_CONFIG)}
     tokens = {"bos_token": tokenizer.token(config.bos), "eos_token": "".join(map(tokenizer.token, config.eos[:1]))}
-    for name, value in values.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str):
-            tokens[name] = text
+    tokens |= {**roles(_read(files, SPECIAL)), **roles(_read(files, CONFIG))}
     if own is not None:
         return ChatTemplate(own, "the recipe's chat.template", tokens)
     if TEMPLATE in files:
         return ChatTemplate(_text(files, TEMPLATE), TEMPLATE, tokens)
-    for name in (TABLE, TOKENIZER_CONFIG):
+    for name in (TABLE, CONFIG):
         if (found := _read(files, name).get("chat_template")) is not None:
             return ChatTemplate(_default(found, name), f"chat_template of {name}", tokens)
     return None

@@ -148,7 +148,7 @@ class Subject:
         begin = self.described.tokenizer.begin
         return [[*begin, *ids[i : i + context - len(begin)]] for i in range(0, len(ids), context - 1)]
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """Of all weights of the bundle."""
         return sum(prod(entry["shape"]) for entry in BundleStore(self.bundle.folder).index.values())

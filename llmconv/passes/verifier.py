@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from llmconv.decoding.decoder import Array, Decoder, reach
+from llmconv.decoding.decoder import Array, Decoder, Runner, reach
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.encodings.noise import Noise
 from llmconv.encodings.value import Encodings
@@ -18,6 +18,11 @@ from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore
 
 RUNS = 16  # of a graph that reads a token at a time: each reads the cache that those before it have filled
+
+
+def few(runner: Runner, count: int) -> int:
+    """How many of `count` tokens a graph is compared on: what it can read by itself, in a few runs."""
+    return min(reach(runner, count), RUNS * runner.ar)
 
 
 class Verifier:
@@ -68,7 +73,7 @@ class Verifier:
             self._held = HeldStore(weights)
         runner = TorchRunner(graph, self._held, encodings, _as_it_says)
         rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
-        count = min(reach(runner, len(self.tokens)), RUNS * graph.ar)
+        count = few(runner, len(self.tokens))
         if not count:
             return None
         found = Decoder([runner], rope).read(self.tokens[:count])

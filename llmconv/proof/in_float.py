@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from llmconv.bundle.check import Check, at_most
-from llmconv.decoding.decoder import Decoder, gives_all_rows, reach
+from llmconv.decoding.decoder import Decoder, gives_all_rows
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager, PassReport
-from llmconv.passes.verifier import RUNS, relative_error
+from llmconv.passes.verifier import few, relative_error
 from llmconv.prepare.trace import make_verifier, trace_graphs
 from llmconv.weights.held import HeldStore
 
@@ -64,8 +64,7 @@ def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Itera
     if not all(gives_all_rows(r) for r in runners):
         yield Check(2, "graphs against each other", "not run: a graph gives the last row of its logits alone")
         return
-    counts = [min(reach(r, len(verifier.tokens)), RUNS * r.ar) for r in runners]
-    rows = [subject.decoder(r).read(verifier.tokens[:n]) for r, n in zip(runners, counts, strict=True)]
+    rows = [subject.decoder(r).read(verifier.tokens[: few(r, len(verifier.tokens))]) for r in runners]
     count = min(len(r) for r in rows)
     error = max(relative_error(rows[0][:count], r[:count]) for r in rows)
     del weights, runners

@@ -16,7 +16,7 @@ from llmconv.evaluation.agreement import Comparison, PairedRunner
 from llmconv.evaluation.rounding import RoundingNoise
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.model import Graph, name_of, outputs_of
-from llmconv.passes.verifier import RUNS
+from llmconv.passes.verifier import few
 from llmconv.weights.held import HeldStore
 
 # Two implementations of one quantized graph round a few numbers to the other side, a step each, and each such step
@@ -88,7 +88,7 @@ def _in_torch(subject: Subject, name: str, rounding: RoundingNoise) -> tuple[lis
         _WithIntegers(TorchRunner(graph, weights), graph, model.encodings),
         found,
     )
-    tokens = subject.windows[0][: min(reach(rounded, max(LOWERING_TOKENS, graph.ar)), RUNS * graph.ar)]
+    tokens = subject.windows[0][: few(rounded, max(LOWERING_TOKENS, graph.ar))]
     return tokens, subject.decoder(pair).read(tokens), found
 
 

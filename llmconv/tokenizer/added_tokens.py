@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ def added_tokens(folder: Path) -> dict[int, AddedToken]:
         CheckpointError: a file is damaged.
     """
     found: dict[int, AddedToken] = {}
-    roles = set(named_tokens(folder).values())
+    named = set(named_tokens(folder).values())
     for content, i in read_table(folder / ADDED).items():
         if type(i) is not int or i < 0:
             raise CheckpointError(f"{folder / ADDED}: the id of {content!r} must be a whole number, not {i!r}")
-        special = content in roles or _looks_special(content)
+        special = content in named or _looks_special(content)
         found[i] = AddedToken(content, special=special, normalized=not special)
     for i, token in (read_table(folder / CONFIG).get("added_tokens_decoder") or {}).items():
         try:
@@ -43,13 +44,13 @@ def _looks_special(content: str) -> bool:
 
 def named_tokens(folder: Path) -> dict[str, str]:
     """Strings of tokens by their role, such as `bos_token`, in special_tokens_map.json and tokenizer_config.json."""
-    found = {}
-    for file in (SPECIAL, CONFIG):
-        for name, value in read_table(folder / file).items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if name.endswith("_token") and isinstance(text, str):
-                found[name] = text
-    return found
+    return {**roles(read_table(folder / SPECIAL)), **roles(read_table(folder / CONFIG))}
+
+
+def roles(table: Mapping[str, Any]) -> dict[str, str]:
+    """Strings of tokens by their role, in one file's keys."""
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in table.items()}
+    return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
 
 
 def adds_bos(folder: Path, default: bool) -> bool:

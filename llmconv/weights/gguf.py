@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ class GGUFStore:
         return self._hashes.get(name)
 
 
+@cache
 def _known(kind: Any) -> bool:
     """Whether `gguf` can dequantize a type, tried on one block."""
     import gguf  # noqa: PLC0415  0.2 s that those without such a file should not pay

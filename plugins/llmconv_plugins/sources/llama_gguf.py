@@ -128,6 +128,10 @@ class GGUFLlama(HuggingFaceLlama):
 
     def files(self) -> Mapping[str, bytes]:
         """The Hugging Face folder's small files."""
+        return self._files_made
+
+    @cached_property
+    def _files_made(self) -> Mapping[str, bytes]:
         made = {name: json.dumps(table, indent=1).encode() for name, table in self._tables.items()}
         return {**made, TOKENIZER: self.tokenizer().to_json().encode()}
 
