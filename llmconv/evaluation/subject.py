@@ -140,13 +140,13 @@ class Subject:
 
     @cached_property
     def windows(self) -> list[list[int]]:
-        """Held-out windows of the shortest context, each with BOS; ids spread over the vocabulary without a text."""
+        """Held-out windows, each begun as the tokenizer begins texts; without a text, ids spread over the vocabulary."""
         if windows := held_out(self.described):
             return windows
-        context, config = min(g.context for g in self.bundle.graphs.values()), self.described.config
-        ids = spread_ids(config.vocabulary, range(8 * (context - 1)))
         begin = self.described.tokenizer.begin
-        return [[*begin, *ids[i : i + context - len(begin)]] for i in range(0, len(ids), context - 1)]
+        room = min(g.context for g in self.bundle.graphs.values()) - len(begin)
+        ids = spread_ids(self.described.config.vocabulary, range(8 * room))
+        return [[*begin, *ids[i : i + room]] for i in range(0, len(ids), room)]
 
     @cached_property
     def elements(self) -> int:
