@@ -140,7 +140,7 @@ class Subject:
 
     @cached_property
     def windows(self) -> list[list[int]]:
-        """Held-out windows, each begun as the tokenizer begins texts; without a text, ids spread over the vocabulary."""
+        """Held-out windows, each begun as the tokenizer begins texts; without a text, ids from all the vocabulary."""
         if windows := held_out(self.described):
             return windows
         begin = self.described.tokenizer.begin
