@@ -35,7 +35,7 @@ def recipe_of(checkpoint: Path, ar: int) -> str:
     tiny = (HERE.parent / "recipes/tiny_llama.toml").read_text()
     texts = tiny.replace('"tiny_llama/', f'"{HERE.parent}/recipes/tiny_llama/')
     made = texts.replace('checkpoint = "tiny_llama"', f'checkpoint = "{checkpoint}"').replace("parts = 2", "parts = 1")
-    made = made.replace("clip = true", "weight_bits = 8 #").replace("samples = 32", "samples = 1")
+    made = made.replace('quantizer = "gptq"', "weight_bits = 8").replace("samples = 32", "samples = 1")
     made = made.replace("context = 128", f"context = {CONTEXT}").replace("ar = 32", f"ar = {ar}")
     return made.replace('name = "qnn"', 'name = "qnn"\ntwins = "never"').replace("passes = true", "passes = false")
 

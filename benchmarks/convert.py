@@ -56,7 +56,6 @@ parts = {parts}
 
 [[passes]]
 name = "w4a16"
-clip = false
 
 [calibration]
 text = "{text}"

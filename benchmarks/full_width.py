@@ -32,7 +32,7 @@ TOKENS = [1, 17, 250, 999, 42, 5, 760, 1203]
 def convert(work: Path, geometry: Geometry, args: argparse.Namespace) -> Bundle:
     """The bundle, with binaries for the simulator."""
     write_checkpoint(work / "checkpoint", geometry, context=args.context, shard_bytes=5 * 10**9, seed=0)
-    options = {"split_model": {"layers": [1, geometry.layers - 1]}, "w4a16": {"clip": False}}
+    options = {"split_model": {"layers": [1, geometry.layers - 1]}}
     recipe = {
         "model": {"source": "llama", "checkpoint": str(work / "checkpoint")},
         "target": {"name": "Snapdragon 8 Gen 2"},

@@ -156,7 +156,7 @@ def run_passes(table: Table, model: Model, parts: int) -> None:
         manager.passes = passes[: i + 1]
         if isinstance(p, W4A16):
             model.graphs[CALIBRATION] = Graph(CALIBRATION, 0, 0, [])  # calibration itself is not measured here
-        collect_nothing = patch.object(w4a16, "calibrate", lambda *_: UnitRanges())
+        collect_nothing = patch.object(w4a16, "calibrate", lambda *_: (UnitRanges(), {}))
         with collect_nothing, table.step(p.name, lambda: node_counts(model)):
             manager.run(model, PassContext([[1]]), done=i)
     del model.graphs[CALIBRATION]

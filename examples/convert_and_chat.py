@@ -19,7 +19,7 @@ def recipe(output: Path) -> llmconv.Recipe:
         {"name": "kv_cache_io"},
         {"name": "decompose"},
         {"name": "linear_to_conv"},
-        {"name": "w4a16", "bits": {"layers.0.*": 8}},
+        {"name": "w4a16", "weights": {"layers.0.*": {"bits": 8}}},
     ]
     return llmconv.Recipe.from_dict(
         {

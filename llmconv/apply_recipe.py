@@ -145,7 +145,7 @@ def _convert(
     _copy_inputs(checked, model, folder)
     manifest = {
         **_manifest(checked, model, chipset, result, {**context.hashed(), **context.hashes}),
-        "plugins": plugins_of(checked.recipe, model, registry),
+        "plugins": plugins_of(checked, model, registry),
     }
     card.write(folder, manifest, licence_of(checked.source.checkpoint), result.phone)
     write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
@@ -194,15 +194,17 @@ def _inputs(checked: Checked) -> dict[str, Any]:
         "source": [recipe["model"]["source"], recipe["model"]["options"]],
         "graphs": recipe["graphs"],
         "passes": recipe["passes"],
-        "code": code_identity(checked.source, *checked.passes),
+        "code": code_identity(checked.source, *checked.passes, *checked.used),
         "torch": version("torch"),
     }
 
 
-def plugins_of(recipe: Recipe, model: Model, registry: Registry) -> dict[str, str]:
+def plugins_of(checked: Checked, model: Model, registry: Registry) -> dict[str, str]:
     """The distributions whose plugins made a bundle, with their versions."""
+    recipe = checked.recipe
     found = {registry.find("source", recipe.model.source or "").distribution}
     found |= {registry.find("pass", entry.name).distribution for entry in recipe.passes}
+    found |= {registry.find(kind, name).distribution for p in checked.passes for kind, name, _ in p.uses()}
     found |= {registry.find("backend", recipe.backend.name).distribution}
     parts = (part for graph in model.graphs.values() for part in graph.parts)
     ops = {node.target for part in parts for node in part.graph.nodes if node.op == "call_function"}

@@ -45,7 +45,7 @@ def test_the_proof_runs_again(made: Bundle, tiny_recipe: Path, monkeypatch: pyte
     assert when(made) == before
 
 
-@pytest.mark.parametrize("change", ["passes.w4a16.clip=false", "graphs.prompt.ar=16", "chat.template={{ messages }}"])
+@pytest.mark.parametrize("change", ["passes.w4a16.kv_bits=16", "graphs.prompt.ar=16", "chat.template={{ messages }}"])
 def test_another_command_does_not_take_the_bundle_for_its_own(made: Bundle, tiny_recipe: Path, change: str) -> None:
     before = when(made)
     with pytest.raises(BundleError, match="not empty"):

@@ -91,9 +91,8 @@ NOTHING = hook_module(register_passes=lambda: [Nothing])
 
 def test_built_ins_come_through_the_group() -> None:
     found = {e.name: e.value for e in entry_points(group="llmconv") if e.value.startswith("llmconv_plugins.")}
-    modules = {
-        kind: kind for kind in ("passes", "sources", "lowerings", "backends", "runtimes", "exporters", "chipsets")
-    }
+    of_plugins = ("passes", "sources", "quantizers", "backends", "runtimes", "exporters", "evaluators")
+    modules = {kind: kind for kind in (*of_plugins, "lowerings", "chipsets")}
     modules["qnn_ai_hub"] = "ai_hub"  # by itself, so that it is found without importing torch
     assert found == {name: f"llmconv_plugins.{module}" for name, module in modules.items()}
     registry = Registry.load()
@@ -102,6 +101,8 @@ def test_built_ins_come_through_the_group() -> None:
         registry.of_kind("pass")
     )
     assert "llama" in registry.of_kind("source")
+    assert {"nearest", "clipped", "gptq"} <= set(registry.of_kind("quantizer"))
+    assert {"perplexity", "agreement"} <= set(registry.of_kind("evaluator"))
     assert {"onnx", "qnn", "qnn_ai_hub"} <= set(registry.of_kind("backend"))
     assert registry.find("pass", "w4a16").distribution.startswith("llmconv ")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmconv.encodings.grid import Block, Encoded, Grid, PerRow
+from llmconv.encodings.grid import Block, Encoded, Grid, PerBlock, PerRow, block_scales
 from llmconv.encodings.noise import Noise
 from llmconv.errors import LoweringError
 
@@ -34,6 +34,7 @@ class Placed:
         scale: (rows,) or (1,) float32; empty for floats.
         zero_point: of the integers.
         shape: of the weight as the checkpoint has it.
+        multipliers: (rows, blocks) uint8, of the row's scale, of a weight in blocks.
     """
 
     bits: int
@@ -42,6 +43,7 @@ class Placed:
     scale: NDArray[np.float32]
     zero_point: int
     shape: tuple[int, ...]
+    multipliers: NDArray[np.uint8] | None = None
 
     @property
     def rows(self) -> int:
@@ -51,7 +53,24 @@ class Placed:
     @property
     def grid(self) -> Grid:
         """The grid of the integers."""
-        return Grid(self.bits, PerRow()) if self.bits < 16 else Grid(self.bits, symmetric=False)
+        if self.bits == 16:
+            return Grid(self.bits, symmetric=False)
+        return Grid(self.bits, PerBlock(self.block) if self.block else PerRow())
+
+    @property
+    def block(self) -> int:
+        """Columns of a block; 0 where a row has one scale."""
+        return 0 if self.multipliers is None else prod(self.shape[1:]) // self.multipliers.shape[1]
+
+    @property
+    def block_scales(self) -> int:
+        """Where the scales of blocks begin, (rows, blocks) float32, bytes."""
+        return self.offset + self.row_bytes * self.rows + self.scale.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Of the integers and all that scales them."""
+        return self.row_bytes * self.rows + self.scale.nbytes + (self.multipliers.size if self.block else 0)  # type: ignore[union-attr]
 
 
 def pack_int4(values: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -74,7 +93,11 @@ def read_placed(file: BinaryIO, item: Mapping[str, Any]) -> Placed:
     shape = tuple(item["shape"])
     file.seek(item["offset"] + item["row_bytes"] * (shape[0] if shape else 1))
     scale = np.frombuffer(file.read(4 * item["scale"]), np.float32)
-    return Placed(item["bits"], item["offset"], item["row_bytes"], scale, item["zero_point"], shape)
+    multipliers = None
+    if blocks := item["blocks"]:
+        scales = np.frombuffer(file.read(4 * item["scale"] * blocks), np.float32).reshape(-1, blocks)
+        multipliers = np.rint(scales / scale[:, None]).astype(np.uint8)
+    return Placed(item["bits"], item["offset"], item["row_bytes"], scale, item["zero_point"], shape, multipliers)
 
 
 def read_rows(file: BinaryIO, placed: Placed, rows: slice | None = None) -> torch.Tensor:
@@ -87,7 +110,8 @@ def read_rows(file: BinaryIO, placed: Placed, rows: slice | None = None) -> torc
     if placed.bits == 32:
         return stored
     scale = placed.scale[start:stop] if placed.bits < 16 else placed.scale
-    return Encoded(stored, torch.from_numpy(scale.copy()), placed.zero_point, placed.grid).dequantize()
+    blocks = None if placed.multipliers is None else torch.from_numpy(placed.multipliers[start:stop].copy())
+    return Encoded(stored, torch.from_numpy(scale.copy()), placed.zero_point, placed.grid, blocks).dequantize()
 
 
 class WeightFile:
@@ -118,7 +142,7 @@ class WeightFile:
 
     def index(self) -> dict[str, dict[str, Any]]:
         """What lies where, as JSON; scales stay in the file, behind the integers."""
-        return {name: {**asdict(placed), "scale": len(placed.scale)} for name, placed in self.placed.items()}
+        return {name: _entry(placed) for name, placed in self.placed.items()}
 
     def restore(self, index: dict[str, dict[str, Any]]) -> None:
         """Go on with a file that was written before; `index` is of then."""
@@ -136,6 +160,7 @@ class WeightFile:
         """
         bits, zero_point, noise = 32, 0, Noise()
         scales: list[NDArray[np.float32]] = []
+        multiplied: list[NDArray[np.uint8]] = []
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         for i, (exact, encoded) in enumerate(blocks):
             if i == 0:
@@ -148,6 +173,8 @@ class WeightFile:
                 continue
             zero_point = encoded.zero_point
             scales.append(encoded.scale.numpy())
+            if encoded.multipliers is not None:
+                multiplied.append(encoded.multipliers.numpy())
             if i % COMPARED == 0:
                 noise.add(exact.numpy(), encoded.dequantize().numpy())
             self._append(_bytes(encoded.ints, bits))
@@ -155,13 +182,22 @@ class WeightFile:
             scales = scales[:1]  # per tensor: every block has the same
         every = np.concatenate([np.empty(0, np.float32), *scales])
         self._append(every.data)  # behind the integers, for readers other than ONNX
+        multipliers = np.concatenate(multiplied) if multiplied else None
+        if multipliers is not None:  # as ONNX has them
+            self._append(block_scales(torch.from_numpy(every), torch.from_numpy(multipliers)).numpy().data)
         if bits < 32:
             self.rounding[name] = noise
-        self.placed[name] = Placed(bits, offset, prod(shape[1:]) * bits // 8, every, zero_point, shape)
+        row_bytes = prod(shape[1:]) * bits // 8
+        self.placed[name] = Placed(bits, offset, row_bytes, every, zero_point, shape, multipliers)
 
     def _append(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
+
+
+def _entry(placed: Placed) -> dict[str, Any]:
+    numbers = {"scale": len(placed.scale), "blocks": 0 if placed.multipliers is None else placed.multipliers.shape[1]}
+    return {f.name: getattr(placed, f.name) for f in fields(placed) if f.name not in ("scale", "multipliers")} | numbers
 
 
 def _bytes(ints: torch.Tensor, bits: int) -> memoryview:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from llmconv.bundle.part_file import WeightFile
-from llmconv.encodings.grid import Block
+from llmconv.encodings.grid import Block, Encoded
 from llmconv.encodings.noise import Noise
 from llmconv.weights.read_ahead import ReadAhead
 from llmconv.weights.store import WeightStore
 
 _WAITING = 2  # weights that wait to be quantized
 
-Encode = Callable[[str, torch.Tensor], Iterable[Block]]  # a weight by name, whole, to what its part file takes
+Encode = Callable[[str, torch.Tensor, Encoded | None], Iterable[Block]]  # as of `llmconv.passes.context`
 
 
 class PartFiles:
@@ -52,16 +52,16 @@ class PartFiles:
         return self._files[part]
 
     @contextmanager
-    def while_reading(self, part: int, parts: int, encode: Encode, order: Sequence[str]) -> Iterator[WeightStore]:
-        """A store whose weights are quantized and written, in a thread, as they are read whole.
+    def while_reading(self, part: int, parts: int, encode: Encode, order: Sequence[str]) -> Iterator[WritingStore]:
+        """A store whose weights are encoded and written in a thread.
 
         Args:
-            encode: quantizes a weight.
+            encode: a weight by name, whole, and on its grid if a quantizer has put it there: what the file takes.
             order: names in the order of reading.
         """
         file = self.open(part, parts)
         with ReadAhead(self.weights, order) as ahead, ThreadPoolExecutor(1, "quantize") as thread:
-            store = _Tee(ahead, file, encode, thread, deque())
+            store = WritingStore(ahead, file, encode, thread, deque())
             yield store
             store.finish()
 
@@ -81,15 +81,16 @@ class PartFiles:
         self._files[part] = self._stack.enter_context(file)
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """Of each weight: its part, its bits, its bytes with scales, and the SQNR of its rounding in dB.
+        """Of each weight: its part, its bits, the columns of its blocks, its bytes with scales, and its SQNR.
 
-        The SQNR is None for floats, and where rounding changed nothing.
+        The SQNR is that of its rounding, dB; None for floats, and where rounding changed nothing.
         """
         return {
             name: {
                 "part": part,
                 "bits": placed.bits,
-                "bytes": placed.row_bytes * placed.rows + 4 * len(placed.scale),
+                "block": placed.block,
+                "bytes": placed.nbytes,
                 "sqnr": file.rounding.get(name, Noise()).decibels,
             }
             for part, file in self._files.items()
@@ -101,7 +102,9 @@ class PartFiles:
 
 
 @dataclass(frozen=True)
-class _Tee:
+class WritingStore:
+    """A store's weights, and a part's file that takes them."""
+
     store: WeightStore
     file: WeightFile
     encode: Encode
@@ -109,23 +112,28 @@ class _Tee:
     waiting: deque[Future[None]]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
         return self.store.shape(name)
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        weight = self.store.read(name, rows)
-        if rows is None:
-            while len(self.waiting) >= _WAITING:
-                self.waiting.popleft().result()
-            self.waiting.append(self.thread.submit(self._write, name, weight))
-        return weight
-
-    def _write(self, name: str, weight: torch.Tensor) -> None:
-        if name not in self.file.placed:
-            self.file.write(name, tuple(weight.shape), self.encode(name, weight))
+        """A weight, or a range of its rows, as float32."""
+        return self.store.read(name, rows)
 
     def sha256(self, name: str) -> str | None:
+        """As the store has it."""
         return self.store.sha256(name)
 
+    def write(self, name: str, weight: torch.Tensor, encoded: Encoded | None = None) -> None:
+        """Have the thread write a weight, unless it is written; waits while others wait."""
+        while len(self.waiting) >= _WAITING:
+            self.waiting.popleft().result()
+        self.waiting.append(self.thread.submit(self._write, name, weight, encoded))
+
+    def _write(self, name: str, weight: torch.Tensor, encoded: Encoded | None) -> None:
+        if name not in self.file.placed:
+            self.file.write(name, tuple(weight.shape), self.encode(name, weight, encoded))
+
     def finish(self) -> None:
+        """Wait until all is written."""
         while self.waiting:
             self.waiting.popleft().result()

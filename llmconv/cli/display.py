@@ -14,6 +14,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from llmconv.bundle.bundle import Bundle
 
+Step = Callable[[str, str], None]
+
 _out, _err = Console(), Console(stderr=True, highlight=False)
 _VERDICT = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: ""}
 
@@ -39,7 +41,7 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress(first: str) -> Iterator[Callable[[str, str], None]]:
+def progress(first: str) -> Iterator[Step]:
     """A line that says what is being done, and behind it one line for each thing done with its seconds."""
     began, doing = time.monotonic(), first
 
@@ -55,6 +57,22 @@ def progress(first: str) -> Iterator[Callable[[str, str], None]]:
     with _err.status(escape(first)) as status:
         yield step
     finish()
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that is counted: its name, how much is done and of how much."""
+    from rich.progress import Progress
+
+    with Progress(console=_err) as shown:
+        known: dict[str, Any] = {}
+
+        def count(name: str, done: int, of: int) -> None:
+            if name not in known:
+                known[name] = shown.add_task(escape(name), total=of)
+            shown.update(known[name], completed=done)
+
+        yield count
 
 
 def show_conversion(bundle: Bundle, seconds: float) -> None:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import typer
 
-from llmconv.cli import bundles, catalog, inspect, recipes, talk
+from llmconv.cli import bundles, catalog, eval_command, inspect, recipes, sensitivity_command, talk
 from llmconv.cli import plan_command as planning
 from llmconv.cli.extensions import ExtensibleGroup
 from llmconv.errors import LlmconvError
@@ -29,6 +29,8 @@ app = typer.Typer(
 app.command()(planning.plan)
 app.command()(bundles.apply)
 app.command()(bundles.verify)
+app.command("eval")(eval_command.evaluate)
+app.command()(sensitivity_command.sensitivity)
 app.command()(talk.generate)
 app.command()(talk.chat)
 app.command()(inspect.inspect)

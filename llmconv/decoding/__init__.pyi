@@ -2,6 +2,10 @@ from .decoder import MASKED as MASKED
 from .decoder import Arrays as Arrays
 from .decoder import Decoder as Decoder
 from .decoder import Runner as Runner
+from .decoder import gives_all_rows as gives_all_rows
 from .decoder import reach as reach
+from .dialog import DecoderDialog as DecoderDialog
 from .dialog import Dialog as Dialog
+from .generate import Sampler as Sampler
+from .generate import stream_text as stream_text
 from .torch_runner import TorchRunner as TorchRunner

@@ -1,7 +1,9 @@
+from .grid import MULTIPLIERS as MULTIPLIERS
 from .grid import Block as Block
 from .grid import Encoded as Encoded
 from .grid import Granularity as Granularity
 from .grid import Grid as Grid
+from .grid import PerBlock as PerBlock
 from .grid import PerRow as PerRow
 from .grid import PerTensor as PerTensor
 from .noise import Noise as Noise

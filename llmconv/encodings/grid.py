@@ -19,7 +19,15 @@ class PerRow:
     """A scale for each row."""
 
 
-Granularity = PerTensor | PerRow
+@dataclass(frozen=True)
+class PerBlock:
+    """A scale for each row, times an integer from 1 to 16 for each block of so many columns (QNN's LPBQ)."""
+
+    columns: int
+
+
+Granularity = PerTensor | PerRow | PerBlock
+MULTIPLIERS = 16  # of a row's scale that a block may have
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,18 @@ class Grid:
         """The largest integer."""
         return self.low + (1 << self.bits) - 1
 
-    def encode(self, x: torch.Tensor, scale: torch.Tensor, zero_point: int = 0) -> Encoded:
+    def encode(
+        self, x: torch.Tensor, scale: torch.Tensor, zero_point: int = 0, multipliers: torch.Tensor | None = None
+    ) -> Encoded:
         """The nearest integers at given scales: int8, or int32 above 8 bits.
 
         Args:
             scale: (rows,) or (1,) float32.
+            multipliers: (rows, blocks) of a grid in blocks.
         """
-        ints = to_integers(x, _along(scale, x), zero_point, self.low, self.top)
-        return Encoded(ints.char() if self.symmetric and self.bits <= 8 else ints.int(), scale, zero_point, self)
+        ints = to_integers(x, _along(scale, x, multipliers), zero_point, self.low, self.top)
+        kept = ints.char() if self.symmetric and self.bits <= 8 else ints.int()
+        return Encoded(kept, scale, zero_point, self, multipliers)
 
 
 @dataclass(frozen=True)
@@ -61,16 +73,24 @@ class Encoded:
 
     Attributes:
         scale: (rows,) or (1,) float32.
+        multipliers: (rows, blocks) uint8, of the row's scale, of a grid in blocks.
     """
 
     ints: torch.Tensor
     scale: torch.Tensor
     zero_point: int
     grid: Grid
+    multipliers: torch.Tensor | None = None
 
     def dequantize(self) -> torch.Tensor:
         """The numbers as float32."""
-        return to_floats(self.ints, _along(self.scale, self.ints), self.zero_point)
+        return to_floats(self.ints, _along(self.scale, self.ints, self.multipliers), self.zero_point)
+
+    def rows(self, start: int, stop: int) -> Encoded:
+        """Some of the rows."""
+        blocks = None if self.multipliers is None else self.multipliers[start:stop]
+        scale = self.scale if isinstance(self.grid.granularity, PerTensor) else self.scale[start:stop]
+        return Encoded(self.ints[start:stop], scale, self.zero_point, self.grid, blocks)
 
 
 class Block(NamedTuple):
@@ -80,8 +100,17 @@ class Block(NamedTuple):
     encoded: Encoded | None
 
 
-def _along(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return scale.reshape(-1, *[1] * (x.ndim - 1))
+def block_scales(scale: torch.Tensor, multipliers: torch.Tensor) -> torch.Tensor:
+    """The scale of each block, (rows, blocks) float32, as every reader computes it."""
+    return scale[:, None] * multipliers.float()
+
+
+def _along(scale: torch.Tensor, x: torch.Tensor, multipliers: torch.Tensor | None) -> torch.Tensor:
+    """The scale of every number, in a shape that goes with theirs."""
+    if multipliers is None:
+        return scale.reshape(-1, *[1] * (x.ndim - 1))
+    columns = x[0].numel() // multipliers.shape[1]
+    return block_scales(scale, multipliers).repeat_interleave(columns, dim=1).reshape(x.shape)
 
 
 def to_integers(x: torch.Tensor, scale: torch.Tensor | float, zero_point: int, low: int, top: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmconv.encodings.grid import Grid, PerRow, to_floats, to_integers
+from llmconv.encodings.grid import Encoded, Grid, PerBlock, PerRow, to_floats, to_integers
 
 if TYPE_CHECKING:  # as in grid.py
     import torch
@@ -74,16 +74,16 @@ def _float32(x: float) -> float:
 
 @dataclass(frozen=True)
 class WeightEncoding:
-    """How a weight is quantized when it is read (`llmconv.quantization`); its scales come out of the same read.
+    """The grid of a weight; its scales are the weight's own, and a quantizer's (`llmconv.quantization`) to choose.
 
     Attributes:
         bits: 4 or 8: symmetric signed, one scale per row. 16: unsigned affine, per tensor.
-        clip: whether the row scale minimizes the squared error over clipping ratios (else absolute maximum).
+        block: columns of a block with a multiplier of the row's scale; 0 where rows are not cut.
         encoding: for 16 bits, an encoding fixed beforehand (an embedding table shares its Gather's).
     """
 
     bits: int
-    clip: bool = False
+    block: int = 0
     encoding: Encoding | None = None
 
     @property
@@ -94,12 +94,19 @@ class WeightEncoding:
     @property
     def grid(self) -> Grid:
         """The grid of its integers."""
-        return Grid(self.bits, PerRow()) if self.per_row else Grid(self.bits, symmetric=False)
+        if not self.per_row:
+            return Grid(self.bits, symmetric=False)
+        return Grid(self.bits, PerBlock(self.block) if self.block else PerRow())
 
 
 @dataclass
 class Encodings:
-    """The encodings of a model's values and weights, by structural name; every graph shares them."""
+    """The encodings of a model's values and weights, by structural name; every graph shares them.
+
+    Attributes:
+        quantized: weights that a quantizer has put on their grids while nothing took them to a file.
+    """
 
     values: dict[str, Encoding] = field(default_factory=dict)
     weights: dict[str, WeightEncoding] = field(default_factory=dict)
+    quantized: dict[str, Encoded] = field(default_factory=dict)

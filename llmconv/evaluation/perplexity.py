@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmconv.decoding.decoder import Decoder
 
+Floats = NDArray[np.float64]
+Logits = NDArray[np.float32]
+
+
+def log_probabilities(logits: Logits) -> Floats:
+    """Of each token at each position, (positions, vocabulary)."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def surprises(logits: Logits, window: Sequence[int]) -> Floats:
+    """The negative log likelihood of each token after a window's first, nats.
+
+    Args:
+        logits: (tokens, vocabulary), a row for each token of the window.
+    """
+    return -log_probabilities(logits[:-1])[np.arange(len(window) - 1), list(window[1:])]
+
 
 def perplexity(decoder: Decoder, windows: Sequence[Sequence[int]]) -> float:
-    """exp of the mean negative log likelihood of each token after its window's first, which is BOS."""
-    total, count = 0.0, 0
+    """exp of the mean negative log likelihood of each token after its window's first."""
+    found = []
     for window in windows:
         decoder.reset()
-        logits = decoder.read(list(window)).astype(np.float64)[:-1]
-        logits -= logits.max(axis=1, keepdims=True)
-        targets = logits[np.arange(len(logits)), window[1:]]
-        total += float((np.log(np.exp(logits).sum(axis=1)) - targets).sum())
-        count += len(logits)
-    return float(np.exp(total / count))
+        found.append(surprises(decoder.read(list(window)), window))
+    return float(np.exp(np.concatenate(found).mean()))

@@ -15,7 +15,7 @@ from llmconv.backends.backend import Backend
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.weights import BundleStore
 from llmconv.decoding.decoder import Decoder, Runner
-from llmconv.errors import CheckpointError, RecipeError
+from llmconv.errors import CheckpointError, PluginError, RecipeError
 from llmconv.evaluation.agreement import Comparison
 from llmconv.graph.model import Model
 from llmconv.plugins.registry import Registry
@@ -158,15 +158,21 @@ class Subject:
         """The recipe's graphs after all passes, over the bundle's encodings and its weights on their grids."""
         return remake(self.bundle, self.registry)
 
-    def decoder(self, runner: Runner) -> Decoder:
-        """A decoder over one graph alone."""
-        return Decoder([runner], rope_table(self.bundle))
+    def decoder(self, *runners: Runner) -> Decoder:
+        """A decoder over some of the graphs."""
+        return Decoder(runners, rope_table(self.bundle))
 
     def open(self, runtime: str, graph: str) -> AbstractContextManager[list[Runner]]:
         """One graph of the bundle on a runtime."""
         return self.runtime(runtime).open(self.bundle, [graph])
 
     def runtime(self, name: str) -> GraphRuntime:
-        """A runtime by name."""
-        made: GraphRuntime = self.registry.create("runtime", name, {})
+        """A runtime by name.
+
+        Raises:
+            PluginError: no runtime has that name, or it gives no logits.
+        """
+        made = self.registry.create("runtime", name, {})
+        if not isinstance(made, GraphRuntime):
+            raise PluginError(f"runtime '{name}' writes text and gives no logits; it cannot be measured")
         return made

@@ -70,4 +70,6 @@ def _(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
+requantize.register_autograd(lambda _context, gradient: gradient)
+
 MARK, REQUANTIZE = torch.ops.llmconv.mark.default, torch.ops.llmconv.requantize.default

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -204,13 +205,15 @@ class Lowering:
         if placed.bits == 32:
             return stored
         out = gs.Variable(f"{name}.dq", np.float32, list(view.shape))
-        attributes = {}
-        if placed.bits < 16:
+        attributes: dict[str, int] = {}
+        if placed.block:
+            attributes = {"axis": 1, "block_size": placed.block}
+            scale = gs.Constant(f"{name}.scale", LazyValues(_external_scales(placed, view, self.weights.path)))
+            zero_point = _zeros(f"{name}.zero_point", placed.bits, scale.shape)
+        elif placed.bits < 16:
+            attributes = {"axis": 0}
             scale = gs.Constant(f"{name}.scale", placed.scale[view.start : view.stop])
-            zeros = TensorProto(data_type=_ONNX_TYPES[placed.bits], dims=[view.stop - view.start])
-            zeros.raw_data = b"\0" * -(-(view.stop - view.start) * placed.bits // 8)
-            zero_point = gs.Constant(f"{name}.zero_point", LazyValues(zeros))  # without it int4 is stored as 8 bit
-            attributes["axis"] = 0
+            zero_point = _zeros(f"{name}.zero_point", placed.bits, scale.shape)
         else:
             scale = gs.Constant(f"{name}.scale", placed.scale.reshape(()))
             zero_point = gs.Constant(f"{name}.zero_point", np.array(placed.zero_point, dtype=np.uint16))
@@ -266,10 +269,30 @@ class Lowering:
         return self._constants[name]
 
 
+def _zeros(name: str, bits: int, shape: Sequence[int]) -> gs.Constant:
+    """Zero points; without them int4 is stored as 8 bit."""
+    zeros = TensorProto(data_type=_ONNX_TYPES[bits], dims=shape)
+    zeros.raw_data = b"\0" * -(-prod(shape) * bits // 8)
+    return gs.Constant(name, LazyValues(zeros))
+
+
 def _external(placed: Placed, view: WeightView, file: Path) -> TensorProto:
-    tensor = TensorProto(data_type=_ONNX_TYPES[placed.bits], dims=view.shape, data_location=TensorProto.EXTERNAL)
-    length = placed.row_bytes * (view.stop - view.start)
-    fields = {"location": file.name, "offset": placed.offset + placed.row_bytes * view.start, "length": length}
+    """Some rows of a weight's integers, where they lie."""
+    return _lying(_ONNX_TYPES[placed.bits], view.shape, file, placed.offset, placed.row_bytes, view)
+
+
+def _external_scales(placed: Placed, view: WeightView, file: Path) -> TensorProto:
+    """The same rows' block scales."""
+    assert placed.multipliers is not None
+    blocks = placed.multipliers.shape[1]
+    shape = (view.shape[0], blocks, *view.shape[2:])
+    return _lying(TensorProto.FLOAT, shape, file, placed.block_scales, 4 * blocks, view)
+
+
+def _lying(kind: int, shape: Sequence[int], file: Path, offset: int, row_bytes: int, view: WeightView) -> TensorProto:
+    tensor = TensorProto(data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
+    length = row_bytes * (view.stop - view.start)
+    fields = {"location": file.name, "offset": offset + row_bytes * view.start, "length": length}
     for key, value in fields.items():
         tensor.external_data.add(key=key, value=str(value))
     return tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,11 @@ from llmconv.bundle.part_file import Placed, WeightFile
 from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.specs import ONNX_FOLDER
 from llmconv.bundle.weights import ENCODINGS
-from llmconv.encodings.value import Encodings, WeightEncoding
+from llmconv.encodings.value import Encodings
 from llmconv.files import write_json
 from llmconv.graph.model import Model, name_of
 from llmconv.lowering.lower import Lowering, LoweringTable
-from llmconv.quantization.quantizer import place
+from llmconv.quantization.nearest import place
 from llmconv.weights.store import WeightStore
 from llmconv.work.local import in_processes
 
@@ -29,7 +29,7 @@ class PlacedWeights:
 
     file: WeightFile
     weights: WeightStore
-    encodings: Mapping[str, WeightEncoding]
+    encodings: Encodings
 
     @property
     def path(self) -> Path:
@@ -65,7 +65,7 @@ def write_onnx(
     encodings = model.encodings or Encodings()
     index: dict[str, Any] = {}
     with files or PartFiles(folder, model.weights) as part_files:
-        opened = [PlacedWeights(part_files.open(i, count), model.weights, encodings.weights) for i in range(count)]
+        opened = [PlacedWeights(part_files.open(i, count), model.weights, encodings) for i in range(count)]
         for i, weights in enumerate(opened):
             for node in (n for graph in graphs for n in graph.parts[i].graph.find_nodes(op="get_attr")):
                 weights.place(name_of(node))  # here: the processes below only refer to them

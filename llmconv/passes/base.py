@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,10 @@ from llmconv.graph.edit import TraceCache, finish, splice
 from llmconv.graph.model import MADE_BY, Graph, Model, name_of
 from llmconv.passes.context import PassContext
 from llmconv.plugins.frame import plugin_code
+from llmconv.plugins.registry import Kind
 from llmconv.sources.model_config import ModelConfig
+
+Use = tuple[Kind, str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Pass(ABC):
         Raises:
             PassError: says what.
         """
+
+    def uses(self) -> Sequence[Use]:
+        """The plugins that the pass makes by name, `PassContext.create`, with their options."""
+        return ()
 
     def widths(self, model: Model) -> Mapping[str, int]:
         """Bits that the pass will give to values and weights, by structural name, without reading a weight.

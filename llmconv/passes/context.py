@@ -8,11 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+from torch import Tensor
 
-from llmconv.encodings.grid import Block
+from llmconv.encodings.grid import Block, Encoded
+from llmconv.plugins.registry import Kind, Registry
 from llmconv.weights.store import WeightStore
 from llmconv.work.steps import Steps
+
+Encode = Callable[[str, Tensor, Encoded | None], Iterable[Block]]  # a weight by name, whole, to what a file takes
+
+
+class WeightWriter(WeightStore, Protocol):
+    """A store whose weights are written once they are quantized."""
+
+    def write(self, name: str, weight: Tensor, encoded: Encoded | None = None) -> None:
+        """Take a weight that has been read whole.
+
+        Args:
+            encoded: on the grid that a quantizer has found for it; else it is rounded to nearest where it has a grid.
+        """
+        ...
 
 
 class WeightSink(Protocol):
@@ -25,9 +40,9 @@ class WeightSink(Protocol):
     weights: WeightStore
 
     def while_reading(
-        self, part: int, parts: int, encode: Callable[[str, torch.Tensor], Iterable[Block]], order: Sequence[str]
-    ) -> AbstractContextManager[WeightStore]:
-        """A store whose weights are quantized and written to a part's file as they are read."""
+        self, part: int, parts: int, encode: Encode, order: Sequence[str]
+    ) -> AbstractContextManager[WeightWriter]:
+        """A store whose weights are written to a part's file, as `encode` gives them."""
         ...
 
     def written(self, part: int) -> tuple[dict[Path, str], Any]:
@@ -37,6 +52,10 @@ class WeightSink(Protocol):
     def restore(self, part: int, parts: int, written: Any) -> None:
         """Take over the files of a part that an earlier run has written."""
         ...
+
+
+def _create(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
+    return Registry.load().create(kind, name, options)
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,7 @@ class PassContext:
         hashed: gives the sha256 of the checkpoint's bytes of each weight that this run has read whole, by the source's
             name of it.
         hashes: the same of all runs together; passes add to it.
+        create: makes a plugin that a pass names in `uses`, by kind, name and options.
     """
 
     samples: Sequence[Sequence[int]] = ()
@@ -60,3 +80,4 @@ class PassContext:
     widths: Callable[[], Mapping[str, int]] = dict
     hashed: Callable[[], Mapping[str, str]] = dict
     hashes: dict[str, str] = field(default_factory=dict)
+    create: Callable[[Kind, str, Mapping[str, Any]], Any] = _create

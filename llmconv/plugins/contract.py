@@ -5,9 +5,11 @@ from __future__ import annotations
 BASES = {
     "pass": "llmconv.passes.Pass",
     "source": "llmconv.sources.Source",
+    "quantizer": "llmconv.quantization.Quantizer",
     "backend": "llmconv.backends.Backend",
     "runtime": "llmconv.runtimes.Runtime",
     "exporter": "llmconv.backends.Exporter",
+    "evaluator": "llmconv.evaluation.Evaluator",
 }
 
 

@@ -10,8 +10,10 @@ import pluggy
 if TYPE_CHECKING:
     from llmconv.backends.backend import Backend
     from llmconv.backends.exporter import Exporter
+    from llmconv.evaluation.evaluator import Evaluator
     from llmconv.lowering.lower import LoweringTable
     from llmconv.passes.base import Pass
+    from llmconv.quantization.quantizer import Quantizer
     from llmconv.runtimes.runtime import Runtime
     from llmconv.sources.source import Source
     from llmconv.target import Chipset
@@ -28,6 +30,11 @@ def register_passes() -> Iterable[type[Pass]]:  # type: ignore[empty-body]
 @hookspec
 def register_sources() -> Iterable[type[Source]]:  # type: ignore[empty-body]
     """Sources that recipes may name."""
+
+
+@hookspec
+def register_quantizers() -> Iterable[type[Quantizer]]:  # type: ignore[empty-body]
+    """Quantizers that recipes may name."""
 
 
 @hookspec
@@ -48,6 +55,11 @@ def register_runtimes() -> Iterable[type[Runtime]]:  # type: ignore[empty-body]
 @hookspec
 def register_exporters() -> Iterable[type[Exporter]]:  # type: ignore[empty-body]
     """Exporters that can give a bundle another form."""
+
+
+@hookspec
+def register_evaluators() -> Iterable[type[Evaluator]]:  # type: ignore[empty-body]
+    """Evaluators that `llmconv eval` may name."""
 
 
 @hookspec

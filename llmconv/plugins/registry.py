@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from llmconv.lowering.lower import LoweringTable
 
 GROUP = "llmconv"
-Kind = Literal["pass", "source", "backend", "runtime", "exporter"]
+Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS = {
     "pass": "register_passes",
     "source": "register_sources",
+    "quantizer": "register_quantizers",
     "backend": "register_backends",
     "runtime": "register_runtimes",
     "exporter": "register_exporters",
+    "evaluator": "register_evaluators",
 }
 _LOWERINGS, _CHIPSETS = "register_lowerings", "register_chipsets"
 logger = logging.getLogger(__name__)

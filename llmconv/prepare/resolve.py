@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from llmconv.chat.checkpoint_template import checkpoint_template
 from llmconv.chat.template import ChatTemplate
@@ -12,7 +14,7 @@ from llmconv.chat.turn_end import turn_end
 from llmconv.errors import ChatError, CheckpointError, RecipeError
 from llmconv.passes.base import Pass
 from llmconv.passes.manager import PassManager
-from llmconv.plugins.registry import Registry
+from llmconv.plugins.registry import Kind, Registry
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.recipe.located import located
 from llmconv.recipe.recipe import CalibrationSection, Recipe
@@ -23,12 +25,19 @@ from llmconv.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Checked:
-    """A recipe whose names and options have all been found to mean something, and that names its source."""
+    """A recipe whose names and options have all been found to mean something, and that names its source.
+
+    Attributes:
+        create: makes a plugin by kind, name and options.
+        used: the plugins that the passes make by name.
+    """
 
     recipe: Recipe
     source: Source
     config: ModelConfig
     passes: list[Pass]
+    create: Callable[[Kind, str, Mapping[str, Any]], Any]
+    used: list[Any]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -72,6 +81,7 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
         raise RecipeError(f"passes: '{twice[0]}' stands twice; options go by its name, so remove one")
     passes = [registry.create("pass", entry.name, entry.options) for entry in recipe.passes]
     PassManager(passes)
+    used = [registry.create(*use) for p in passes for use in p.uses()]
     config = source.config()
     _check_ends(config, checkpoint)
     for p in passes:
@@ -93,7 +103,7 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
         raise RecipeError(f"verify.text: {recipe.verify.text}: no such file")
     if recipe.chat.template is not None:
         ChatTemplate(recipe.chat.template, "chat.template", {})
-    checked = Checked(recipe, source, config, passes)
+    checked = Checked(recipe, source, config, passes, registry.create, used)
     return replace(checked, config=_with_turn_end(checked))
 
 

@@ -42,7 +42,7 @@ def prepare(
     def hashed() -> dict[str, str]:
         return {name: sha for name in sorted(names) if (sha := weights.sha256(name)) is not None}
 
-    context = PassContext(calibration_samples(checked), sink, steps, hashed=hashed)
+    context = PassContext(calibration_samples(checked), sink, steps, hashed=hashed, create=checked.create)
     manager = PassManager(checked.passes, make_verifier(checked, model) if verify else None, announce)
     reports = manager.run(model, context, stop=manager.structural)
     wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmconv.chat.prompt import Prompt
@@ -13,6 +14,8 @@ from llmconv.prepare.resolve import Checked
 
 BREAK = "\n\f\n"  # between documents in a text file
 WINDOW, HELD_OUT = 256, 4096  # tokens of a window of held-out text at most, and of all of them
+USER, ASSISTANT = "user", "assistant"
+SPEAKERS = ("User: ", "Assistant: ")  # at the beginning of a turn, in a document that is a conversation
 LETTERS = 6  # a token, more than texts in any language that is written in letters have
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ def windows(stream: list[int], begin: tuple[int, ...], tokens: int, text: Path) 
         RecipeError: there are too few for one.
     """
     body = tokens - len(begin)
+    if body < 1:
+        raise RecipeError(f"windows of {tokens} tokens have no room behind what begins a text; ask for longer ones")
     found = [[*begin, *stream[i : i + body]] for i in range(0, len(stream) - body + 1, body)]
     if not found:
         raise RecipeError(f"{text}: holds {len(stream)} tokens, fewer than one window of {tokens}; give a longer text")
@@ -75,7 +80,7 @@ def calibration_samples(checked: Checked) -> list[list[int]]:
 
 
 def _conversations(checked: Checked, documents: list[str], tokens: int) -> list[list[int]]:
-    """The text's paragraphs as questions and answers in the model's own chat template, a window each at most."""
+    """Conversations in the model's own chat template, a window each at most."""
     try:
         template = checked.template
     except ChatError as error:
@@ -96,14 +101,31 @@ def _conversations(checked: Checked, documents: list[str], tokens: int) -> list[
 
 
 def _messages(documents: list[str], length: int) -> Iterator[list[Message]]:
-    """Conversations of so many characters: paragraphs of the documents, which user and assistant say in turn."""
+    """Conversations of so many characters: what is said in the documents, else paragraphs that are said in turn."""
+    said = [message for document in documents for message in _said(document)]
+    paragraphs = (p.strip() for document in documents for p in document.split("\n\n"))
     messages: list[Message] = []
-    for paragraph in (p.strip() for document in documents for p in document.split("\n\n")):
-        if paragraph:
-            messages.append({"role": ("user", "assistant")[len(messages) % 2], "content": paragraph})
-        if sum(len(m["content"]) for m in messages) >= length:
+    for message in said or _in_turn(p for p in paragraphs if p):
+        messages.append(message)
+        if sum(len(m["content"]) for m in messages) >= length and message["role"] == ASSISTANT:
             yield messages
             messages = []
+
+
+def _said(document: str) -> list[Message]:
+    """The turns of a document that begins with `User: `, in which each turn begins with who speaks."""
+    if not document.lstrip().startswith(SPEAKERS[0]):
+        return []
+    turns = re.split(rf"^({'|'.join(SPEAKERS)})", document.strip(), flags=re.MULTILINE)[1:]
+    return [
+        {"role": who.rstrip(": ").lower(), "content": what.strip()}
+        for who, what in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+def _in_turn(paragraphs: Iterable[str]) -> Iterator[Message]:
+    for i, paragraph in enumerate(paragraphs):
+        yield {"role": (USER, ASSISTANT)[i % 2], "content": paragraph}
 
 
 def held_out(checked: Checked) -> list[list[int]]:

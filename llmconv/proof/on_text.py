@@ -15,8 +15,11 @@ from llmconv.weights.held import HeldStore
 from llmconv.work.machine import give_back_memory
 
 ACTIVATION_RATIO = 1.01  # a wrong range costs more
-WEIGHT_RATIO = 1.15  # round to nearest on a small model
-WEIGHTS = "weights: passes.w4a16.weight_bits = 8, or 8 bits for some by passes.w4a16.bits"
+WEIGHT_RATIO = 1.10  # more than 4 bits cost a small model that a quantizer has looked at
+WEIGHTS = (
+    "weights: passes.w4a16.quantizer = 'gptq' with more calibration.samples, passes.w4a16.block = 64, or 8 bits for "
+    "some by passes.w4a16.weights"
+)
 
 
 def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from llmconv.decoding.decoder import Decoder
 from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.encodings.grid import Grid
 from llmconv.errors import PassError
 from llmconv.graph.model import Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of
 from llmconv.graph.ops import MOVEMENT, weight_of
 from llmconv.graph.run import Program
+from llmconv.passes.context import WeightWriter
+from llmconv.plugins.frame import plugin_code
+from llmconv.quantization.linears import LinearInput, linear_inputs
+from llmconv.quantization.moments import Moments
+from llmconv.quantization.quantizer import Quantizer
+from llmconv.quantization.segments import segments
 from llmconv.quantization.stored_values import StoredValues
 from llmconv.weights.store import DictStore, WeightStore
 
@@ -29,63 +37,153 @@ Range = tuple[float, float]
 class Calibration:
     """Samples on their way through the parts of a graph, which all of them pass before the next part begins.
 
-    A part is run in segments, each over the samples in batches; between segments the samples' values lie on disk.
-    So memory holds one segment's weights and one batch's values, however many samples there are.
+    A part is run in pieces, each over the samples in batches; between pieces the samples' values lie on disk. So memory
+    holds one piece's weights and one batch's values, however many samples there are.
+
+    Where weights have quantizers, a piece's are quantized before it runs, on the inputs that the pieces before have
+    left, and it runs with what came of them. The float model goes beside it where a quantizer asks for that.
 
     Args:
         graph: one without past, `ar` = `context` = length of a sample.
         samples: token ids; each starts with BOS, whose massive activations must be in range.
         folder: for the values; an empty one.
+        quantizers: of weights by name.
+        grids: of the same weights.
     """
 
-    def __init__(self, graph: Graph, samples: Sequence[Sequence[int]], folder: Path) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        samples: Sequence[Sequence[int]],
+        folder: Path,
+        quantizers: Mapping[str, Quantizer] = MappingProxyType({}),
+        grids: Mapping[str, Grid] = MappingProxyType({}),
+    ) -> None:
         self._host = TorchRunner(graph, DictStore({}))
         self._decoder = Decoder([self._host], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
-        self._samples, self._stored = samples, StoredValues(folder, len(samples))
+        self._samples, self._quantizers, self._grids = samples, quantizers, grids
+        self._own = StoredValues(folder, len(samples))
+        self._float: StoredValues | None = None
+        if any(q.needs_float for q in quantizers.values()):
+            (folder / "float").mkdir()
+            self._float = StoredValues(folder / "float", len(samples))
         size = max(1, BATCH_TOKENS // graph.ar)
         self._batches = [range(i, min(i + size, len(samples))) for i in range(0, len(samples), size)]
 
-    def run(self, part: fx.GraphModule, pieces: Sequence[fx.GraphModule], weights: WeightStore) -> dict[str, Range]:
+    def pieces(self, part: fx.GraphModule) -> list[fx.GraphModule]:
+        """What a part is run in: to the inputs of each weight whose quantizer looks at them."""
+        needs = [name for name, q in self._quantizers.items() if q.needs_inputs]
+        found = linear_inputs(part)
+        return segments(part, {found[name].value for name in needs if name in found})
+
+    def weights(self, piece: fx.GraphModule) -> list[str]:
+        """The weights of a piece, in the order in which they are read."""
+        names = list(dict.fromkeys(str(n.target) for n in piece.graph.nodes if n.op == "get_attr"))
+        return sorted(names, key=lambda name: name not in self._quantizers)
+
+    def run(self, part: fx.GraphModule, pieces: Sequence[fx.GraphModule], weights: WeightWriter) -> dict[str, Range]:
         """The smallest and largest number of every float value of the next part.
 
         An embedding's are those of its whole table: any row may be looked up.
 
         Args:
-            pieces: the segments of the part.
-            weights: each is read once a segment.
+            pieces: as `pieces` gives them.
+            weights: each is read once a piece, and written.
 
         Raises:
-            PassError: a value is not finite.
+            PassError: a value is not finite, or a quantizer fails.
         """
-        ranges = _Ranges()
-        hidden = _hidden(part)
+        ranges, inputs, hidden = _Ranges(), linear_inputs(part), _hidden(part)
         for i, piece in enumerate(pieces):
-            held = _Held(weights, ranges, _tables(piece))
-            program = Program(piece, held, observer=ranges.observe)
-            for batch in self._batches:
-                held.keep = batch != self._batches[-1]
-                for outputs in program.run([self._inputs(piece, sample) for sample in batch]):
-                    self._stored.add(outputs)
-            later = {name for following in pieces[i + 1 :] for name in inputs_of(following)}
-            self._stored.finish(later | set(hidden.values()))
+            exact, rounded = self._quantized(piece, inputs, weights)
+            later = {name for following in pieces[i + 1 :] for name in inputs_of(following)} | set(hidden.values())
+            held = _Held(weights, ranges, _tables(piece), weights=rounded)
+            self._pass_through(piece, held, self._own, later, ranges)
+            if self._float is not None and (hidden or any(map(self._needs_float, pieces[i + 1 :]))):
+                self._pass_through(piece, DictStore({**held.exact, **exact}), self._float, later)
         for name, value in hidden.items():
-            self._stored.move(value, name)
+            for stored in self._streams:
+                stored.move(value, name)
         return ranges
+
+    def _needs_float(self, piece: fx.GraphModule) -> bool:
+        found = (self._quantizers.get(name) for name in self.weights(piece))
+        return any(quantizer is not None and quantizer.needs_float for quantizer in found)
+
+    @property
+    def _streams(self) -> list[StoredValues]:
+        return [self._own] if self._float is None else [self._own, self._float]
+
+    def _pass_through(
+        self,
+        piece: fx.GraphModule,
+        weights: WeightStore,
+        stored: StoredValues,
+        later: Collection[str],
+        ranges: _Ranges | None = None,
+    ) -> None:
+        """Run a piece on every sample, from what is stored to what is stored."""
+        program = Program(piece, weights, observer=None if ranges is None else ranges.observe)
+        for batch in self._batches:
+            for outputs in program.run([self._inputs(piece, sample, stored) for sample in batch]):
+                stored.add(outputs)
+        stored.finish(later)
+
+    def _quantized(
+        self, piece: fx.GraphModule, inputs: Mapping[str, LinearInput], weights: WeightWriter
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A piece's weights that have quantizers, as they are and as they come from their grids."""
+        exact: dict[str, Tensor] = {}
+        rounded: dict[str, Tensor] = {}
+        moments: dict[str, Moments] = {}
+        for name in self.weights(piece):
+            if name not in self._quantizers:
+                continue
+            quantizer, seen = self._quantizers[name], None
+            if quantizer.needs_inputs and (read := inputs.get(name)) is not None:
+                if read.value not in moments:
+                    moments.clear()  # those of one input at a time: they are large
+                    moments[read.value] = self._moments(read)
+                seen = moments[read.value]
+            weight = weights.read(name)
+            with plugin_code(quantizer, f"quantizer '{quantizer.name}' on weight '{name}'"):
+                encoded = quantizer.quantize(weight, self._grids[name], seen)
+            weights.write(name, weight, encoded)
+            exact[name], rounded[name] = weight, encoded.dequantize()
+        return exact, rounded
+
+    def _moments(self, read: LinearInput) -> Moments:
+        found = Moments(read.columns, self._float is not None)
+        for batch in self._batches:
+            own, *of_float = (
+                torch.cat([read.tokens(stored.read(read.stored, sample)) for sample in batch])
+                for stored in self._streams
+            )
+            found.add(own, *of_float)
+        return found
 
     def keep(self, part: fx.GraphModule, paths: Sequence[Path]) -> None:
         """Move what a part that has run gives to the next, in the order of its outputs, out of the folder."""
-        for name, path in zip(_hidden(part), paths, strict=True):
-            self._stored.move(name, name, path)
+        for name, stored, path in self._outgoing(part, paths):
+            stored.move(name, name, path)
 
     def skip(self, part: fx.GraphModule, paths: Sequence[Path]) -> None:
         """Go on after a part that an earlier run has kept so."""
-        for name, path in zip(_hidden(part), paths, strict=True):
-            self._stored.open(name, path)
+        for name, stored, path in self._outgoing(part, paths):
+            stored.open(name, path)
 
-    def _inputs(self, piece: fx.GraphModule, sample: int) -> dict[str, torch.Tensor]:
+    def outgoing(self, part: fx.GraphModule) -> int:
+        """How many files `keep` takes."""
+        return len(_hidden(part)) * len(self._streams)
+
+    def _outgoing(self, part: fx.GraphModule, paths: Sequence[Path]) -> Iterator[tuple[str, StoredValues, Path]]:
+        pairs = [(name, stored) for stored in self._streams for name in _hidden(part)]
+        return ((name, stored, path) for (name, stored), path in zip(pairs, paths, strict=True))
+
+    def _inputs(self, piece: fx.GraphModule, sample: int, stored: StoredValues) -> dict[str, Tensor]:
         given = self._decoder.inputs_for(self._host, self._samples[sample])
         return {
-            name: torch.from_numpy(given[name]) if name in given else self._stored.read(name, sample)
+            name: torch.from_numpy(given[name]) if name in given else stored.read(name, sample)
             for name in inputs_of(piece)
         }
 
@@ -93,10 +191,10 @@ class Calibration:
 class _Ranges(dict[str, Range]):
     """The smallest and largest number of each value so far."""
 
-    def observe(self, node: fx.Node, value: torch.Tensor) -> None:
+    def observe(self, node: fx.Node, value: Tensor) -> None:
         self.add(name_of(node), value)
 
-    def add(self, name: str, value: torch.Tensor) -> None:
+    def add(self, name: str, value: Tensor) -> None:
         low, high = (float(x) for x in torch.aminmax(value))
         if not math.isfinite(high - low):
             raise PassError(f"value '{name}' is not finite on calibration text; is the checkpoint damaged?")
@@ -106,18 +204,19 @@ class _Ranges(dict[str, Range]):
 
 @dataclass
 class _Held:
-    """A segment's weights: each read once, and held while batches are to come.
+    """A piece's weights: each read and written once, and held until the piece has run.
 
     Attributes:
         tables: embedding table -> the value that is looked up in it.
-        keep: whether a batch is to come after the one that runs.
+        weights: those that are held; at first those that have quantizers.
+        exact: those that have none, once they are read.
     """
 
-    store: WeightStore
+    store: WeightWriter
     ranges: _Ranges
     tables: Mapping[str, str]
-    keep: bool = False
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor]
+    exact: dict[str, Tensor] = field(default_factory=dict)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.store.shape(name)
@@ -125,15 +224,13 @@ class _Held:
     def sha256(self, name: str) -> str | None:
         return self.store.sha256(name)
 
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        weight = self.weights.pop(name, None)
-        if weight is None:
-            weight = self.store.read(name, rows)
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        if name not in self.weights:
+            weight = self.weights[name] = self.exact[name] = self.store.read(name, rows)
+            self.store.write(name, weight)
             if name in self.tables:
                 self.ranges.add(self.tables[name], weight)
-        if self.keep:
-            self.weights[name] = weight
-        return weight
+        return self.weights[name]
 
 
 def _tables(piece: fx.GraphModule) -> dict[str, str]:
@@ -174,4 +271,4 @@ def sharing_groups(graphs: Iterable[Graph]) -> list[list[str]]:
 
 def _is_float(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return node.op != "output" and isinstance(value, torch.Tensor) and value.is_floating_point()
+    return node.op != "output" and isinstance(value, Tensor) and value.is_floating_point()

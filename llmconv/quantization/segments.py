@@ -1,9 +1,9 @@
-"""Cut a part where one value carries all that comes after, so that it can be run a piece at a time."""
+"""Cut a part so that it can be run a piece at a time: where one value carries all that comes after, or as asked."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 import torch
@@ -15,30 +15,36 @@ from llmconv.graph.model import IO, IO_META, NAME, inputs_of, io_of, name_of, ou
 Numbers = dict[fx.Node, int]  # the segment that computes a node
 
 
-def segments(part: fx.GraphModule) -> list[fx.GraphModule]:
+def segments(
+    part: fx.GraphModule, after: Collection[str] = (), gives: Collection[str] = ("hidden",)
+) -> list[fx.GraphModule]:
     """The pieces of a part, in order, each over the same weights; together they compute every node of it.
 
+    Args:
+        after: structural names of values that a piece ends with; none for where one value carries all.
+        gives: kinds of the part's outputs that pieces give, beside what later pieces take.
+
     Inputs are the part's own by I/O name, the first segment has all of them, and by structural name what earlier
-    segments give. Outputs are, by structural name, what later segments take and the part's hidden states. What depends
+    segments give. Outputs are by structural name. What depends
     on no token (the mask, RoPE, weights) is computed in each segment that needs it.
     """
-    number = _numbers(part)
+    number = _numbers(part, after)
     pieces = [_nodes(number, i) for i in range(max(number.values(), default=0) + 1)]
     computed = {n for n in part.graph.nodes if n.op not in ("placeholder", "output")}
     pieces[0] |= computed.difference(*pieces)
     io = io_of(part)[1]
-    hidden = {node for name, node in outputs_of(part).items() if io[name].kind == "hidden"}
+    given_on = {node for name, node in outputs_of(part).items() if io[name].kind in gives}
     made = []
     for i, nodes in enumerate(pieces):
         taken = dict.fromkeys(inputs_of(part).values() if i == 0 else ())
         taken |= dict.fromkeys(source for n in sorted(nodes) for source in n.all_input_nodes if source not in nodes)
         onward = {n for n in nodes & number.keys() if any(number.get(user, i) > i for user in n.users)}
-        given = sorted(onward | (nodes & hidden))
+        given = sorted(onward | (nodes & given_on))
         made.append(_module(part, list(taken), sorted(nodes), given))
     return made
 
 
-def _numbers(part: fx.GraphModule) -> Numbers:
+def _numbers(part: fx.GraphModule, after: Collection[str]) -> Numbers:
     """The segment of each node that depends on the tokens.
 
     Those on the way to the hidden states and logits are cut in order; what leaves by the side, keys and values for the
@@ -50,7 +56,8 @@ def _numbers(part: fx.GraphModule) -> Numbers:
     onward = ancestors_of(ends)
     dependent = [n for n in nodes_between(carriers, part) if n.op != "output"]
     main = [n for n in dependent if n in onward]
-    cuts = _cuts(carriers, main, ends)
+    asked = [i for i, node in enumerate(main) if name_of(node) in after]
+    cuts = asked if after else _cuts(carriers, main, ends)
     number: Numbers = {node: bisect_left(cuts, i) for i, node in enumerate(main)}
     for node in dependent:
         if node not in number:

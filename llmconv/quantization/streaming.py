@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import fx
+from torch import Tensor
 
-from llmconv.encodings.grid import Block
+from llmconv.encodings.grid import Block, Encoded
 from llmconv.encodings.value import WeightEncoding
-from llmconv.graph.model import Model, io_of
-from llmconv.passes.context import PassContext
+from llmconv.graph.model import Model
+from llmconv.passes.context import PassContext, WeightWriter
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
-from llmconv.quantization.quantizer import encoded_blocks
-from llmconv.quantization.segments import segments
+from llmconv.quantization.nearest import Nearest, encoded_blocks, nearest_blocks
+from llmconv.quantization.quantizer import Quantizer
 from llmconv.weights.derived import tables_of
 from llmconv.weights.store import WeightStore
 
 
-def calibrate(model: Model, context: PassContext, weights: dict[str, WeightEncoding]) -> dict[str, Range]:
-    """The range of every value on the context's samples.
+def calibrate(
+    model: Model,
+    context: PassContext,
+    weights: dict[str, WeightEncoding],
+    quantizers: Mapping[str, Quantizer] = MappingProxyType({}),
+) -> tuple[dict[str, Range], dict[str, Encoded]]:
+    """The range of every value on the context's samples, and the weights that no file has taken.
 
     Where the context has a sink, weights are written to it as they are read; where it has steps, parts that an earlier
     run has finished are not run again.
+
+    Args:
+        quantizers: of weights with a scale for each row; by default all are rounded to nearest.
     """
-    parts = model.graphs[CALIBRATION].parts
+    graph = model.graphs[CALIBRATION]
+    if all(isinstance(q, Nearest) for q in quantizers.values()):
+        quantizers = {}  # which whatever writes a weight does by itself, and the text sees float weights
     if context.sink is not None:
         context.sink.weights = model.weights
-    kept = _Kept(model, context, weights)
+    kept = _Kept(model, context, weights, quantizers)
     ranges: dict[str, Range] = {}
+    quantized: dict[str, Encoded] = {}
     if context.steps is not None:
         context.steps.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=None if context.steps is None else context.steps.folder) as folder:
-        calibration = Calibration(model.graphs[CALIBRATION], context.samples, Path(folder))
+        grids = {name: how.grid for name, how in weights.items()}
+        calibration = Calibration(graph, context.samples, Path(folder), quantizers, grids)
         start = kept.resume(calibration, ranges)
-        for i, part in enumerate(parts[start:], start):
-            pieces = segments(part)
-            with _reading(model, context, i, pieces, weights) as store:
+        for i, part in enumerate(graph.parts[start:], start):
+            pieces = calibration.pieces(part)
+            order = [name for piece in pieces for name in calibration.weights(piece)]
+            with _writing(model, context, i, order, weights, quantized) as store:
                 found = calibration.run(part, pieces, store)
             kept.finish(i, found, calibration)
             ranges |= found
     kept.forget_borders()
-    return ranges
+    return ranges, quantized
 
 
 @dataclass
@@ -56,13 +69,14 @@ class _Kept:
     model: Model
     context: PassContext
     weights: dict[str, WeightEncoding]
+    quantizers: Mapping[str, Quantizer]
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.parts = self.model.graphs[CALIBRATION].parts
         self.count = len(self.parts)
         if self.context.steps is not None:
-            widths = {name: [w.bits, w.clip] for name, w in self.weights.items()}
+            widths = {name: [w.bits, w.block, repr(self.quantizers.get(name))] for name, w in self.weights.items()}
             tables = tables_of(self.model.weights)
             self.key = self.context.steps.key(samples=self.context.samples, widths=widths, tables=tables)
 
@@ -78,7 +92,7 @@ class _Kept:
             last = len(records) - 1
             if not steps.finished(self._border_step(last), self.key):
                 return 0
-            calibration.skip(self.parts[last], self._border_files(last))
+            calibration.skip(self.parts[last], self._border_files(last, calibration))
         for i, record in enumerate(records):
             sink.restore(i, self.count, record["weights"])
             ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
@@ -92,7 +106,7 @@ class _Kept:
         steps, sink = self.context.steps, self.context.sink
         if steps is None or sink is None:
             return
-        if border := self._border_files(part):
+        if border := self._border_files(part, calibration):
             calibration.keep(self.parts[part], border)
             steps.finish(self._border_step(part), self.key, border, True)
         files, weights = sink.written(part)
@@ -104,10 +118,10 @@ class _Kept:
         for part in range(self.count) if self.context.steps is not None else ():
             self.context.steps.forget(self._border_step(part))  # type: ignore[union-attr]
 
-    def _border_files(self, part: int) -> list[Path]:
+    def _border_files(self, part: int, calibration: Calibration) -> list[Path]:
         assert self.context.steps is not None
-        hidden = [name for name, io in io_of(self.parts[part])[1].items() if io.kind == "hidden"]
-        return [self.context.steps.scratch(f"border_{part + 1}_{i}.npy") for i in range(len(hidden))]
+        count = calibration.outgoing(self.parts[part])
+        return [self.context.steps.scratch(f"border_{part + 1}_{i}.npy") for i in range(count)]
 
     def _step(self, part: int) -> str:
         return f"calibrate_{part + 1}_of_{self.count}"
@@ -116,15 +130,38 @@ class _Kept:
         return f"border_{part + 1}_of_{self.count}"
 
 
-def _reading(
-    model: Model, context: PassContext, i: int, pieces: Sequence[fx.GraphModule], weights: dict[str, WeightEncoding]
-) -> AbstractContextManager[WeightStore]:
-    """The model's weights, written to its sink as calibration reads them."""
+def _writing(
+    model: Model,
+    context: PassContext,
+    part: int,
+    order: Sequence[str],
+    weights: Mapping[str, WeightEncoding],
+    quantized: dict[str, Encoded],
+) -> AbstractContextManager[WeightWriter]:
+    """The model's weights, written to the context's sink, or else kept where nobody could make them again."""
     if context.sink is None:
-        return nullcontext(model.weights)
+        return nullcontext(_Keeping(model.weights, quantized))
 
-    def encode(name: str, weight: torch.Tensor) -> Iterator[Block]:
-        return encoded_blocks(weight, weights.get(name))
+    def encode(name: str, weight: Tensor, encoded: Encoded | None) -> Iterator[Block]:
+        return nearest_blocks(weight, weights.get(name)) if encoded is None else encoded_blocks(weight, encoded)
 
-    order = [str(n.target) for piece in pieces for n in piece.graph.nodes if n.op == "get_attr"]
-    return context.sink.while_reading(i, len(model.graphs[CALIBRATION].parts), encode, order)
+    return context.sink.while_reading(part, len(model.graphs[CALIBRATION].parts), encode, order)
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    store: WeightStore
+    quantized: dict[str, Encoded]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.store.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self.store.read(name, rows)
+
+    def sha256(self, name: str) -> str | None:
+        return self.store.sha256(name)
+
+    def write(self, name: str, weight: Tensor, encoded: Encoded | None = None) -> None:
+        if encoded is not None:
+            self.quantized[name] = encoded

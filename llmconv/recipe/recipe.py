@@ -184,7 +184,8 @@ class Recipe(_Section):
         if self.model.source is not None:
             registry.create("source", self.model.source, {"checkpoint": self.model.checkpoint, **self.model.options})
         for entry in self.passes:
-            registry.create("pass", entry.name, entry.options)
+            for use in registry.create("pass", entry.name, entry.options).uses():
+                registry.create(*use)
         registry.create("backend", self.backend.name, self.backend.options)
 
 
@@ -234,13 +235,21 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     """
     from llmconv.plugins.options import option_schema, required_options  # noqa: PLC0415  plugins import pluggy and pydantic
 
+    lifted: dict[str, Any] = {}
+
+    def options(plugin: type) -> dict[str, Any]:
+        found = option_schema(plugin)
+        for option in found.values():
+            lifted.update(option.pop("$defs", {}))  # where references look for them
+        return found
+
     def named(kind: Any) -> list[dict[str, Any]]:
         return [
             {
                 "type": "object",
                 "title": name,
                 "description": (entry.plugin.__doc__ or "").split("\n")[0],
-                "properties": {"name": {"const": name}, **option_schema(entry.plugin)},
+                "properties": {"name": {"const": name}, **options(entry.plugin)},
                 "required": ["name", *required_options(entry.plugin)],
                 "additionalProperties": False,
             }
@@ -254,4 +263,5 @@ def json_schema(registry: Registry) -> dict[str, Any]:
         raise LlmconvError(f"the schema of a recipe lacks {unused}")
     for name in ("PassEntry", "BackendSection"):
         del schema["$defs"][name]
+    schema["$defs"] |= lifted
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

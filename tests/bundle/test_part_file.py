@@ -16,10 +16,10 @@ from tiny_graphs import build_part
 from torch import fx
 
 from llmconv import BundleError, LoweringError
-from llmconv.bundle.part_file import WeightFile, pack_int4, unpack_int4
+from llmconv.bundle.part_file import WeightFile, pack_int4, read_rows, unpack_int4
 from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.weights import BundleStore, read_encodings
-from llmconv.encodings import Encoding, Encodings, WeightEncoding
+from llmconv.encodings import Encoded, Encoding, Encodings, WeightEncoding
 from llmconv.files import digest
 from llmconv.graph import Graph, Model, aten, insert
 from llmconv.lowering import LoweringTable, write_onnx
@@ -28,8 +28,13 @@ from llmconv.quantization import nearest
 from llmconv.weights import DictStore
 
 ALIGNMENT = 64
-SHAPES = {"w4": (3, 6), "w8": (2, 5), "w16": (4, 3), "w32": (5,), "scalar": ()}
-ENCODINGS = {"w4": WeightEncoding(4), "w8": WeightEncoding(8, clip=False), "w16": WeightEncoding(16)}
+SHAPES = {"w4": (3, 6), "w8": (2, 5), "w16": (4, 3), "w32": (5,), "scalar": (), "blocked": (3, 48)}
+ENCODINGS = {
+    "w4": WeightEncoding(4),
+    "w8": WeightEncoding(8),
+    "w16": WeightEncoding(16),
+    "blocked": WeightEncoding(4, block=16),
+}
 MUL: LoweringTable = {
     aten.mul.Tensor: lambda low, node: low.emit("Mul", node, [low.value(node.args[0]), low.weight(node.args[1])])
 }
@@ -45,7 +50,7 @@ def written(
     path: Path, encodings: Mapping[str, WeightEncoding], store: DictStore | None = None
 ) -> Iterator[PlacedWeights]:
     with WeightFile(path) as file:
-        yield PlacedWeights(file, store or weights(), encodings)
+        yield PlacedWeights(file, store or weights(), Encodings(weights=dict(encodings)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 16, 33])
@@ -74,18 +79,29 @@ def test_weights_start_aligned_and_do_not_overlap(tmp_path: Path) -> None:
         assert place.offset % ALIGNMENT == 0
         assert place.offset >= end
         end = place.offset + place.row_bytes * (shape[0] if shape else 1) + place.scale.nbytes
+        if place.multipliers is not None:
+            assert place.block_scales == end
+            end += 4 * place.multipliers.size  # a float32 for each block, for ONNX
         assert place.shape == shape
     assert (tmp_path / "w.data").stat().st_size == end
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "row_bytes", "scales"),
-    [("w4", 4, 3, 3), ("w8", 8, 5, 2), ("w16", 16, 6, 1), ("w32", 32, 4, 0), ("scalar", 32, 4, 0)],
+    ("name", "bits", "row_bytes", "scales", "block"),
+    [
+        ("w4", 4, 3, 3, 0),
+        ("w8", 8, 5, 2, 0),
+        ("w16", 16, 6, 1, 0),
+        ("w32", 32, 4, 0, 0),
+        ("scalar", 32, 4, 0, 0),
+        ("blocked", 4, 24, 3, 16),
+    ],
 )
-def test_place_says_how_to_read(tmp_path: Path, name: str, bits: int, row_bytes: int, scales: int) -> None:
+def test_place_says_how_to_read(tmp_path: Path, name: str, bits: int, row_bytes: int, scales: int, block: int) -> None:
     with written(tmp_path / "w.data", ENCODINGS) as file:
         placed = file.place(name)
-    assert (placed.bits, placed.row_bytes, len(placed.scale)) == (bits, row_bytes, scales)
+    assert (placed.bits, placed.row_bytes, len(placed.scale), placed.block) == (bits, row_bytes, scales, block)
+    assert (placed.multipliers is not None) == (block > 0)
 
 
 def test_weight_is_written_once(tmp_path: Path) -> None:
@@ -113,7 +129,9 @@ def test_rounding_is_that_of_the_weights_as_they_are_read_back(tmp_path: Path) -
 
 def test_rounding_outlives_an_interruption(tmp_path: Path) -> None:
     with PartFiles(tmp_path, weights()) as files:
-        PlacedWeights(files.open(0, 1), weights(), ENCODINGS).place("w4")
+        places = PlacedWeights(files.open(0, 1), weights(), Encodings(weights=ENCODINGS))
+        for name in SHAPES:
+            places.place(name)
         hashed, placed = files.written(0)
         assert hashed == {file: digest(file) for file in tmp_path.iterdir()}
         written = json.loads(json.dumps(placed))
@@ -121,9 +139,43 @@ def test_rounding_outlives_an_interruption(tmp_path: Path) -> None:
     with PartFiles(tmp_path, weights()) as files:
         files.restore(0, 1, written)
         assert files.figures() == figures
-    assert figures["w4"]["bits"] == 4
-    assert figures["w4"]["bytes"] == 3 * 3 + 3 * 4
+    assert [figures["w4"][key] for key in ("bits", "block", "bytes")] == [4, 0, 3 * 3 + 3 * 4]
     assert 5 < figures["w4"]["sqnr"] < 40
+    assert [figures["blocked"][key] for key in ("bits", "block", "bytes")] == [4, 16, 3 * 24 + 3 * 4 + 3 * 3]
+
+
+def test_a_file_that_is_taken_up_again_holds_the_same_places(tmp_path: Path) -> None:
+    with written(tmp_path / "w.data", ENCODINGS) as file:
+        for name in SHAPES:
+            file.place(name)
+    again = WeightFile(tmp_path / "w.data")
+    again.restore(json.loads(json.dumps(file.file.index())))
+    assert list(again.placed) == list(SHAPES)
+    for name, found in again.placed.items():
+        was = file.file.placed[name]
+        assert (found.grid, found.offset, found.block_scales) == (was.grid, was.offset, was.block_scales)
+        np.testing.assert_array_equal(found.scale, was.scale)
+        np.testing.assert_array_equal(found.multipliers, was.multipliers)
+
+
+def test_blocks_are_read_back_as_the_quantizer_gave_them(tmp_path: Path) -> None:
+    """Other multipliers than nearest's, and scales at both ends of float32."""
+    generator = torch.Generator().manual_seed(1)
+    ints = torch.randint(-8, 8, (4, 64), generator=generator, dtype=torch.int8)
+    multipliers = torch.randint(1, 17, (4, 4), generator=generator, dtype=torch.uint8)
+    scale = torch.tensor([0.37, torch.finfo(torch.float32).tiny, 3e36, 1.0])
+    given = Encoded(ints, scale, 0, WeightEncoding(4, block=16).grid, multipliers)
+    encodings = Encodings(weights={"w": WeightEncoding(4, block=16)}, quantized={"w": given})
+    with WeightFile(tmp_path / "w.data") as file:
+        PlacedWeights(file, DictStore({"w": torch.zeros(4, 64)}), encodings).place("w")
+    again = WeightFile(tmp_path / "w.data")
+    again.restore(json.loads(json.dumps(file.index())))
+    placed = again.placed["w"]
+    assert placed.multipliers is not None
+    assert placed.multipliers.tolist() == multipliers.tolist()
+    with (tmp_path / "w.data").open("rb") as raw:
+        assert torch.equal(read_rows(raw, placed), given.dequantize())
+        assert torch.equal(read_rows(raw, placed, slice(1, 3)), given.rows(1, 3).dequantize())
 
 
 def test_rows_of_4_bits_must_end_at_a_byte(tmp_path: Path) -> None:
@@ -171,6 +223,10 @@ def test_bundle_says_how_a_weight_lies_in_it(bundle: Path) -> None:
     placed = BundleStore(bundle).place("w4")
     assert (placed.bits, placed.row_bytes, placed.shape) == (4, 3, (3, 6))
     assert placed.scale.tolist() == nearest(weights().read("w4"), ENCODINGS["w4"]).scale.tolist()
+    blocked, expected = BundleStore(bundle).place("blocked"), nearest(weights().read("blocked"), ENCODINGS["blocked"])
+    assert blocked.multipliers is not None
+    assert expected.multipliers is not None
+    assert blocked.multipliers.tolist() == expected.multipliers.tolist()
 
 
 def test_bundle_holds_the_encodings_of_values(bundle: Path) -> None:
@@ -186,7 +242,7 @@ def test_all_graphs_refer_to_the_same_bytes(bundle: Path) -> None:
         stored = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
         places.append({t.name: {e.key: e.value for e in t.external_data} for t in stored})
     assert places[0] == places[1]
-    assert set(places[0]) == {*SHAPES_2D, "w4[1:3]"}
+    assert set(places[0]) == {*SHAPES_2D, "w4[1:3]", "blocked.scale"}
     whole, rows = places[0]["w4"], places[0]["w4[1:3]"]
     assert int(rows["offset"]) == int(whole["offset"]) + 3  # one row of six halves of a byte
     assert int(rows["length"]) == 6

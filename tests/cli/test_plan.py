@@ -78,6 +78,6 @@ def test_bad_recipe_is_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_bits_that_match_nothing_are_found_before_any_weight(run: Run) -> None:
-    code, _, err = run("--set", 'passes.w4a16.bits={"nothing.*" = 8}')
+    code, _, err = run("--set", 'passes.w4a16.weights={"nothing.*" = {bits = 8}}')
     assert code == 2
-    assert "bits names 'nothing.*', which no convolution's weight matches" in err.splitlines()[-1]
+    assert "weights names 'nothing.*', which no convolution's weight matches" in err.splitlines()[-1]

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from llmconv import LoweringError, PluginError
 from llmconv.bundle.part_file import WeightFile
-from llmconv.encodings import Encoding, Encodings, WeightEncoding
+from llmconv.encodings import Encoded, Encoding, Encodings, WeightEncoding
 from llmconv.graph import (
     IO,
     IO_META,
@@ -40,6 +40,7 @@ from llmconv.weights import DictStore
 from llmconv_plugins.lowerings import TABLE
 
 FP32_ROUNDING = 1e-5  # sums in another order, at values of magnitude 1
+SUM_OF_64 = 1e-4  # sums of so many, in another order, at values of magnitude 10
 X = (1, 4, 2, 6)
 
 
@@ -161,9 +162,9 @@ def part_of(case: Case) -> Part:
 
 def lower(part: Part, folder: Path, encodings: Encodings | None = None, table: Any = TABLE) -> onnx.ModelProto:
     """The checked model, also saved as part.onnx beside part.data."""
-    known = encodings.weights if encodings else {}
     with WeightFile(folder / "part.data") as file:
-        lowered = Lowering(part.module, encodings, PlacedWeights(file, part.weights, known), table).run()
+        places = PlacedWeights(file, part.weights, encodings or Encodings())
+        lowered = Lowering(part.module, encodings, places, table).run()
     onnx.save(lowered, folder / "part.onnx")
     onnx.checker.check_model(folder / "part.onnx", full_check=True)
     return lowered
@@ -313,7 +314,8 @@ def test_rms_norm_is_one_node_of_opset_23(tmp_path: Path) -> None:
 def test_float_model_of_another_opset_names_its_tensors(tmp_path: Path) -> None:
     part = Builder({"a": X}).add("b", aten.neg.default, ("a",)).add("y", aten.sigmoid.default, ("b",)).part("y")
     with WeightFile(tmp_path / "part.data") as file:
-        lowering = Lowering(part.module, None, PlacedWeights(file, part.weights, {}), TABLE, opset=17, ir_version=8)
+        places = PlacedWeights(file, part.weights, Encodings())
+        lowering = Lowering(part.module, None, places, TABLE, opset=17, ir_version=8)
         model = lowering.run()
     assert ([(o.domain, o.version) for o in model.opset_import], model.ir_version) == ([("", 17)], 8)
     assert lowering.tensors() == {"a": "a", "b": "b", "out_y": "y"}
@@ -358,9 +360,9 @@ def test_inputs_and_outputs_are_integers(tmp_path: Path) -> None:
     assert steps_apart(part, encodings, run(tmp_path, integers(part, encodings))) <= 1
 
 
-def convolutions(tokens: int, cuts: list[tuple[int, int]], bias: bool = False) -> Part:
+def convolutions(tokens: int, cuts: list[tuple[int, int]], bias: bool = False, columns: int = 6) -> Part:
     """Convolutions by rows of one weight, as split heads leave them."""
-    shapes = {"a": (1, 6, 1, tokens), "w": (8, 6), **({"w_bias": (8,)} if bias else {})}
+    shapes = {"a": (1, columns, 1, tokens), "w": (8, columns), **({"w_bias": (8,)} if bias else {})}
     builder, names = Builder(shapes), []
     for i, (start, stop) in enumerate(cuts):
         builder.add(f"w.h{i}", aten.slice.Tensor, ("w", 0, start, stop))
@@ -388,6 +390,54 @@ def test_rows_of_one_weight_are_regions_of_the_same_bytes(tmp_path: Path, bias: 
     assert steps_apart(part, encodings, run(tmp_path, integers(part, encodings))) <= 1
 
 
+def blocked() -> tuple[Encodings, Encoded, DictStore]:
+    """A weight (8, 64) in blocks of 16, its multipliers all but even."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 64, generator=generator) * torch.tensor([1.0, 4.0, 0.1, 2.0]).repeat_interleave(16)
+    how = WeightEncoding(4, block=16)
+    found = nearest(weight, how)
+    assert found.multipliers is not None
+    assert len(found.multipliers.unique()) > 4
+    return Encodings(weights={"w": how}, quantized={"w": found}), found, DictStore({"w": weight})
+
+
+@pytest.mark.parametrize("rows", [(0, 8), (2, 7)])
+def test_a_weight_in_blocks_is_read_as_it_is_dequantized(tmp_path: Path, rows: tuple[int, int]) -> None:
+    encodings, expected, weights = blocked()
+    builder = Builder({"a": (rows[1] - rows[0], 64), "w": (8, 64)})
+    builder.add("w.h", aten.slice.Tensor, ("w", 0, *rows))
+    part = builder.add("y", aten.mul.Tensor, ("a", "w.h")).part("y")
+    part.weights = weights
+    model = lower(part, tmp_path, encodings)
+    found = run(tmp_path, {"a": np.ones((rows[1] - rows[0], 64), np.float32)})["out_y"]
+    np.testing.assert_array_equal(found, expected.dequantize()[slice(*rows)].numpy())
+    (node,) = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert attributes == {"axis": 1, "block_size": 16}
+    name, start = ("w", 0) if rows == (0, 8) else ("w[2:7]", rows[0])
+    stored, count = initializers(model), rows[1] - rows[0]
+    assert region(stored[name]) == (start * 32, count * 32)
+    assert region(stored[f"{name}.scale"]) == (8 * 32 + 8 * 4 + start * 4 * 4, count * 4 * 4)
+    assert stored[f"{name}.zero_point"].data_type == TensorProto.INT4
+    assert list(stored[f"{name}.zero_point"].dims) == [count, 4]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolutions_by_rows_of_a_weight_in_blocks(tmp_path: Path, bias: bool) -> None:
+    encodings, expected, weights = blocked()
+    part = convolutions(4, [(0, 3), (3, 8)], bias, columns=64)
+    part.weights = DictStore({**part.weights.tensors, **weights.tensors})
+    values = calibrate(part, {}).values
+    lower(part, tmp_path, Encodings(values, encodings.weights, encodings.quantized))
+    found = run(tmp_path, integers(part, Encodings(values)))
+    assert steps_apart(part, Encodings(values, encodings.weights), found) <= 1  # a sum that rounds the other way
+    float_only = Encodings(weights=encodings.weights, quantized=encodings.quantized)
+    lower(part, tmp_path, float_only)
+    bare = evaluate(part.module, part.inputs, DictStore({**part.weights.tensors, "w": expected.dequantize()}))
+    for name, value in run_float(part, tmp_path).items():
+        np.testing.assert_allclose(value, bare[name].numpy(), atol=SUM_OF_64, rtol=0)
+
+
 def test_float_rows_of_one_weight_too(tmp_path: Path) -> None:
     part = convolutions(4, [(0, 3), (3, 8), (-2, 8)], bias=True)
     found = initializers(lower(part, tmp_path))
@@ -403,7 +453,7 @@ def test_graphs_of_a_part_refer_to_the_same_bytes(tmp_path: Path) -> None:
     encodings = calibrate(prompt, {"w": 4})
     regions = []
     with WeightFile(tmp_path / "part.data") as file:
-        places = PlacedWeights(file, prompt.weights, encodings.weights)
+        places = PlacedWeights(file, prompt.weights, encodings)
         for name, part in (("prompt", prompt), ("token", token)):
             model = Lowering(part.module, encodings, places, TABLE).run()
             onnx.save(model, tmp_path / f"{name}.onnx")

@@ -26,7 +26,7 @@ from llmconv.decoding import Decoder, TorchRunner
 from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.graph import Graph, Model, aten, is_weight, name_of, value_of
 from llmconv.passes import PassContext, PassManager
-from llmconv.quantization import CALIBRATION, nearest
+from llmconv.quantization import CALIBRATION, Line, Nearest, nearest
 from llmconv.weights import DictStore
 from llmconv_plugins import passes
 from llmconv_plugins.passes import W4A16, SplitModel, w4a16
@@ -223,7 +223,8 @@ def sqnr(quantized: Model) -> float:
     graph = quantized.graphs["token"]
     rope, tokens = tuple(t.numpy() for t in graph.rope), samples()[0]
     encodings = quantized.encodings.weights
-    store = DictStore({n: nearest(quantized.weights.read(n), e).dequantize() for n, e in encodings.items()})
+    found = {n: nearest(quantized.weights.read(n), e) for n, e in encodings.items()} | quantized.encodings.quantized
+    store = DictStore({n: encoded.dequantize() for n, encoded in found.items()})
     expected = Decoder([TorchRunner(graph, quantized.weights)], rope).read(tokens)
     found = Decoder([TorchRunner(graph, store, quantized.encodings)], rope).read(tokens)
     return float(10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()))
@@ -244,7 +245,7 @@ def test_wide_cache_has_no_requantize() -> None:
 
 def test_the_last_pattern_that_matches_a_weight_counts() -> None:
     bits = {"layers.*": 8, "layers.0.mlp.*": 4, "*.down_proj.weight": 8, "lm_head.weight": 4}
-    found = quantized(W4A16(bits=bits)).encodings.weights
+    found = quantized(W4A16(weights={pattern: Line(bits=width) for pattern, width in bits.items()})).encodings.weights
     assert found["layers.1.self_attn.q_proj.weight"].bits == 8
     assert found["layers.0.mlp.gate_proj.weight"].bits == 4
     assert found["layers.0.mlp.down_proj.weight"].bits == 8
@@ -252,17 +253,74 @@ def test_the_last_pattern_that_matches_a_weight_counts() -> None:
     assert found["layers.0.input_layernorm.weight"].bits == 16  # patterns are of convolutions
 
 
-def test_clip_and_widths_reach_every_convolution() -> None:
-    found = quantized(W4A16(weight_bits=8, lm_head_bits=4, clip=False)).encodings.weights
-    assert found["layers.1.mlp.up_proj.weight"] == WeightEncoding(8, clip=False)
-    assert found["lm_head.weight"] == WeightEncoding(4, clip=False)
+UNDIVIDED = {"*.o_proj.weight": Line(block=0), "*.down_proj.weight": Line(block=0)}  # of 56 and 40 columns
+
+
+def test_blocks_reach_every_convolution_but_lm_head() -> None:
+    found = quantized(W4A16(block=16, weights=UNDIVIDED)).encodings.weights
+    assert found["layers.1.mlp.up_proj.weight"] == WeightEncoding(4, block=16)
+    assert found["layers.1.mlp.down_proj.weight"] == WeightEncoding(4)
+    assert found["lm_head.weight"] == WeightEncoding(8)
+    eight = quantized(W4A16(block=16, weight_bits=8)).encodings.weights
+    assert eight["layers.1.mlp.up_proj.weight"] == WeightEncoding(8)
+
+
+def test_blocks_that_do_not_divide_are_an_error() -> None:
+    with pytest.raises(
+        PassError, match=r"'layers\.0\.\w+\.\w+\.weight' has \d+ columns, which blocks of 16 do not"
+    ) as caught:
+        quantized(W4A16(block=16))
+    assert "\n" not in str(caught.value)
+
+
+def test_finer_grids_and_better_quantizers_are_closer_to_float() -> None:
+    plain, blocks = sqnr(model()), sqnr(quantized(W4A16(block=16, weights=UNDIVIDED)))
+    gptq = sqnr(quantized(W4A16(quantizer="gptq")))
+    assert blocks > plain + 1
+    assert gptq > plain + 1  # of a sample that it has seen
+
+
+def test_lm_head_is_rounded_to_nearest_unless_a_line_says_otherwise() -> None:
+    made, other = (W4A16(quantizer="gptq", weights=lines) for lines in ({}, {"lm_head.weight": Line(quantizer="gptq")}))
+    found, changed = (quantized(p).encodings.quantized for p in (made, other))
+    assert found.keys() == {n for n, e in weights().items() if e.bits < 16}
+    head = nearest(model().weights.read("lm_head.weight"), WeightEncoding(8)).ints
+    assert torch.equal(found["lm_head.weight"].ints, head)
+    assert not torch.equal(changed["lm_head.weight"].ints, head)
+
+
+def test_options_go_to_the_quantizer_that_they_stand_beside() -> None:
+    lines = {"*.q_proj.weight": Line(quantizer="clipped"), "*.k_proj.weight": Line(quantizer="gptq"), "*": Line(bits=4)}
+    uses = W4A16(quantizer="gptq", options={"damping": 0.1}, weights=lines).uses()
+    assert uses == [("quantizer", "gptq", {"damping": 0.1}), ("quantizer", "nearest", {}), ("quantizer", "clipped", {})]
+
+
+def test_quantizers_are_made_by_the_context() -> None:
+    asked: list[object] = []
+
+    def create(*use: object) -> object:
+        asked.append(use)
+        return Nearest()
+
+    model = calibrated_model(llama())
+    PassManager([*STRUCTURAL, W4A16(quantizer="mine", options={"a": 1})]).run(
+        model, PassContext(samples(), create=create)
+    )
+    assert asked == [("quantizer", "mine", {"a": 1}), ("quantizer", "nearest", {})]
+    assert model.encodings.quantized == {}  # whatever writes them rounds to nearest by itself
+
+
+def test_widths_reach_every_convolution() -> None:
+    found = quantized(W4A16(weight_bits=8, lm_head_bits=4)).encodings.weights
+    assert found["layers.1.mlp.up_proj.weight"] == WeightEncoding(8)
+    assert found["lm_head.weight"] == WeightEncoding(4)
 
 
 @pytest.mark.parametrize("pattern", ["layers.7.*", "norm.weight"])
 def test_a_pattern_that_changes_nothing_is_an_error(pattern: str) -> None:
     with pytest.raises(PassError, match="which no convolution's weight matches") as caught:
-        quantized(W4A16(bits={"*.q_proj.weight": 8, pattern: 8}))
-    assert f"bits names '{pattern}'" in str(caught.value)
+        quantized(W4A16(weights={"*.q_proj.weight": Line(bits=8), pattern: Line(bits=8)}))
+    assert f"weights names '{pattern}'" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -313,9 +371,10 @@ def test_before_decompose_is_refused() -> None:
         ({"weight_bit": 4}, "no option 'weight_bit'; did you mean 'weight_bits'"),
         ({"weight_bits": 5}, "option 'weight_bits': input should be 4 or 8, not 5"),
         ({"kv_bits": 4}, "option 'kv_bits': input should be 8 or 16, not 4"),
-        ({"clip": "sometimes"}, "option 'clip': input should be a valid boolean"),
-        ({"bits": {"*.q_proj.weight": 3}}, r"option 'bits'.*: input should be 4 or 8, not .*3"),
-        ({"bits": 4}, "option 'bits': input should be an object, not 4"),
+        ({"block": 24}, "option 'block': input should be 0, 16, 32, 64 or 128, not 24"),
+        ({"weights": {"*.q_proj.weight": {"bits": 3}}}, r"option 'weights'.*: input should be 4 or 8, not .*3"),
+        ({"weights": {"*.q_proj.weight": {"clip": True}}}, r"option 'weights'.*'?clip"),
+        ({"weights": 4}, "option 'weights': input should be an object, not 4"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from tiny_graphs import build_part, tiny_causal
-from torch import fx
+from torch import Tensor, fx
 
-from llmconv import PassError
+from llmconv import PassError, PluginError
+from llmconv.bundle.part_files import PartFiles
+from llmconv.encodings import Encoded, Grid, WeightEncoding
 from llmconv.graph import IO, Graph, Model, aten, evaluate, insert, name_of, trace
 from llmconv.passes import PassContext
-from llmconv.quantization import CALIBRATION, Range, calibrate, sharing_groups
+from llmconv.quantization import CALIBRATION, Moments, Nearest, Quantizer, Range, calibrate, nearest, sharing_groups
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore, WeightStore
+from llmconv.work.steps import Steps
 
 IDS = {"ids": IO("input_ids"), "logits": IO("logits")}
 
 
 def collect_ranges(graph: Graph, weights: WeightStore, samples: Sequence[Sequence[int]]) -> dict[str, Range]:
-    return calibrate(Model({CALIBRATION: graph}, weights, None), PassContext(samples), {})
+    return calibrate(Model({CALIBRATION: graph}, weights, None), PassContext(samples), {})[0]
 
 
 def looked_up(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
@@ -69,7 +75,7 @@ def test_each_weight_is_read_once_however_many_samples() -> None:
     reads: Counter[str] = Counter()
 
     class Counted(DictStore):
-        def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        def read(self, name: str, rows: slice | None = None) -> Tensor:
             reads[name] += 1
             return super().read(name, rows)
 
@@ -97,6 +103,206 @@ def test_every_float_value_of_a_traced_graph_has_a_range() -> None:
     inputs = {"input_ids": ids, "position_ids": torch.arange(4, dtype=torch.int32)[None]}
     logits = evaluate(graph.parts[0], inputs, weights)["logits"]
     assert ranges["head"] == (logits.min().item(), logits.max().item())
+
+
+@dataclass(frozen=True)
+class Recording(Quantizer):
+    """Rounds to nearest, and keeps what it was given, by how many columns the weight has.
+
+    Attributes:
+        beside: whether it asks for the float model.
+        fails: columns of the weight at which it gives up.
+    """
+
+    name: ClassVar[str] = "recording"
+    needs_inputs: ClassVar[bool] = True
+
+    beside: bool = False
+    seen: dict[int, list[Moments | None]] = field(default_factory=dict, repr=False)
+    fails: int = field(default=0, repr=False)
+
+    @property
+    def needs_float(self) -> bool:
+        return self.beside
+
+    def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
+        columns = weight.shape[1]
+        if columns == self.fails:
+            raise ValueError("enough")
+        self.seen.setdefault(columns, []).append(inputs)
+        return Nearest().quantize(weight, grid, inputs)
+
+
+SUMMED = 1e-5  # relative; sums of float32 in another order
+NARROW, WIDE, ROWS = 4, 6, 8
+FOUR = {"first": WeightEncoding(4), "second": WeightEncoding(4)}
+SAMPLES = [[0, 3], [5, 2], [7, 7]]
+
+
+def first_layer(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+    rows = insert(graph, aten.embedding.default, (nodes["table"], nodes["ids"]), "rows")
+    made = insert(graph, aten.linear.default, (rows, nodes["first"]), "made")
+    return {"bent": insert(graph, aten.sigmoid.default, (made,), "bent")}
+
+
+def second_layer(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+    return {"logits": insert(graph, aten.linear.default, (nodes["bent"], nodes["second"]), "last")}
+
+
+def two_layers(parts: int = 1) -> Graph:
+    """Rows of a table, `first` (6, 4), a sigmoid, and `second` (8, 6); of two tokens."""
+    ids, shapes = {"ids": (1, 2)}, {"table": (8, NARROW), "first": (WIDE, NARROW), "second": (ROWS, WIDE)}
+
+    def both(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+        return second_layer(graph, {**nodes, **first_layer(graph, nodes)})
+
+    if parts == 1:
+        return Graph(CALIBRATION, 2, 2, [build_part(both, {}, shapes, IDS, ids)])
+    first = build_part(first_layer, {}, {name: shapes[name] for name in ("table", "first")}, IDS, ids)
+    second = build_part(second_layer, {"bent": (1, 2, WIDE)}, {"second": shapes["second"]}, IDS)
+    return Graph(CALIBRATION, 2, 2, [first, second])
+
+
+def drawn() -> DictStore:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"table": (8, NARROW), "first": (WIDE, NARROW), "second": (ROWS, WIDE)}
+    return DictStore({name: 2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()})
+
+
+def with_quantizer(quantizer: Quantizer, parts: int = 1) -> tuple[dict[str, Range], dict[str, Encoded]]:
+    model = Model({CALIBRATION: two_layers(parts)}, drawn(), None)
+    return calibrate(model, PassContext(SAMPLES), FOUR, dict.fromkeys(FOUR, quantizer))
+
+
+def on_grid(name: str) -> Tensor:
+    return nearest(drawn().read(name), FOUR[name]).dequantize()
+
+
+def bent(first: Tensor) -> Tensor:
+    """What `second` is multiplied with, (tokens, 6), from all samples."""
+    return torch.sigmoid(drawn().read("table")[torch.tensor(SAMPLES).flatten()] @ first.T)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_quantizer_sees_the_inputs_that_the_quantized_weights_before_give(parts: int) -> None:
+    quantizer = Recording()
+    with_quantizer(quantizer, parts)
+    rows, found = drawn().read("table")[torch.tensor(SAMPLES).flatten()], bent(on_grid("first"))
+    ((first,), (second,)) = quantizer.seen[NARROW], quantizer.seen[WIDE]
+    assert first is not None
+    assert second is not None
+    assert torch.allclose(first.own, rows.T @ rows, rtol=SUMMED)
+    assert torch.allclose(second.own, found.T @ found, rtol=SUMMED)
+    exact = bent(drawn().read("first"))
+    assert not torch.allclose(second.own, exact.T @ exact, rtol=100 * SUMMED)  # which is something else
+    assert (first.cross, second.cross) == (None, None)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_float_model_goes_beside_where_a_quantizer_asks_for_it(parts: int) -> None:
+    quantizer = Recording(beside=True)
+    with_quantizer(quantizer, parts)
+    ((first,), (second,)) = quantizer.seen[NARROW], quantizer.seen[WIDE]
+    assert first is not None
+    assert second is not None
+    assert first.cross is not None
+    assert second.cross is not None
+    assert torch.equal(first.cross, first.own)  # nothing before it is quantized
+    found, exact = bent(on_grid("first")), bent(drawn().read("first"))
+    assert torch.allclose(second.own, found.T @ found, rtol=SUMMED)
+    assert torch.allclose(second.cross, exact.T @ found, rtol=SUMMED)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_ranges_are_those_of_the_quantized_weights(parts: int, beside: bool) -> None:
+    ranges, quantized = with_quantizer(Recording(beside), parts)
+    assert set(quantized) == set(FOUR)
+    assert all(torch.equal(found.dequantize(), on_grid(name)) for name, found in quantized.items())
+    last = bent(on_grid("first")) @ on_grid("second").T
+    assert ranges["last"] == pytest.approx((float(last.min()), float(last.max())), rel=SUMMED)
+    assert ranges["rows"] == (float(drawn().read("table").min()), float(drawn().read("table").max()))
+
+
+def test_nearest_alone_leaves_the_text_to_float_weights() -> None:
+    ranges, quantized = with_quantizer(Nearest())
+    last = bent(drawn().read("first")) @ drawn().read("second").T
+    assert ranges["last"] == pytest.approx((float(last.min()), float(last.max())), rel=SUMMED)
+    assert quantized == {}
+
+
+def test_a_weight_that_two_values_are_multiplied_with_has_no_moments() -> None:
+    def body(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+        rows = insert(graph, aten.embedding.default, (nodes["table"], nodes["ids"]), "rows")
+        once = insert(graph, aten.linear.default, (rows, nodes["square"]), "once")
+        return {"logits": insert(graph, aten.linear.default, (once, nodes["square"]), "twice")}
+
+    part = build_part(body, {}, {"table": (8, NARROW), "square": (NARROW, NARROW)}, IDS, ids={"ids": (1, 2)})
+    weights = DictStore({"table": drawn().read("table"), "square": drawn().read("first")[:NARROW]})
+    quantizer, model = Recording(), Model({CALIBRATION: Graph(CALIBRATION, 2, 2, [part])}, weights, None)
+    calibrate(model, PassContext(SAMPLES), {"square": WeightEncoding(4)}, {"square": quantizer})
+    assert set(quantizer.seen) == {NARROW}
+    assert not any(quantizer.seen[NARROW])
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_each_weight_is_read_and_written_once_also_with_quantizers(tmp_path: Path, beside: bool) -> None:
+    module = tiny_causal()
+    weights, graph = random_weights(module), trace(module, 4, 4, CALIBRATION)
+    reads: Counter[str] = Counter()
+
+    class Counted(DictStore):
+        def read(self, name: str, rows: slice | None = None) -> Tensor:
+            reads[name] += 1
+            return super().read(name, rows)
+
+    store = Counted(weights.tensors)
+    names = [name for name in weights.tensors if "embed" not in name]
+    quantizers = dict.fromkeys(names, Recording(beside))
+    with PartFiles(tmp_path, store) as files:
+        context = PassContext([[1, 2, 3, 4], [5, 6, 7, 8], [1, 9, 9, 9]], files)
+        model = Model({CALIBRATION: graph}, store, None)
+        _, kept = calibrate(model, context, dict.fromkeys(names, WeightEncoding(4)), quantizers)
+        figures = files.figures()
+    assert reads == Counter(weights.tensors.keys())
+    assert {name: figure["bits"] for name, figure in figures.items()} == {
+        name: 4 if name in names else 32 for name in weights.tensors
+    }
+    assert kept == {}  # the file has them
+
+
+def test_a_quantizer_that_fails_is_named_with_its_weight() -> None:
+    with pytest.raises(PluginError, match=r"^quantizer 'recording' on weight 'second' failed: ValueError: enough"):
+        with_quantizer(Recording(fails=WIDE))
+
+
+def converted(folder: Path, quantizer: Quantizer) -> tuple[dict[str, Range], dict[str, bytes]]:
+    """Ranges, and the bytes of the parts' weight files; steps lie in the folder."""
+    with PartFiles(folder / "onnx", drawn()) as files:
+        model = Model({CALIBRATION: two_layers(2)}, drawn(), None)
+        context = PassContext(SAMPLES, files, Steps(folder, {}))
+        ranges, _ = calibrate(model, context, FOUR, dict.fromkeys(FOUR, quantizer))
+    return ranges, {file.name: file.read_bytes() for file in (folder / "onnx").iterdir()}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_going_on_after_a_finished_part_ends_as_one_run_does(tmp_path: Path, beside: bool) -> None:
+    whole = converted(tmp_path / "whole", Recording(beside))
+    with pytest.raises(PluginError, match="weight 'second'"):
+        converted(tmp_path / "stopped", Recording(beside, fails=WIDE))
+    rest = Recording(beside)
+    assert converted(tmp_path / "stopped", rest) == whole
+    assert set(rest.seen) == {WIDE}  # the first part is not quantized again
+    again = Recording(beside)
+    assert converted(tmp_path / "stopped", again) == whole
+    assert again.seen == {}
+
+
+def test_another_quantizer_begins_anew(tmp_path: Path) -> None:
+    converted(tmp_path, Recording())
+    other = Recording(beside=True)
+    converted(tmp_path, other)
+    assert set(other.seen) == {NARROW, WIDE}
 
 
 def moved(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:

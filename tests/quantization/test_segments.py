@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from tiny_graphs import WIDTH, Mixer, TinyCausal, build_part
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llmconv.encodings import Encoded, Grid, WeightEncoding
 from llmconv.graph import IO, Graph, Model, aten, inputs_of, insert, name_of, outputs_of, trace
 from llmconv.passes import PassContext
-from llmconv.quantization import CALIBRATION, Range, calibrate, calibration
+from llmconv.quantization import CALIBRATION, Moments, Nearest, Quantizer, Range, calibrate, calibration
+from llmconv.quantization.linears import linear_inputs
 from llmconv.quantization.segments import segments
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore
@@ -42,9 +45,11 @@ def samples(count: int) -> list[list[int]]:
     return [[1, *(int(x) for x in row)] for row in torch.arange(count * 3).reshape(count, 3) % 16]
 
 
-def ranges(count: int) -> dict[str, Range]:
+def ranges(count: int, quantizer: Quantizer | None = None) -> dict[str, Range]:
     graph, weights = deep()
-    return calibrate(Model({CALIBRATION: graph}, weights, None), PassContext(samples(count)), {})
+    quantizers = {} if quantizer is None else {name: quantizer for name in weights.tensors if "embed" not in name}
+    grids = dict.fromkeys(quantizers, WeightEncoding(4))
+    return calibrate(Model({CALIBRATION: graph}, weights, None), PassContext(samples(count)), grids, quantizers)[0]
 
 
 def test_cuts_lie_where_the_residual_stream_alone_goes_on() -> None:
@@ -57,9 +62,25 @@ def test_cuts_lie_where_the_residual_stream_alone_goes_on() -> None:
     assert sum(map(len, weights)) == len(set().union(*weights))  # none is read twice
 
 
-def test_segments_compute_every_node_of_the_part() -> None:
+def test_a_piece_ends_where_it_is_told_to() -> None:
     part = deep()[0].parts[0]
-    found = {name_of(n) for piece in segments(part) for n in piece.graph.nodes if n.op != "output"}
+    read = linear_inputs(part)["blocks.1.out.weight"].value
+    pieces = segments(part, {read, "add_2"})
+    assert len(pieces) == 3
+    assert [list(outputs_of(p))[-1] for p in pieces[:2]] == [read, "add_2"]
+    assert set(outputs_of(pieces[0])) == {read, "add"}  # the residual stream goes on beside it
+    assert [str(n.target) for n in pieces[2].graph.nodes if n.op == "get_attr"] == ["head.weight"]
+
+
+def test_a_value_that_a_part_is_given_ends_no_piece() -> None:
+    part = deep()[0].parts[0]
+    assert len(segments(part, {"input_ids"})) == 1
+
+
+@pytest.mark.parametrize("after", [(), ("add",), ("add", "blocks.1.out", "add_2")])
+def test_segments_compute_every_node_of_the_part(after: tuple[str, ...]) -> None:
+    part = deep()[0].parts[0]
+    found = {name_of(n) for piece in segments(part, after) for n in piece.graph.nodes if n.op != "output"}
     assert found == {name_of(n) for n in part.graph.nodes if n.op != "output"}
 
 
@@ -124,16 +145,31 @@ class LiveBytes(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, gone)
 
 
-def peak(count: int) -> int:
+def peak(count: int, quantizer: Quantizer | None) -> int:
     with LiveBytes() as live:
-        assert ranges(count)
+        assert ranges(count, quantizer)
     return live.peak
 
 
-def test_memory_does_not_grow_with_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class Looking(Nearest):
+    """Asks for all that there is of a weight's inputs."""
+
+    name: ClassVar[str] = "looking"
+    needs_inputs: ClassVar[bool] = True
+    needs_float: ClassVar[bool] = True
+
+    def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
+        assert inputs is not None
+        assert inputs.cross is not None
+        return super().quantize(weight, grid, inputs)
+
+
+@pytest.mark.parametrize("quantizer", [None, Looking()], ids=["ranges", "moments"])
+def test_memory_does_not_grow_with_samples(quantizer: Quantizer | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "BATCH_TOKENS", 2 * TOKENS)
-    few = peak(4)
+    few = peak(4, quantizer)
     assert few > 2 * TOKENS * WIDTH * 4  # the count sees a batch's values
-    assert peak(40) == few
+    assert peak(40, quantizer) == few
     monkeypatch.setattr(calibration, "BATCH_TOKENS", 40 * TOKENS)
-    assert peak(40) > 2 * few  # and would see those of all samples
+    assert peak(40, quantizer) > 2 * few  # and would see those of all samples

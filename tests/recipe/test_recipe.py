@@ -65,7 +65,7 @@ def test_shipped_recipe_loads() -> None:
     assert {name: (g.ar, g.context) for name, g in recipe.graphs.items()} == {"prompt": (32, 128), "token": (1, 128)}
     assert [(p.name, p.options) for p in recipe.passes][-2:] == [
         ("split_model", {"parts": 2}),
-        ("w4a16", {"clip": True}),
+        ("w4a16", {"quantizer": "gptq"}),
     ]
 
 
@@ -128,7 +128,7 @@ def test_missing_environment_variable_is_named(write: Write, monkeypatch: pytest
 def test_overrides_reach_sections_and_passes() -> None:
     recipe = Recipe.load(SHIPPED, ["graphs.prompt.ar=16", "passes.w4a16.kv_bits=16", "verify.passes=false"])
     assert recipe.graphs["prompt"].ar == 16
-    assert recipe.passes[-1].options == {"clip": True, "kv_bits": 16}
+    assert recipe.passes[-1].options == {"quantizer": "gptq", "kv_bits": 16}
     assert not recipe.verify.passes
 
 
@@ -205,7 +205,7 @@ def test_not_utf8(tmp_path: Path) -> None:
 
 
 def test_dict_and_back() -> None:
-    recipe = Recipe.load(SHIPPED, ["passes.w4a16.bits={'lm_head.weight' = 8}", "output.folder=/tmp/out"])
+    recipe = Recipe.load(SHIPPED, ["passes.w4a16.weights={'lm_head.weight' = {bits = 4}}", "output.folder=/tmp/out"])
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
@@ -230,6 +230,9 @@ def test_shipped_recipe_means_something(registry: Registry) -> None:
         ("passes.decompose.name=decompos", "no pass named 'decompos'; did you mean 'decompose'?"),
         ("passes.split_model.part=2", "pass 'split_model': no option 'part'; did you mean 'parts'?"),
         ("passes.w4a16.kv_bits=9", "pass 'w4a16': option 'kv_bits'"),
+        ("passes.w4a16.quantizer=gptk", "no quantizer named 'gptk'; did you mean 'gptq'?"),
+        ("passes.w4a16.options={damp = 0.1}", "quantizer 'gptq': no option 'damp'; did you mean 'damping'?"),
+        ("passes.w4a16.weights={'lm_*' = {quantizer = 'clip'}}", "no quantizer named 'clip'"),
         ("backend.name=qn", "no backend named 'qn'; did you mean 'qnn'?"),
         ("backend.twin=never", "backend 'qnn': no option 'twin'; did you mean 'twins'?"),
         ("model.source=lama", "no source named 'lama'; did you mean 'llama'?"),

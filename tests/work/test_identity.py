@@ -180,7 +180,7 @@ AGAIN: dict[str, tuple[Callable[[Path], None], list[str], bool]] = {
         False,
     ),
     "--fresh": (lambda _folder: None, [], True),
-    "option of the step": (lambda _folder: None, ["passes.w4a16.clip=false"], True),
+    "option of the step": (lambda _folder: None, ["passes.w4a16.kv_bits=16"], True),
     "option of an earlier pass": (lambda _folder: None, ["passes.kv_cache_io.logits=last"], True),
     "shape of a graph": (lambda _folder: None, ["graphs.prompt.ar=16"], True),
     "checkpoint": (_edit_config, [], True),

@@ -18,6 +18,7 @@ VERSION = "1.0.0"
 LISTS = ("activation_encodings", "param_encodings")
 
 _BIAS_BITS = 32
+_BLOCK_BITS = 8  # that 4-bit integers times a multiplier of 16 have
 _SYMMETRIC_BITS = 8  # AIMET marks an 8-bit KV cache symmetric; 16-bit values stay unsigned
 
 
@@ -83,6 +84,11 @@ def _of_weight(tensor: TensorProto, weights: FloatWeights) -> list[dict[str, Any
     source = weights.sources[name]
     if source.bits == 32:
         return []
+    if source.multipliers is not None:
+        entry = _per_row(tensor.name, _BLOCK_BITS, source.scale[rows])
+        multipliers = source.multipliers[rows].flatten().tolist()
+        blocks = {"compressed_bw": source.bits, "per_block_int_scale": multipliers, "block_size": source.block}
+        return [{**entry, "enc_type": "LPBQ", **blocks}]
     if source.bits < 16:
         return [_per_row(tensor.name, source.bits, source.scale[rows])]
     offset = [-source.zero_point]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from math import prod
+from typing import Any, ClassVar, Literal
 
 from torch import fx
 
@@ -26,11 +26,29 @@ from llmconv.graph import (
     is_weight,
     name_of,
     outputs_of,
+    shape_of,
     weight_of,
 )
-from llmconv.passes import Pass, PassContext
-from llmconv.quantization import CALIBRATION, Range, calibrate, sharing_groups
+from llmconv.passes import Pass, PassContext, Use
+from llmconv.quantization import (
+    CALIBRATION,
+    Bits,
+    Columns,
+    Known,
+    Line,
+    Nearest,
+    Quantizer,
+    Range,
+    Rule,
+    Scheme,
+    calibrate,
+    sharing_groups,
+    tuned_once,
+)
 
+LINEAR, LM_HEAD = "linear", "lm_head"  # roles of weights
+
+_LINEAR_USES = {(aten.conv2d.default, 1), (aten.linear.default, 1)}
 _FIXED_INPUTS: dict[str, Range] = {"attention_mask": (MASKED, 0.0), "rope_cos": (-1.0, 1.0), "rope_sin": (-1.0, 1.0)}
 _FIXED_OPS: dict[object, Range] = {aten.softmax.int: (0.0, 1.0), aten.sigmoid.default: (0.0, 1.0)}
 
@@ -48,11 +66,14 @@ class W4A16(Pass):
 
     Attributes:
         weight_bits: of every convolution but lm_head.
-        lm_head_bits: of the projection to logits.
+        block: columns with a multiplier of the row's scale (LPBQ), of weights of 4 bits; 0 for one scale a row.
+        quantizer: what puts them on their grids; `llmconv passes` lists them.
+        options: of that quantizer.
+        lm_head_bits: of the projection to logits, which is rounded to nearest.
         kv_bits: of keys and values, in the cache and in attention.
-        clip: choose row scales by least squared error, else by the largest weight. Off, because
-            the error of a weight alone misleads: a real model's perplexity went from 1.87 to 4.30 times the float one.
-        bits: width by pattern of weight names, e.g. `"layers.*.mlp.down_proj.weight" = 8`; the last match counts.
+        tuning_steps: in which row scales and norms are trained toward the float model's logits while integers stay; two
+            samples a step, with the model in memory; 0 leaves it out.
+        weights: lines by pattern of weight names, e.g. `"layers.*.mlp.down_proj.weight" = { bits = 8 }`.
     """
 
     name: ClassVar[str] = "w4a16"
@@ -61,18 +82,38 @@ class W4A16(Pass):
     needs_calibration: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
 
-    weight_bits: Literal[4, 8] = 4
-    lm_head_bits: Literal[4, 8] = 8
+    weight_bits: Bits = 4
+    block: Columns = 0
+    quantizer: str = Nearest.name
+    options: dict[str, Any] = field(default_factory=dict)
+    lm_head_bits: Bits = 8
     kv_bits: Literal[8, 16] = 8
-    clip: bool = False
-    bits: dict[str, Literal[4, 8]] = field(default_factory=dict)
+    tuning_steps: int = 0
+    weights: dict[str, Line] = field(default_factory=dict)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The table of rules."""
+        roles = {
+            LINEAR: Rule(self.weight_bits, self.block if self.weight_bits == 4 else 0, self.quantizer),
+            LM_HEAD: Rule(self.lm_head_bits, 0, Nearest.name),
+        }
+        return Scheme(roles, self.weights)
+
+    def uses(self) -> Sequence[Use]:
+        """The quantizers of the scheme."""
+        names = [self.quantizer, Nearest.name, *(line.quantizer for line in self.weights.values())]
+        return [("quantizer", name, self._options_of(name)) for name in dict.fromkeys(names) if name is not None]
+
+    def _options_of(self, quantizer: str) -> dict[str, Any]:
+        return self.options if quantizer == self.quantizer else {}
 
     def widths(self, model: Model) -> Mapping[str, int]:
         """Those of all weights, and of the values that enter and leave parts."""
         cache = _cache_names(model)
         ports = {name_of(n) for part in _parts(model) for n in (inputs_of(part) | outputs_of(part)).values()}
         values = {name: self.kv_bits if name in cache else 16 for name in ports}
-        return values | {name: encoding.bits for name, encoding in self._weights(model).items()}
+        return values | {name: encoding.bits for name, encoding in self._weights(model, self._rules(model)).items()}
 
     def run(self, model: Model, context: PassContext) -> bool:
         """Insert the requantize nodes, calibrate, and choose every encoding."""
@@ -83,11 +124,18 @@ class W4A16(Pass):
             return True
         if CALIBRATION not in model.graphs or not context.samples:
             raise PassError("no calibration text; set calibration.text in the recipe")
-        weights = self._weights(model)
-        values = self._values(model, calibrate(model, context, weights))
+        rules = self._rules(model)
+        weights, made = self._weights(model, rules), {use[1]: context.create(*use) for use in self.uses()}
+        quantizers: dict[str, Quantizer] = {name: made[rule.quantizer] for name, rule in rules.items()}
+        if self.tuning_steps:
+            tuned = tuned_once(model, context, weights, quantizers, self.tuning_steps)
+            quantizers = {name: Known(encoded) for name, encoded in tuned.items()}
+        ranges, quantized = calibrate(model, context, weights, quantizers)
+        values = self._values(model, ranges)
         for lookup in (n for part in _parts(model) for n in part.graph.nodes if n.target is aten.embedding.default):
-            weights[name_of(lookup.args[0])] = WeightEncoding(16, encoding=values[name_of(lookup)])  # they share it
-        model.encodings = Encodings(values, weights)
+            shared = WeightEncoding(16, encoding=values[name_of(lookup)])  # of the table and of what is looked up
+            weights[name_of(lookup.args[0])] = shared
+        model.encodings = Encodings(values, weights, quantized)
         return True
 
     def _values(self, model: Model, ranges: dict[str, Range]) -> dict[str, Encoding]:
@@ -104,29 +152,29 @@ class W4A16(Pass):
             encodings |= dict.fromkeys(group, encoding)
         return encodings
 
-    def _weights(self, model: Model) -> dict[str, WeightEncoding]:
-        found: dict[str, WeightEncoding] = {}
-        matched: set[str] = set()
+    def _rules(self, model: Model) -> dict[str, Rule]:
+        """Of every weight that is multiplied with."""
+        roles: dict[str, str] = {}
+        columns: dict[str, int] = {}
         for part in _parts(model):
             heads = _logits_weights(part)
-            for node in part.graph.nodes:
-                if node.op != "get_attr" or name_of(node) in found:
-                    continue
-                name = name_of(node)
-                uses = set(_uses(node))
-                if uses <= {(aten.conv2d.default, 1), (aten.linear.default, 1)}:
-                    width = self.lm_head_bits if name in heads else self.weight_bits
-                    for pattern, bits in self.bits.items():
-                        if fnmatchcase(name, pattern):
-                            matched.add(pattern)
-                            width = bits
-                    found[name] = WeightEncoding(width, self.clip)
-                elif uses <= {(aten.embedding.default, 0), (aten.rms_norm.default, 2)}:
-                    found[name] = WeightEncoding(16)
-                elif not uses <= {(aten.conv2d.default, 2), (aten.linear.default, 2)}:  # a bias follows its op's scales
-                    raise PassError(f"weight '{name}' is used by {uses}, which has no quantized form")
-        if unmatched := set(self.bits) - matched:
-            raise PassError(f"bits names {sorted(unmatched)[0]!r}, which no convolution's weight matches")
+            for node in part.graph.find_nodes(op="get_attr"):
+                if set(_uses(node)) <= _LINEAR_USES:
+                    name = name_of(node)
+                    roles[name] = LM_HEAD if name in heads else LINEAR
+                    columns[name] = prod(shape_of(node)[1:])
+        return self.scheme.rules(roles, columns)
+
+    def _weights(self, model: Model, rules: Mapping[str, Rule]) -> dict[str, WeightEncoding]:
+        found: dict[str, WeightEncoding] = {}
+        for node in (n for part in _parts(model) for n in part.graph.find_nodes(op="get_attr")):
+            name, uses = name_of(node), set(_uses(node))
+            if name in rules:
+                found[name] = WeightEncoding(rules[name].bits, rules[name].block)
+            elif uses <= {(aten.embedding.default, 0), (aten.rms_norm.default, 2)}:
+                found[name] = WeightEncoding(16)
+            elif not uses <= {(aten.conv2d.default, 2), (aten.linear.default, 2)}:  # a bias follows its op's scales
+                raise PassError(f"weight '{name}' is used by {uses}, which has no quantized form")
         return found
 
 

@@ -73,6 +73,7 @@ def _compile(index: int, job: dict[str, Any], device: Any, backend: str) -> Any:
         "json_qnn_graph_dir": dump_folder(index),
         "enable_framework_op_trace": "1",
         "framework_op_trace_dir": dump_folder(index),
+        "enable_block_quant_weight_optimization": "1",  # else blocks of int4 are computed with in float16
         "profiling_level": "detailed",  # of the compilation; the binary is the same without
         "profiling_file_path": PROFILE,
     }

@@ -167,10 +167,25 @@ class Quantizer:
         half = 2 ** (bits - 1)
         assert entry["is_sym"]
         assert entry["offset"] == [-half] * len(scale)
+        if entry["enc_type"] == "LPBQ":
+            return self._blocks(tensor, entry, values, scale)
         ints = np.clip(np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))), -half, half - 1)
         self._store(tensor, SIGNED[bits], ints.astype(np.int32 if bits == 32 else np.int8))
         parameters = self._parameters(tensor.name, SIGNED[bits], scale, 0)
         return self._dequantize(tensor.name, tensor.name, parameters, axis=0)
+
+    def _blocks(self, tensor: TensorProto, entry: dict[str, Any], values: np.ndarray, scale: np.ndarray) -> str:
+        """Integers of few bits, each block's times an integer of the row's scale: together they have `bw` bits."""
+        bits, size, rows = entry["compressed_bw"], entry["block_size"], len(scale)
+        multipliers = np.array(entry["per_block_int_scale"], np.float32).reshape(rows, -1)
+        assert multipliers.shape[1] * size == values[0].size
+        assert 1 <= multipliers.min() <= multipliers.max() <= 2 ** (entry["bw"] - bits)
+        half, steps = 2 ** (bits - 1), scale[:, None] * multipliers
+        each = np.repeat(steps, size, axis=1).reshape(values.shape)
+        self._store(tensor, SIGNED[bits], np.clip(np.rint(values / each), -half, half - 1).astype(np.int8))
+        shape = (rows, multipliers.shape[1], *values.shape[2:])
+        parameters = self._parameters(tensor.name, SIGNED[bits], steps.reshape(shape), 0)
+        return self._dequantize(tensor.name, tensor.name, parameters, axis=1, block_size=size)
 
     def _number(self, tensor: TensorProto) -> str:
         entry = self.encodings[tensor.name]

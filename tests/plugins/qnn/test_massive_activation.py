@@ -56,7 +56,7 @@ def test_rms_norm_survives_a_massive_activation(tmp_path: Path) -> None:
     expected = F.rms_norm(ranged(hidden).dequantize(ints), [CHANNELS], gamma, EPSILON)  # of what the norm really reads
     encodings = Encodings({"hidden": ranged(hidden), "norm": ranged(expected)}, {"norm.weight": WeightEncoding(16)})
     with WeightFile(tmp_path / "part.data") as file:
-        weights = PlacedWeights(file, DictStore({"norm.weight": gamma}), encodings.weights)
+        weights = PlacedWeights(file, DictStore({"norm.weight": gamma}), encodings)
         model = Lowering(norm_part(), encodings, weights, Registry.load().lowerings).run()
     onnx.save(model, tmp_path / "norm.onnx")
     compile_part([GraphJob(tmp_path / "norm.onnx", "norm")], tmp_path / "norm.bin", soc_model="43", htp_arch="73")

@@ -1,0 +1,205 @@
+"""Perplexity of a model whose weights alone are quantized, by method, in torch on the source's own graph.
+
+Run: python benchmarks/quality.py RECIPE [--methods nearest gptq …] [--windows 24] [--tokens 256] [--outliers]
+Each method runs in a process of its own: the seconds are those of calibration and quantization, the memory its peak.
+With --outliers, a tenth of each norm's channels is scaled up by factors to 100 and the columns behind it down by the
+same, which changes no output: what activation outliers of larger models do to weights. Q4_0 is llama.cpp's, as the
+`gguf` library makes it, on every weight but lm_head, which has 8 bits a row in all methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmconv import Recipe, Registry
+from llmconv.decoding import Decoder, TorchRunner
+from llmconv.encodings import Encoded, Grid, WeightEncoding
+from llmconv.evaluation import windows_of
+from llmconv.evaluation.perplexity import perplexity
+from llmconv.graph import Graph, Model, aten, name_of, trace
+from llmconv.passes import PassManager
+from llmconv.prepare.resolve import Checked, check
+from llmconv.prepare.text import calibration_samples
+from llmconv.quantization import Moments, Nearest, Quantizer
+from llmconv.quantization.calibration import Calibration
+from llmconv.quantization.linears import linear_inputs
+from llmconv.weights import Columns, Derived, Held, Stored, WeightStore
+from llmconv.weights.held import HeldStore
+from llmconv.work.machine import peak_memory
+
+
+@dataclass(frozen=True)
+class Q40(Quantizer):
+    """llmama.cpp's Q4_0: blocks of 32, a half-precision scale each; not on QNN's grid, so its numbers stay float."""
+
+    name = "q4_0"
+
+    def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
+        """The numbers themselves stand in place of integers, at a scale of one."""
+        packed = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q4_0)
+        numbers = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType.Q4_0).astype(np.float32))
+        return Encoded(numbers, torch.ones(len(weight)), 0, grid)
+
+
+# method -> transforms, quantizer, its options, columns of a block
+METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
+    "float": ([], "", {}, 0),
+    "nearest": ([], "nearest", {}, 0),
+    "clipped": ([], "clipped", {}, 0),
+    "rotate + nearest": (["rotate"], "nearest", {}, 0),
+    "rotate + clipped": (["rotate"], "clipped", {}, 0),
+    "gptq": ([], "gptq", {}, 0),
+    "rotate + gptq": (["rotate"], "gptq", {}, 0),
+    "rotate + gptq, own inputs alone": (["rotate"], "gptq", {"toward_float": 0.0}, 0),
+    "nearest, blocks of 64": ([], "nearest", {}, 64),
+    "rotate + gptq, blocks of 64": (["rotate"], "gptq", {}, 64),
+    "rotate + gptq, blocks of 32": (["rotate"], "gptq", {}, 32),
+    "q4_0": ([], "q4_0", {}, 0),
+}
+
+
+class Taken:
+    """A store that takes what quantizers make of its weights."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self.store, self.numbers = store, {}  # type: ignore[var-annotated]
+        self.bits = 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.store.shape(name)
+
+    def sha256(self, name: str) -> str | None:
+        return None
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self.store.read(name, rows)
+
+    def write(self, name: str, weight: Tensor, encoded: Encoded | None = None) -> None:
+        if encoded is not None:
+            self.numbers[name] = encoded.dequantize()
+
+
+def with_outliers(model: Model, seed: int = 0) -> None:
+    """Scale a tenth of each norm's channels up, and the columns of the linears behind it down."""
+    table: dict[str, Any] = {}
+    generator = torch.Generator().manual_seed(seed)
+    part = model.graphs["whole"].parts[0]
+    for norm in part.graph.find_nodes(op="call_function", target=aten.rms_norm.default):
+        weight = norm.args[2]
+        width = model.weights.shape(name_of(weight))[0]
+        factors = torch.ones(width)
+        chosen = torch.randperm(width, generator=generator)[: width // 10]
+        factors[chosen] = 100 ** torch.rand(len(chosen), generator=generator)
+        table[name_of(weight)] = Columns(Stored(name_of(weight)), Held(factors))
+        for user in norm.users:
+            read = name_of(user.args[1])
+            table[read] = Columns(Stored(read), Held(factors), divide=True)
+    model.weights = Derived(model.weights, table)
+
+
+def measure(
+    checked: Checked, registry: Registry, method: str, windows: list[list[int]], outliers: bool
+) -> dict[str, Any]:
+    """One row of the table."""
+    transforms, quantizer, options, block = METHODS[method]
+    samples = calibration_samples(checked)
+    length = len(samples[0])
+    graph = trace(checked.source.module(), length, length, "whole")
+    model = Model({"whole": graph}, checked.source.weights(), checked.config)
+    if outliers:
+        with_outliers(model)
+    PassManager([registry.create("pass", name, {}) for name in transforms]).run(model)
+    start = time.monotonic()
+    numbers: Mapping[str, Tensor] = {}
+    if quantizer:
+        made = Q40() if quantizer == "q4_0" else registry.create("quantizer", quantizer, options)
+        numbers = _quantized(graph, model.weights, samples, made, block)
+    seconds = time.monotonic() - start
+    store = _Over(numbers, HeldStore(model.weights))
+    reading = trace(checked.source.module(), len(windows[0]), len(windows[0]), "whole")
+    evaluated = Model({"whole": reading}, store, checked.config)
+    PassManager([registry.create("pass", name, {}) for name in transforms]).run(evaluated)
+    found = perplexity(Decoder([TorchRunner(evaluated.graphs["whole"], store)], None), windows)
+    return {"method": method, "perplexity": found, "seconds": seconds, "peak": peak_memory()}
+
+
+def _quantized(
+    graph: Graph, weights: WeightStore, samples: list[list[int]], quantizer: Quantizer, block: int
+) -> dict[str, Tensor]:
+    part, taken = graph.parts[0], Taken(weights)
+    names = list(linear_inputs(part))
+    quantizers = dict.fromkeys(names, quantizer) | {names[-1]: Nearest()}
+    grids = dict.fromkeys(names, WeightEncoding(4, block).grid) | {names[-1]: WeightEncoding(8).grid}
+    with TemporaryDirectory() as folder:
+        calibration = Calibration(graph, samples, Path(folder), quantizers, grids)
+        calibration.run(part, calibration.pieces(part), taken)
+    return taken.numbers
+
+
+class _Over:
+    """A store some of whose weights are other numbers."""
+
+    def __init__(self, numbers: Mapping[str, Tensor], store: WeightStore) -> None:
+        self.numbers, self.store = numbers, store
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.store.shape(name)
+
+    def sha256(self, name: str) -> str | None:
+        return None
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        if name not in self.numbers:
+            return self.store.read(name, rows)
+        return self.numbers[name] if rows is None else self.numbers[name][rows]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--outliers", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    if given.one:
+        registry = Registry.load()
+        checked = check(Recipe.load(given.recipe), registry)
+        assert checked.recipe.verify.text is not None
+        windows = windows_of(checked, checked.recipe.verify.text, given.windows, given.tokens)
+        print(json.dumps(measure(checked, registry, given.one, windows, given.outliers)))
+        return
+    rows, exact = [], None
+    for method in dict.fromkeys(["float", *given.methods]):
+        again = [sys.executable, __file__, *sys.argv[1:], "--one", method]
+        row = json.loads(subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        exact = exact or row["perplexity"]
+        rows.append({**row, "ratio": row["perplexity"] / exact})
+        print(
+            f"| {method} | {row['perplexity']:.2f} | {row['perplexity'] / exact:.4f} | {row['seconds']:.0f} s "
+            f"| {row['peak'] / 1e9:.2f} GB |",
+            flush=True,
+        )
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+from .evaluate import evaluate as evaluate
+from .evaluate import windows_of as windows_of
+from .evaluator import FLOAT as FLOAT
+from .evaluator import Evaluator as Evaluator
+from .evaluator import Figure as Figure
+from .perplexity import Floats as Floats
+from .perplexity import Logits as Logits
+from .perplexity import log_probabilities as log_probabilities
+from .perplexity import surprises as surprises
+from .sensitivity import Sensitivity as Sensitivity
+from .sensitivity import chosen as chosen
+from .sensitivity import sensitivities as sensitivities
+from .subject import Subject as Subject

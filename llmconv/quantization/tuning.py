@@ -1,0 +1,233 @@
+"""Train the scales of quantized weights, and the norms between them, toward the float model; integers stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx
+
+from llmconv.decoding.decoder import Decoder
+from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.encodings.grid import Encoded, Grid, block_scales
+from llmconv.encodings.value import WeightEncoding
+from llmconv.errors import PassError
+from llmconv.graph.model import Graph, Model, aten, inputs_of, io_of, name_of
+from llmconv.passes.context import PassContext
+from llmconv.quantization.calibration import CALIBRATION
+from llmconv.quantization.moments import Moments
+from llmconv.quantization.nearest import nearest
+from llmconv.quantization.quantizer import Quantizer
+from llmconv.quantization.streaming import calibrate
+from llmconv.weights.derived import tables_of
+from llmconv.weights.held import HeldStore
+from llmconv.weights.store import DictStore, WeightStore
+
+SCALES, NORMS = 1.5e-3, 1e-3  # learning rates, of logarithms of scales and of norms
+WARM_UP = 5  # steps
+WINDOWS = 2  # a step
+
+
+@dataclass(frozen=True)
+class Known(Quantizer):
+    """What is on its grid already."""
+
+    name: ClassVar[str] = "known"
+
+    encoded: Encoded
+
+    def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
+        """As it is."""
+        return self.encoded
+
+
+def tune(
+    graph: Graph,
+    weights: WeightStore,
+    quantized: Mapping[str, Encoded],
+    samples: Sequence[Sequence[int]],
+    steps: int,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> dict[str, Encoded]:
+    """The same integers on other scales, and the model's norms: what lowers the divergence from the float model.
+
+    Holds the model in memory, some four times its float32 weights.
+
+    Args:
+        graph: without past, `ar` = `context` = length of a sample.
+        weights: the float model's.
+        quantized: of every weight that is to be tuned.
+        samples: of which each step takes two.
+        progress: called with each step and its mean divergence, nats a token.
+
+    Raises:
+        PassError: the divergence is not finite.
+    """
+    student, teacher = _Tuned(graph, weights, quantized), _Float(weights)
+    host = TorchRunner(graph, DictStore({}))
+    decoder = Decoder([host], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
+    generator = torch.Generator().manual_seed(seed)
+    groups = [{"params": student.shifts, "lr": SCALES}, {"params": list(student.norms.values()), "lr": NORMS}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / WARM_UP, 1 - i / steps))
+    for step, chosen in enumerate(_batches(len(samples), steps, generator)):
+        total = 0.0
+        for i in chosen:
+            given = {n: torch.from_numpy(v) for n, v in decoder.inputs_for(host, samples[i]).items()}
+            with torch.no_grad():
+                expected = _logits(graph, given, teacher).log_softmax(dim=-1)
+            found = _logits(graph, given, student).log_softmax(dim=-1)
+            loss = (expected.exp() * (expected - found)).sum(dim=-1).mean() / len(chosen)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if not total < float("inf"):  # also true of NaN
+            raise PassError(f"tuning diverges at step {step}; leave it out with tuning_steps = 0")
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress(step, total)
+    return student.encoded()
+
+
+def tuned_once(
+    model: Model,
+    context: PassContext,
+    weights: Mapping[str, WeightEncoding],
+    quantizers: Mapping[str, Quantizer],
+    steps: int,
+) -> dict[str, Encoded]:
+    """Quantize a model in memory and tune it, unless an earlier run of the same has done so.
+
+    Raises:
+        PassError: no quantizer but `nearest` is asked for; or as of `tune`.
+    """
+    graph = model.graphs[CALIBRATION]
+
+    def work() -> dict[str, Encoded]:
+        alone = replace(context, sink=None, steps=None)
+        _, quantized = calibrate(model, alone, dict(weights), quantizers)
+        if not quantized:
+            raise PassError("tuning starts from what a quantizer made of calibration text; nearest has looked at none")
+        held = HeldStore(model.weights, limit=1 << 62)
+        return tune(graph, held, quantized, context.samples, steps)
+
+    if context.steps is None:
+        return work()
+    kept, file = context.steps, context.steps.scratch("tuned.safetensors")
+    grids = {name: [how.bits, how.block, repr(quantizers.get(name))] for name, how in weights.items()}
+    key = kept.key(samples=context.samples, grids=grids, tables=tables_of(model.weights), steps=steps)
+
+    def save() -> dict[str, int]:
+        found = work()
+        tensors = {f"{name}/{part}": t for name, e in found.items() for part, t in _tensors(e).items()}
+        save_file({name: t.contiguous() for name, t in tensors.items()}, file)
+        return {name: e.zero_point for name, e in found.items()}
+
+    zero_points = kept.once("tune", key, [file], save)
+    with safe_open(file, "pt") as stored:
+        names = set(stored.keys())
+        return {
+            name: Encoded(
+                stored.get_tensor(f"{name}/ints"),
+                stored.get_tensor(f"{name}/scale"),
+                zero_point,
+                weights[name].grid,
+                stored.get_tensor(f"{name}/multipliers") if f"{name}/multipliers" in names else None,
+            )
+            for name, zero_point in zero_points.items()
+        }
+
+
+def _tensors(encoded: Encoded) -> dict[str, Tensor]:
+    found = {"ints": encoded.ints, "scale": encoded.scale}
+    return found if encoded.multipliers is None else {**found, "multipliers": encoded.multipliers}
+
+
+def _batches(count: int, steps: int, generator: torch.Generator) -> Iterator[list[int]]:
+    order: list[int] = []
+    for _ in range(steps):
+        while len(order) < WINDOWS:
+            order += torch.randperm(count, generator=generator).tolist()
+        yield [order.pop(0) for _ in range(WINDOWS)]
+
+
+def _logits(graph: Graph, given: Mapping[str, Tensor], weights: Callable[[str], Tensor]) -> Tensor:
+    values: dict[str, Any] = dict(given)
+    for part in graph.parts:
+        run = _Interpreter(part, weights).run
+        values |= run(*(values[name] for name in inputs_of(part)), enable_io_processing=False)
+    logits: Tensor
+    (logits,) = (values[name] for name, io in io_of(graph.parts[-1])[1].items() if io.kind == "logits")
+    return logits.reshape(-1, logits.shape[-1])
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a part so that gradients flow; weights come from a function."""
+
+    def __init__(self, part: fx.GraphModule, weights: Callable[[str], Tensor]) -> None:
+        super().__init__(part)
+        self._weights = weights
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
+        return self._weights(str(target))
+
+
+@dataclass(frozen=True)
+class _Float:
+    store: WeightStore
+
+    def __call__(self, name: str) -> Tensor:
+        return self.store.read(name)
+
+
+class _Tuned:
+    """The quantized weights as functions of what is trained."""
+
+    def __init__(self, graph: Graph, weights: WeightStore, quantized: Mapping[str, Encoded]) -> None:
+        self._store, self._quantized = weights, quantized
+        self._shifts = {name: torch.zeros_like(e.scale, requires_grad=True) for name, e in quantized.items()}
+        norms = {
+            name_of(node.args[2])
+            for part in graph.parts
+            for node in part.graph.find_nodes(op="call_function", target=aten.rms_norm.default)
+            if len(node.args) > 2 and isinstance(node.args[2], fx.Node)
+        }
+        self.norms = {name: weights.read(name).clone().requires_grad_() for name in sorted(norms)}
+
+    @property
+    def shifts(self) -> list[Tensor]:
+        """What is added to the logarithms of scales."""
+        return list(self._shifts.values())
+
+    def __call__(self, name: str) -> Tensor:
+        if name in self.norms:
+            return self.norms[name]
+        if name not in self._quantized:
+            return self._store.read(name)
+        known, shift = self._quantized[name], self._shifts[name]
+        scale: Tensor = known.scale * shift.exp()
+        return _unscaled(known) * scale[:, None]
+
+    def encoded(self) -> dict[str, Encoded]:
+        """What came of it, norms rounded to nearest."""
+        found = {
+            name: replace(known, scale=(known.scale * self._shifts[name].detach().exp()))
+            for name, known in self._quantized.items()
+        }
+        return found | {name: nearest(norm.detach(), WeightEncoding(16)) for name, norm in self.norms.items()}
+
+
+def _unscaled(known: Encoded) -> Tensor:
+    """A weight over its row scales."""
+    ints = known.ints.float()
+    if known.multipliers is None:
+        return ints
+    columns = ints.shape[1] // known.multipliers.shape[1]
+    ones = torch.ones(len(ints))
+    return ints * block_scales(ones, known.multipliers).repeat_interleave(columns, dim=1)

@@ -1,0 +1,12 @@
+"""The built-in quantizers, one a file."""
+
+from llmconv import hookimpl
+from llmconv.quantization import Nearest, Quantizer
+from llmconv_plugins.quantizers.clipped import Clipped
+from llmconv_plugins.quantizers.gptq import GPTQ
+
+
+@hookimpl
+def register_quantizers() -> list[type[Quantizer]]:
+    """The built-in quantizers."""
+    return [Nearest, Clipped, GPTQ]

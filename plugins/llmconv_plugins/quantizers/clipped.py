@@ -1,0 +1,65 @@
+"""Round to nearest, on scales that clip what it pays to clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llmconv.encodings import Encoded, Grid, PerBlock
+from llmconv.quantization import Moments, Quantizer, on_block_grid, scales_of
+
+RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
+_ROWS = 1 << 20  # elements of the rows that are searched at once
+
+
+@dataclass(frozen=True)
+class Clipped(Quantizer):
+    """Round to nearest, on the scales of least error, each column's counted by how large its inputs are.
+
+    By the error of the weight alone it would ruin a real model: SmolLM2's perplexity went from 1.87 to 4.30 times the
+    float one.
+    """
+
+    name: ClassVar[str] = "clipped"
+    needs_inputs: ClassVar[bool] = True
+
+    def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
+        """As `Quantizer.quantize`."""
+        importance = torch.ones(weight.shape[1]) if inputs is None else inputs.importance
+        return grid.encode(weight, *clipped_scales(weight, grid, importance))
+
+
+def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor, int, Tensor | None]:
+    """Scales of least squared error, as `Grid.encode` takes them.
+
+    Args:
+        weight: (rows, columns) float32.
+        importance: (columns,), what a squared error in a column counts.
+    """
+    if isinstance(grid.granularity, PerBlock):
+        size = grid.granularity.columns
+        blocks = weight.reshape(-1, size)
+        counts = importance.reshape(-1, size).repeat(len(weight), 1)
+        return on_block_grid(_searched(blocks, grid, counts).reshape(len(weight), -1))
+    return _searched(weight, grid, importance.expand_as(weight)), *scales_of(weight, grid)[1:]
+
+
+def _searched(rows: Tensor, grid: Grid, counts: Tensor) -> Tensor:
+    """For each row the scale of least error, (rows,)."""
+    step = max(1, _ROWS // rows.shape[1])
+    found = []
+    for start in range(0, len(rows), step):
+        some, count = rows[start : start + step], counts[start : start + step]
+        largest, _, _ = scales_of(some, Grid(grid.bits))
+        best, least = largest, torch.full_like(largest, float("inf"))
+        for ratio in RATIOS:
+            trial = largest * ratio
+            rounded = (some / trial[:, None]).round_().clamp_(grid.low, grid.top).mul_(trial[:, None])
+            error = rounded.sub_(some).square_().mul_(count).sum(dim=1)
+            best = torch.where(error < least, trial, best)
+            least = torch.minimum(error, least)
+        found.append(best)
+    return torch.cat(found)

@@ -1,0 +1,89 @@
+"""GPTQ: round column by column, and let the columns to come make good what rounding did to the output."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llmconv import PassError
+from llmconv.encodings import Encoded, Grid
+from llmconv.quantization import DAMPING_LIMIT, Moments, Quantizer, steps_of
+from llmconv_plugins.quantizers.clipped import clipped_scales
+
+LAZY = 128  # columns whose errors reach those behind them at once
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GPTQ(Quantizer):
+    """Least squared error of a linear's outputs on calibration text, with the inputs that quantized weights give.
+
+    Columns with the largest inputs come first; scales clip by least error, each column's counted by its inputs.
+
+    Source: GPTQ (Frantar et al., 2022); toward the float model's outputs: GPTAQ (Li et al., 2025).
+
+    Attributes:
+        damping: of the mean of the moments' diagonal, added to it: less trusts the calibration text more.
+        toward_float: from 0, toward what the weight gives on its inputs as they are, to 1, toward what it gives on the
+            float model's; all of the way follows what is chance in the text.
+    """
+
+    name: ClassVar[str] = "gptq"
+    needs_inputs: ClassVar[bool] = True
+
+    damping: float = 0.05
+    toward_float: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping <= DAMPING_LIMIT:
+            raise PassError(f"gptq's damping is {self.damping}; choose one above 0, and at most {DAMPING_LIMIT}")
+        if not 0 <= self.toward_float <= 1:
+            raise PassError(f"gptq's toward_float is {self.toward_float}; choose one from 0 to 1")
+
+    @property
+    def needs_float(self) -> bool:
+        """Where the option is not 0."""
+        return self.toward_float != 0
+
+    def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
+        """As `Quantizer.quantize`."""
+        if inputs is None:
+            raise PassError("gptq needs the inputs of the weight")
+        factors = inputs.factors(self.damping)
+        if factors is None:
+            logger.warning("a linear whose inputs are all zero on calibration text is rounded to nearest")
+            return grid.encode(weight, *clipped_scales(weight, grid, torch.ones(weight.shape[1])))
+        if factors.toward_float is not None and self.toward_float:
+            weight = torch.lerp(weight, weight @ factors.toward_float, self.toward_float)
+        scales = clipped_scales(weight, grid, inputs.importance)
+        encoded = grid.encode(weight, *scales)
+        ints = _rounded(weight, steps_of(encoded).expand_as(weight), grid, factors.order, factors.upper)
+        return Encoded(ints, encoded.scale, encoded.zero_point, grid, encoded.multipliers)
+
+
+def _rounded(weight: Tensor, steps: Tensor, grid: Grid, order: Tensor, upper: Tensor) -> Tensor:
+    """The integers of a weight, (rows, columns) int8.
+
+    Args:
+        steps: the scale of each number.
+    """
+    left = weight.T[order].contiguous()  # (columns, rows): a column lies in one piece
+    step = steps.T[order].contiguous()
+    ints = torch.empty(left.shape, dtype=torch.int8)
+    for start in range(0, len(left), LAZY):
+        stop = min(start + LAZY, len(left))
+        here, errors = upper[start:stop, start:stop], torch.empty(stop - start, left.shape[1])
+        block = left[start:stop]
+        for i in range(stop - start):
+            rounded = (block[i] / step[start + i]).round_().clamp_(grid.low, grid.top)
+            ints[start + i] = rounded
+            errors[i] = (block[i] - rounded * step[start + i]) / here[i, i]
+            block[i + 1 :].addr_(here[i, i + 1 :], errors[i], alpha=-1)
+        left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    found = torch.empty_like(ints)
+    found[order] = ints
+    return found.T.contiguous()
