@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ from llmconv.weights.store import DictStore, WeightStore
 SCALES, NORMS = 1.5e-3, 1e-3  # learning rates, of logarithms of scales and of norms
 WARM_UP = 5  # steps
 WINDOWS = 2  # a step
+CLIPPED = 1.0  # what is longer of a gradient
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def tune(
             loss = (expected.exp() * (expected - found)).sum(dim=-1).mean() / len(chosen)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        if not total < float("inf"):  # also true of NaN
+        steepness = float(torch.nn.utils.clip_grad_norm_(student.trained, CLIPPED))
+        if not isfinite(total + steepness):
             raise PassError(f"tuning diverges at step {step}; leave it out with tuning_steps = 0")
         optimizer.step()
         schedule.step()
@@ -199,6 +202,11 @@ class _Tuned:
             if len(node.args) > 2 and isinstance(node.args[2], fx.Node)
         }
         self.norms = {name: weights.read(name).clone().requires_grad_() for name in sorted(norms)}
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """All that is trained."""
+        return [*self.shifts, *self.norms.values()]
 
     @property
     def shifts(self) -> list[Tensor]:

@@ -85,7 +85,7 @@ def test_another_text(run: Run, small_recipe: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (("--tasks", "perplexty"), "no evaluator named 'perplexty'; did you mean 'perplexity'?"),
-        (("--tasks", "perplexity,"), "'perplexity,' holds an empty name"),
+        (("--tasks", "perplexity,"), "'perplexity,': holds an empty name"),
         (
             (*FEW, "--on", "float,torch"),
             "--on torch: a recipe alone has no bundle; apply it, or give the bundle's folder",

@@ -48,6 +48,8 @@ from llmconv.quantization import (
 
 LINEAR, LM_HEAD = "linear", "lm_head"  # roles of weights
 
+WIDE_BLOCK, CRASHES = 64, range(7, 10)  # columns of a block; blocks of a row
+ALIGNED = 32  # columns
 _LINEAR_USES = {(aten.conv2d.default, 1), (aten.linear.default, 1)}
 _FIXED_INPUTS: dict[str, Range] = {"attention_mask": (MASKED, 0.0), "rope_cos": (-1.0, 1.0), "rope_sin": (-1.0, 1.0)}
 _FIXED_OPS: dict[object, Range] = {aten.softmax.int: (0.0, 1.0), aten.sigmoid.default: (0.0, 1.0)}
@@ -163,7 +165,10 @@ class W4A16(Pass):
                     name = name_of(node)
                     roles[name] = LM_HEAD if name in heads else LINEAR
                     columns[name] = prod(shape_of(node)[1:])
-        return self.scheme.rules(roles, columns)
+        rules = self.scheme.rules(roles, columns)
+        for name, rule in rules.items():
+            _check_blocks(name, rule.block, columns[name])
+        return rules
 
     def _weights(self, model: Model, rules: Mapping[str, Rule]) -> dict[str, WeightEncoding]:
         found: dict[str, WeightEncoding] = {}
@@ -176,6 +181,24 @@ class W4A16(Pass):
             elif not uses <= {(aten.conv2d.default, 2), (aten.linear.default, 2)}:  # a bias follows its op's scales
                 raise PassError(f"weight '{name}' is used by {uses}, which has no quantized form")
         return found
+
+
+def _check_blocks(name: str, block: int, columns: int) -> None:
+    """Whether QNN 2.7 computes a convolution in such blocks, by what the HTP simulator did with shapes around these.
+
+    Raises:
+        PassError: it crashes, or gives other numbers.
+    """
+    if block >= WIDE_BLOCK and columns // block in CRASHES:
+        raise PassError(
+            f"weight '{name}' has {columns} columns, and QNN crashes in {columns // block} blocks of {block}; "
+            f"choose block = {WIDE_BLOCK // 2} for it"
+        )
+    if block and columns % ALIGNED:
+        raise PassError(
+            f"weight '{name}' has {columns} columns, no multiple of {ALIGNED}, which QNN computes wrong in blocks; "
+            "choose block = 0 for it"
+        )
 
 
 def _parts(model: Model) -> Iterator[fx.GraphModule]:
