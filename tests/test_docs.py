@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from pathlib import Path
 
+import pytest
+import torch
 from import_picture import picture
 
 from llmconv import Registry
+from llmconv.encodings import Grid, PerRow
 from llmconv.plugins import hooks as hookspecs
 from llmconv.recipe.recipe import Recipe
 
@@ -43,3 +47,14 @@ def test_readme_names_each_command_that_ci_runs() -> None:
 
 def test_the_picture_of_the_house_is_of_todays_imports() -> None:
     assert picture() in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_quantizer_of_the_documentation_quantizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    (tmp_path / "own_quantizer.py").write_text(re.search(r"```python\n(from dataclasses.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry.of(importlib.import_module("own_quantizer"))
+    weight = torch.tensor([[1.0, -1.0, 2.0, 100.0], [0.0, 0.0, 0.0, 4.0]])
+    found = registry.create("quantizer", "thrice_the_mean", {}).quantize(weight, Grid(4, PerRow()), None)
+    assert found.scale.tolist() == pytest.approx([78 / 7, 3 / 7])
+    assert found.ints.tolist() == [[0, 0, 0, 7], [0, 0, 0, 7]]

@@ -66,9 +66,10 @@ def calibration_samples(checked: Checked) -> list[list[int]]:
         return []
     tokenizer, documents = checked.tokenizer, read_documents(asked.text)
     encode = tokenizer.encode_marked if asked.control_tokens else tokenizer.encode
-    plain = [i for document in documents for i in encode(document)]
-    found = windows(plain, tokenizer.begin, asked.tokens, asked.text)
     talks = _conversations(checked, documents, asked.tokens) if asked.chat else []
+    written = [d for d in documents if not _said(d)] if talks else documents
+    plain = [i for document in written or documents for i in encode(document)]
+    found = windows(plain, tokenizer.begin, asked.tokens, asked.text)
     half = min(len(talks), asked.samples // 2)
     chosen = [*spread(found, asked.samples - half), *spread(talks, half)] if half else spread(found, asked.samples)
     if len(chosen) < asked.samples:

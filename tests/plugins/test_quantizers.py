@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from llmconv import PassError, PluginError, RecipeError, Registry
-from llmconv.encodings import MULTIPLIERS, Encoded, Grid, PerBlock, PerRow
-from llmconv.quantization import Moments, Nearest, Quantizer
+from llmconv import PassError, PluginError, Recipe, RecipeError, Registry
+from llmconv.encodings import MULTIPLIERS, Encoded, Grid, PerBlock, PerRow, WeightEncoding
+from llmconv.graph import Model, trace
+from llmconv.passes import PassContext
+from llmconv.prepare.resolve import check
+from llmconv.prepare.text import calibration_samples
+from llmconv.quantization import CALIBRATION, Moments, Nearest, Quantizer, calibrate
+from llmconv.quantization.linears import linear_inputs
 from llmconv_plugins import quantizers
 from llmconv_plugins.quantizers import gptq as gptq_module
 from llmconv_plugins.quantizers.clipped import Clipped
 from llmconv_plugins.quantizers.gptq import GPTQ
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 ROWS, COLUMNS, TOKENS = 12, 48, 96
 ROW, BLOCKS = Grid(4, PerRow()), Grid(4, PerBlock(16))
 EVERY = [Nearest(), Clipped(), GPTQ(), GPTQ(toward_float=0.0)]
@@ -223,6 +232,42 @@ def test_clipped_without_any_input_holds_every_weight() -> None:
     found = Clipped().quantize(weight(), ROW, moments(torch.zeros(3, COLUMNS)))
     assert found.dequantize().isfinite().all()
     assert same(found, Nearest().quantize(weight(), ROW, None))
+
+
+@dataclass(frozen=True)
+class Beside(GPTQ):
+    """GPTQ, and what nearest loses on the same inputs, as shares of the output."""
+
+    name: ClassVar[str] = "beside"
+    lost: ClassVar[list[tuple[float, float]]] = []
+
+    def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
+        assert inputs is not None
+        found, own = super().quantize(weight, grid, inputs), inputs.own.double()
+
+        def energy(x: Tensor) -> float:
+            return float(((x.double() @ own) * x.double()).sum())
+
+        near = Nearest().quantize(weight, grid, inputs)
+        self.lost.append(tuple(energy(q.dequantize() - weight) / energy(weight) for q in (found, near)))  # type: ignore[arg-type]
+        return found
+
+
+@pytest.mark.parametrize("block", [0, 32])
+def test_on_every_layer_of_a_trained_model_gptq_loses_less_than_nearest(block: int) -> None:
+    checked = check(Recipe.load(RECIPES / "tiny_llama.toml"), Registry.load())
+    tokens = checked.config.positions // 2
+    graph = trace(checked.source.module(), tokens, tokens, CALIBRATION)
+    weights = [name for name in linear_inputs(graph.parts[0]) if name != "lm_head.weight"]
+    Beside.lost.clear()
+    calibrate(
+        Model({CALIBRATION: graph}, checked.source.weights(), checked.config),
+        PassContext([sample[:tokens] for sample in calibration_samples(checked)[:4]]),
+        {name: WeightEncoding(4, block) for name in weights},
+        dict.fromkeys(weights, Beside(toward_float=0.0)),
+    )
+    assert len(Beside.lost) == len(weights) == 4 * 7
+    assert all(0 < own < near for own, near in Beside.lost)
 
 
 def test_gptq_needs_inputs() -> None:

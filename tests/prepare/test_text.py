@@ -71,6 +71,14 @@ def test_half_of_a_chat_models_samples_are_conversations(tmp_path: Path) -> None
     assert not any(2 in s for s in calibration_samples(silent))
 
 
+def test_conversations_of_the_text_are_taken_as_they_are(tmp_path: Path) -> None:
+    said = "\f\n".join(f"User: What is {i}?\n\nAssistant: {PARAGRAPH}\n\nAnd more.\n\n" for i in range(40))
+    made = checked(tmp_path, f"{TEXT}\n\f\n{said}".encode(), {"chat_template": TEMPLATE}, samples=1000)
+    texts = [made.tokenizer.decode(s) for s in calibration_samples(made) if 2 in s]
+    assert len(texts) > 5
+    assert all(text.startswith("user: What is ") and "assistant: A list of the values" in text for text in texts)
+
+
 def test_a_template_that_refuses_them_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = checked(tmp_path, TEXT.encode(), {"chat_template": "{{ raise_exception('users alone') }}"})
     assert len(calibration_samples(made)) == 6
