@@ -186,7 +186,7 @@ def test_activations_are_measured_over_the_weights_that_the_passes_left() -> Non
 
 
 @pytest.mark.parametrize(
-    ("activations", "quantized", "held"), [(10.1, 11.5, (True, True)), (10.11, 11.51, (False, False))]
+    ("activations", "quantized", "held"), [(10.1, 11.0, (True, True)), (10.11, 11.01, (False, False))]
 )
 def test_perplexity_is_judged_by_its_ratio(activations: float, quantized: float, held: tuple[bool, bool]) -> None:
     figures = {"float": 10.0, "activations": activations, "quantized": quantized}
