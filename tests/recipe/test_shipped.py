@@ -29,7 +29,7 @@ def test_copy_stands_by_itself(tmp_path: Path) -> None:
 
 def test_copy_brings_a_text_of_another_recipe_and_nothing_else_of_it(tmp_path: Path) -> None:
     copies = shipped.copy("llama2_7b_chat", tmp_path)
-    assert copies == [tmp_path / "llama2_7b_chat.toml", tmp_path / "tiny_llama" / "calibration.txt"]
+    assert copies == [tmp_path / "llama2_7b_chat.toml", tmp_path / "calibration" / "mixed.txt"]
     recipe = Recipe.load(copies[0])
     assert recipe.calibration is not None
     assert recipe.calibration.text == copies[1]
