@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmconv.bundle.bundle import Bundle
     from llmconv.evaluation.sensitivity import Sensitivity
 
-SHOWN, BAR = 20, 30  # weights in the table; characters of the longest bar
+SHOWN, BAR = 20, 24  # weights in the table; characters of the longest bar
 
 
 def sensitivity(
@@ -53,7 +53,7 @@ def sensitivity(
     more, gone = sum(one.more for one in taken), sum(one.kl for one in taken)
     display.say(
         f"\n# {len(taken)} weights, {more / 1e6:.2f} MB more ({more / total:.1%}), "
-        f"of a divergence of {sum(one.kl for one in costs):.4f} nats {gone:.4f} less\n[passes.weights]"
+        f"of a divergence of {sum(one.kl for one in costs):.4f} nats {gone:.4f} less\n[passes.weights]  # of w4a16"
     )
     for one in taken:
         display.say(f'"{one.name}" = {{ bits = 8 }}')
@@ -74,8 +74,9 @@ def _converted(model: Path, step: display.Step) -> Iterator[Bundle]:
 
 def _show(costs: list[Sensitivity], wide: set[str], windows: int, tokens: int) -> None:
     table = Table(title=f"Divergence by one weight's rounding, {windows} windows of {tokens} tokens")
-    for column in ("weight", "nats", "", "8 bits"):
-        table.add_column(column)
+    table.add_column("weight", overflow="fold")
+    for column in ("nats", "", "8 bits"):
+        table.add_column(column, no_wrap=True)
     top = max((one.kl for one in costs), default=0.0) or 1.0
     for one in costs[:SHOWN]:
         bar = "█" * max(1, round(BAR * one.kl / top))
