@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from llmconv.decoding.decoder import Decoder
 from llmconv.decoding.torch_runner import TorchRunner
-from llmconv.encodings.grid import Grid
+from llmconv.encodings.grid import Encoded, Grid
 from llmconv.errors import PassError
 from llmconv.graph.model import Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of
 from llmconv.graph.ops import MOVEMENT, weight_of
@@ -72,14 +72,18 @@ class Calibration:
 
     def pieces(self, part: fx.GraphModule) -> list[fx.GraphModule]:
         """What a part is run in: to the inputs of each weight whose quantizer looks at them."""
-        needs = [name for name, q in self._quantizers.items() if q.needs_inputs]
         found = linear_inputs(part)
-        return segments(part, {found[name].value for name in needs if name in found})
+        return segments(part, {found[name].value for name in self._looking if name in found})
 
     def weights(self, piece: fx.GraphModule) -> list[str]:
         """The weights of a piece, in the order in which they are read."""
         names = list(dict.fromkeys(str(n.target) for n in piece.graph.nodes if n.op == "get_attr"))
-        return sorted(names, key=lambda name: name not in self._quantizers)
+        return sorted(names, key=lambda name: name not in self._looking)
+
+    @property
+    def _looking(self) -> set[str]:
+        """The weights whose quantizers look at inputs; a piece begins with them."""
+        return {name for name, quantizer in self._quantizers.items() if quantizer.needs_inputs}
 
     def run(self, part: fx.GraphModule, pieces: Sequence[fx.GraphModule], weights: WeightWriter) -> dict[str, Range]:
         """The smallest and largest number of every float value of the next part.
@@ -97,7 +101,7 @@ class Calibration:
         for i, piece in enumerate(pieces):
             exact, rounded = self._quantized(piece, inputs, weights)
             later = {name for following in pieces[i + 1 :] for name in inputs_of(following)} | set(hidden.values())
-            held = _Held(weights, ranges, _tables(piece), weights=rounded)
+            held = _Held(weights, ranges, _tables(piece), self._encoded, weights=rounded)
             self._pass_through(piece, held, self._own, later, ranges)
             if self._float is not None and (hidden or any(map(self._needs_float, pieces[i + 1 :]))):
                 self._pass_through(piece, DictStore({**held.exact, **exact}), self._float, later)
@@ -132,25 +136,33 @@ class Calibration:
     def _quantized(
         self, piece: fx.GraphModule, inputs: Mapping[str, LinearInput], weights: WeightWriter
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A piece's weights that have quantizers, as they are and as they come from their grids."""
+        """A piece's weights whose quantizers look at inputs, as they are and as they come from their grids."""
         exact: dict[str, Tensor] = {}
         rounded: dict[str, Tensor] = {}
         moments: dict[str, Moments] = {}
         for name in self.weights(piece):
-            if name not in self._quantizers:
+            if name not in self._looking:
                 continue
-            quantizer, seen = self._quantizers[name], None
-            if quantizer.needs_inputs and (read := inputs.get(name)) is not None:
+            seen = None
+            if (read := inputs.get(name)) is not None:
                 if read.value not in moments:
                     moments.clear()  # those of one input at a time: they are large
                     moments[read.value] = self._moments(read)
                 seen = moments[read.value]
             weight = weights.read(name)
-            with plugin_code(quantizer, f"quantizer '{quantizer.name}' on weight '{name}'"):
-                encoded = quantizer.quantize(weight, self._grids[name], seen)
+            encoded = self._encoded(name, weight, seen)
+            assert encoded is not None
             weights.write(name, weight, encoded)
             exact[name], rounded[name] = weight, encoded.dequantize()
         return exact, rounded
+
+    def _encoded(self, name: str, weight: Tensor, inputs: Moments | None = None) -> Encoded | None:
+        """A weight as its quantizer has it; None where it has none."""
+        quantizer = self._quantizers.get(name)
+        if quantizer is None:
+            return None
+        with plugin_code(quantizer, f"quantizer '{quantizer.name}' on weight '{name}'"):
+            return quantizer.quantize(weight, self._grids[name], inputs)
 
     def _moments(self, read: LinearInput) -> Moments:
         found = Moments(read.columns, self._float is not None)
@@ -208,13 +220,15 @@ class _Held:
 
     Attributes:
         tables: embedding table -> the value that is looked up in it.
-        weights: those that are held; at first those that have quantizers.
-        exact: those that have none, once they are read.
+        encode: a weight by name, on its grid where it has a quantizer.
+        weights: those that are held, as they come from their grids; at first those that are quantized already.
+        exact: the others as they are, once they are read.
     """
 
     store: WeightWriter
     ranges: _Ranges
     tables: Mapping[str, str]
+    encode: Callable[[str, Tensor], Encoded | None]
     weights: dict[str, Tensor]
     exact: dict[str, Tensor] = field(default_factory=dict)
 
@@ -226,8 +240,10 @@ class _Held:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         if name not in self.weights:
-            weight = self.weights[name] = self.exact[name] = self.store.read(name, rows)
-            self.store.write(name, weight)
+            weight = self.exact[name] = self.store.read(name, rows)
+            encoded = self.encode(name, weight)
+            self.weights[name] = weight if encoded is None else encoded.dequantize()
+            self.store.write(name, weight, encoded)
             if name in self.tables:
                 self.ranges.add(self.tables[name], weight)
         return self.weights[name]
