@@ -129,7 +129,7 @@ def measure(
         made = Q40() if quantizer == "q4_0" else registry.create("quantizer", quantizer, options)
         numbers = _quantized(graph, model.weights, samples, made, block)
     seconds = time.monotonic() - start
-    store = _Over(numbers, HeldStore(model.weights))
+    store = Derived(HeldStore(model.weights), {name: Held(x) for name, x in numbers.items()})
     reading = trace(checked.source.module(), len(windows[0]), len(windows[0]), "whole")
     evaluated = Model({"whole": reading}, store, checked.config)
     PassManager([registry.create("pass", name, {}) for name in transforms]).run(evaluated)
@@ -148,24 +148,6 @@ def _quantized(
         calibration = Calibration(graph, samples, Path(folder), quantizers, grids)
         calibration.run(part, calibration.pieces(part), taken)
     return taken.numbers
-
-
-class _Over:
-    """A store some of whose weights are other numbers."""
-
-    def __init__(self, numbers: Mapping[str, Tensor], store: WeightStore) -> None:
-        self.numbers, self.store = numbers, store
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.store.shape(name)
-
-    def sha256(self, name: str) -> str | None:
-        return None
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        if name not in self.numbers:
-            return self.store.read(name, rows)
-        return self.numbers[name] if rows is None else self.numbers[name][rows]
 
 
 def main() -> None:

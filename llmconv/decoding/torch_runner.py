@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from llmconv.decoding.decoder import Arrays
 from llmconv.encodings.value import Encodings
 from llmconv.graph.model import Graph, inputs_of, io_of, outputs_of, shape_of
 from llmconv.graph.run import Observer, Program
-from llmconv.weights.store import WeightStore
+from llmconv.weights.store import DictStore, WeightStore
 
 
 class TorchRunner:
@@ -42,3 +42,17 @@ class TorchRunner:
         for program in self._programs:
             values |= program.run([values])[0]
         return {name: values[name].numpy() for name in self.outputs}
+
+
+class HostInputs:
+    """What a host gives a graph that reads a text at once, from its first token on."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._host = TorchRunner(graph, DictStore({}))
+        rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
+        self._decoder = decoder.Decoder([self._host], rope)
+
+    def of(self, tokens: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Tensors by I/O name."""
+        given = self._decoder.inputs_for(self._host, tokens)
+        return {name: torch.from_numpy(value) for name, value in given.items()}

@@ -62,7 +62,7 @@ class Grid:
             scale: (rows,) or (1,) float32.
             multipliers: (rows, blocks) of a grid in blocks.
         """
-        ints = to_integers(x, _along(scale, x, multipliers), zero_point, self.low, self.top)
+        ints = to_integers(x, scales_along(scale, x, multipliers), zero_point, self.low, self.top)
         kept = ints.char() if self.symmetric and self.bits <= 8 else ints.int()
         return Encoded(kept, scale, zero_point, self, multipliers)
 
@@ -84,7 +84,7 @@ class Encoded:
 
     def dequantize(self) -> torch.Tensor:
         """The numbers as float32."""
-        return to_floats(self.ints, _along(self.scale, self.ints, self.multipliers), self.zero_point)
+        return to_floats(self.ints, scales_along(self.scale, self.ints, self.multipliers), self.zero_point)
 
     def rows(self, start: int, stop: int) -> Encoded:
         """Some of the rows."""
@@ -105,7 +105,7 @@ def block_scales(scale: torch.Tensor, multipliers: torch.Tensor) -> torch.Tensor
     return scale[:, None] * multipliers.float()
 
 
-def _along(scale: torch.Tensor, x: torch.Tensor, multipliers: torch.Tensor | None) -> torch.Tensor:
+def scales_along(scale: torch.Tensor, x: torch.Tensor, multipliers: torch.Tensor | None) -> torch.Tensor:
     """The scale of every number, in a shape that goes with theirs."""
     if multipliers is None:
         return scale.reshape(-1, *[1] * (x.ndim - 1))

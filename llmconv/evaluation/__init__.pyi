@@ -5,6 +5,7 @@ from .evaluator import Evaluator as Evaluator
 from .evaluator import Figure as Figure
 from .perplexity import Floats as Floats
 from .perplexity import Logits as Logits
+from .perplexity import divergences as divergences
 from .perplexity import log_probabilities as log_probabilities
 from .perplexity import surprises as surprises
 from .sensitivity import Sensitivity as Sensitivity

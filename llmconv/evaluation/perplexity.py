@@ -21,6 +21,11 @@ def log_probabilities(logits: Logits) -> Floats:
     return shifted
 
 
+def divergences(expected: Floats | Logits, found: Floats | Logits) -> Floats:
+    """How far one distribution is from the expected one at each position, nats; both as log probabilities."""
+    return np.asarray((np.exp(expected) * (expected - found)).sum(axis=1))
+
+
 def surprises(logits: Logits, window: Sequence[int]) -> Floats:
     """The negative log likelihood of each token after a window's first, nats.
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from llmconv.bundle.weights import BundleStore
-from llmconv.decoding.decoder import Decoder
-from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.decoding.torch_runner import HostInputs
 from llmconv.errors import BundleError
-from llmconv.evaluation.perplexity import log_probabilities
+from llmconv.evaluation.perplexity import divergences, log_probabilities
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.model import Graph, Model, inputs_of
 from llmconv.graph.run import Program
@@ -22,8 +20,10 @@ from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager
 from llmconv.quantization.linears import linear_inputs
 from llmconv.quantization.segments import segments
+from llmconv.weights.derived import Derived
+from llmconv.weights.expressions import Expression, Held
 from llmconv.weights.held import HeldStore
-from llmconv.weights.store import DictStore, WeightStore
+from llmconv.weights.store import WeightStore
 
 WIDE = 8  # bits that a sensitive weight is given
 
@@ -62,7 +62,7 @@ def sensitivities(
     if not names:
         raise BundleError(f"{subject.bundle.folder}: no weight has 4 bits; there is nothing to choose from")
     model = _in_float(subject, len(windows[0]))
-    walk = _Walk(model.graphs["whole"], _Swapped(HeldStore(model.weights)), windows)
+    walk = _Walk(model.graphs["whole"], HeldStore(model.weights), windows)
     known, found = set(linear_inputs(model.graphs["whole"].parts[0])), []
     for i, name in enumerate(names):
         progress("weights", i, len(names))
@@ -94,54 +94,28 @@ def _in_float(subject: Subject, tokens: int) -> Model:
     return model
 
 
-@dataclass
-class _Swapped:
-    """A store with one weight exchanged."""
-
-    store: WeightStore
-    swapped: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.store.shape(name)
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        if name not in self.swapped:
-            return self.store.read(name, rows)
-        return self.swapped[name] if rows is None else self.swapped[name][rows]
-
-    def sha256(self, name: str) -> str | None:
-        return None
-
-
 class _Walk:
     """A graph in segments, whose values in float are kept, so that a changed weight costs what comes after it alone."""
 
-    def __init__(self, graph: Graph, weights: _Swapped, windows: Sequence[Sequence[int]]) -> None:
+    def __init__(self, graph: Graph, weights: WeightStore, windows: Sequence[Sequence[int]]) -> None:
         (part,) = graph.parts
-        self._weights = weights
+        self._exchanged: dict[str, Expression] = {}
+        store = Derived(weights, self._exchanged)
         pieces = segments(part, gives=("logits",))
-        self._programs = [Program(piece, weights) for piece in pieces]
+        self._programs = [Program(piece, store) for piece in pieces]
         self._names = [inputs_of(piece) for piece in pieces]
         self._reads = [{str(n.target) for n in piece.graph.find_nodes(op="get_attr")} for piece in pieces]
-        host = TorchRunner(graph, DictStore({}))
-        decoder = Decoder([host], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
-        self._given = [
-            {name: torch.from_numpy(value) for name, value in decoder.inputs_for(host, window).items()}
-            for window in windows
-        ]
-        self._values: list[dict[str, Tensor]] = [dict(given) for given in self._given]
+        inputs = HostInputs(graph)
+        self._values = [inputs.of(window) for window in windows]
         self._expected = self._run(0, keep=True)
 
     def divergence(self, name: str, weight: Tensor) -> float:
         """Of the logits with this weight in place of the float one."""
-        self._weights.swapped = {name: weight}
+        self._exchanged[name] = Held(weight)
         start = next(i for i, read in enumerate(self._reads) if name in read)
         found = self._run(start)
-        self._weights.swapped = {}
-        rows = [
-            (np.exp(expected) * (expected - got)).sum(axis=1)
-            for expected, got in zip(self._expected, found, strict=True)
-        ]
+        self._exchanged.clear()
+        rows = [divergences(expected, got) for expected, got in zip(self._expected, found, strict=True)]
         return float(np.concatenate(rows).mean())
 
     def _run(self, start: int, *, keep: bool = False) -> list[np.ndarray]:

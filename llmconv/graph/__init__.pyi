@@ -29,6 +29,7 @@ from .ops import MOVEMENT as MOVEMENT
 from .ops import REQUANTIZE as REQUANTIZE
 from .ops import RESHAPE as RESHAPE
 from .ops import SDPA as SDPA
+from .ops import uses_of as uses_of
 from .ops import weight_of as weight_of
 from .run import evaluate as evaluate
 from .sizes import GraphSize as GraphSize

@@ -1,5 +1,7 @@
 """What an op is: tables of ATen's, and the two that llmconv adds, a mark of roles while tracing, a change of width."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import fx
 
@@ -46,6 +48,15 @@ def weight_of(node: fx.Node) -> fx.Node | None:
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
     return node if node.op == "get_attr" else None
+
+
+def uses_of(weight: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What computes with a weight, through its slices and reshapes, and the node that it is called by there."""
+    for user in weight.users:
+        if user.target in MOVEMENT and weight_of(user) is not None:
+            yield from uses_of(user)
+        else:
+            yield user, weight
 
 
 @torch.library.custom_op("llmconv::mark", mutates_args=())

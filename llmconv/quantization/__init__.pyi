@@ -7,7 +7,6 @@ from .nearest import Nearest as Nearest
 from .nearest import nearest as nearest
 from .nearest import on_block_grid as on_block_grid
 from .nearest import scales_of as scales_of
-from .nearest import steps_of as steps_of
 from .quantizer import Quantizer as Quantizer
 from .scheme import Bits as Bits
 from .scheme import Columns as Columns

@@ -11,8 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx
 
-from llmconv.decoding.decoder import Decoder
-from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.decoding.torch_runner import HostInputs
 from llmconv.encodings.grid import Encoded, Grid
 from llmconv.errors import PassError
 from llmconv.graph.model import Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of
@@ -59,8 +58,7 @@ class Calibration:
         quantizers: Mapping[str, Quantizer] = MappingProxyType({}),
         grids: Mapping[str, Grid] = MappingProxyType({}),
     ) -> None:
-        self._host = TorchRunner(graph, DictStore({}))
-        self._decoder = Decoder([self._host], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
+        self._host = HostInputs(graph)
         self._samples, self._quantizers, self._grids = samples, quantizers, grids
         self._own = StoredValues(folder, len(samples))
         self._float: StoredValues | None = None
@@ -193,11 +191,8 @@ class Calibration:
         return ((name, stored, path) for (name, stored), path in zip(pairs, paths, strict=True))
 
     def _inputs(self, piece: fx.GraphModule, sample: int, stored: StoredValues) -> dict[str, Tensor]:
-        given = self._decoder.inputs_for(self._host, self._samples[sample])
-        return {
-            name: torch.from_numpy(given[name]) if name in given else stored.read(name, sample)
-            for name in inputs_of(piece)
-        }
+        given = self._host.of(self._samples[sample])
+        return {n: given[n] if n in given else stored.read(n, sample) for n in inputs_of(piece)}
 
 
 class _Ranges(dict[str, Range]):

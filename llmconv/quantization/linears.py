@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from llmconv.graph.model import aten, is_weight, name_of, shape_of
-from llmconv.graph.ops import MOVEMENT
+from llmconv.graph.model import aten, name_of, shape_of
+from llmconv.graph.ops import uses_of
 
 CHANNELS = {aten.conv2d.default: 1, aten.linear.default: -1}  # the axis of the input that a weight's columns go along
 
@@ -38,23 +37,13 @@ def linear_inputs(part: fx.GraphModule) -> dict[str, LinearInput]:
     """By weight, of those that one value alone is multiplied with."""
     found: dict[str, LinearInput] = {}
     for weight in part.graph.find_nodes(op="get_attr"):
-        read = {_input(user) for user in _users(weight)}
+        read = {_input(*use) for use in uses_of(weight)}
         if len(read) == 1 and None not in read:
             found[name_of(weight)] = read.pop()  # type: ignore[assignment]
     return found
 
 
-def _users(weight: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """What computes with a weight, through its slices and reshapes, and what it is called there."""
-    for user in weight.users:
-        if user.target in MOVEMENT and is_weight(user):
-            yield from _users(user)
-        else:
-            yield user, weight
-
-
-def _input(use: tuple[fx.Node, fx.Node]) -> LinearInput | None:
-    user, weight = use
+def _input(user: fx.Node, weight: fx.Node) -> LinearInput | None:
     if user.target not in CHANNELS or user.args[1] is not weight:
         return None
     value, axis = user.args[0], CHANNELS[user.target]

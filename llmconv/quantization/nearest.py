@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from llmconv.bundle.part_file import WeightFile
-from llmconv.encodings.grid import MULTIPLIERS, Block, Encoded, Grid, PerBlock, block_scales
+from llmconv.encodings.grid import MULTIPLIERS, Block, Encoded, Grid, PerBlock
 from llmconv.encodings.value import Encoding, Encodings, WeightEncoding
 from llmconv.quantization.moments import Moments
 from llmconv.quantization.quantizer import Quantizer
@@ -65,14 +65,6 @@ def on_block_grid(wanted: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor
     scale = (wanted.amax(dim=1) / MULTIPLIERS).clamp_min_(_TINY)
     multipliers = torch.ceil(wanted / scale[:, None] - 1e-4).clamp_(1, MULTIPLIERS)  # of 16.00001, 16
     return scale, 0, multipliers.to(torch.uint8)
-
-
-def steps_of(encoded: Encoded) -> torch.Tensor:
-    """The scale of each number of a weight (rows, columns), or of each row, (rows, 1)."""
-    if encoded.multipliers is None:
-        return encoded.scale[:, None]
-    columns = encoded.ints.shape[1] // encoded.multipliers.shape[1]
-    return block_scales(encoded.scale, encoded.multipliers).repeat_interleave(columns, dim=1)
 
 
 def _range_of(weight: torch.Tensor, bits: int) -> Encoding:

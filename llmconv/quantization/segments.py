@@ -25,8 +25,8 @@ def segments(
         gives: kinds of the part's outputs that pieces give, beside what later pieces take.
 
     Inputs are the part's own by I/O name, the first segment has all of them, and by structural name what earlier
-    segments give. Outputs are by structural name. What depends
-    on no token (the mask, RoPE, weights) is computed in each segment that needs it.
+    segments give. Outputs are by structural name. What depends on no token (the mask, RoPE, weights) is computed in
+    each segment that needs it.
     """
     number = _numbers(part, after)
     pieces = [_nodes(number, i) for i in range(max(number.values(), default=0) + 1)]

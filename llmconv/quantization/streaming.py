@@ -62,6 +62,19 @@ def calibrate(
     return ranges, quantized
 
 
+def step_key(
+    model: Model,
+    context: PassContext,
+    weights: Mapping[str, WeightEncoding],
+    quantizers: Mapping[str, Quantizer],
+    **more: Any,
+) -> str:
+    """The key of a step that depends on the samples, the weights and what is to become of them, and on `more`."""
+    assert context.steps is not None
+    rules = {name: [how.bits, how.block, repr(quantizers.get(name))] for name, how in weights.items()}
+    return context.steps.key(samples=context.samples, rules=rules, tables=tables_of(model.weights), **more)
+
+
 @dataclass
 class _Kept:
     """What is kept of each part: its ranges, its weight file, and what it gives to the next part."""
@@ -76,9 +89,7 @@ class _Kept:
         self.parts = self.model.graphs[CALIBRATION].parts
         self.count = len(self.parts)
         if self.context.steps is not None:
-            widths = {name: [w.bits, w.block, repr(self.quantizers.get(name))] for name, w in self.weights.items()}
-            tables = tables_of(self.model.weights)
-            self.key = self.context.steps.key(samples=self.context.samples, widths=widths, tables=tables)
+            self.key = step_key(self.model, self.context, self.weights, self.quantizers)
 
     def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
         """Take over finished parts, from the first on; gives the number of the first part that is left."""

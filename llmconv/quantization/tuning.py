@@ -12,9 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx
 
-from llmconv.decoding.decoder import Decoder
-from llmconv.decoding.torch_runner import TorchRunner
-from llmconv.encodings.grid import Encoded, Grid, block_scales
+from llmconv.decoding.torch_runner import HostInputs
+from llmconv.encodings.grid import Encoded, Grid
 from llmconv.encodings.value import WeightEncoding
 from llmconv.errors import PassError
 from llmconv.graph.model import Graph, Model, aten, inputs_of, io_of, name_of
@@ -23,10 +22,9 @@ from llmconv.quantization.calibration import CALIBRATION
 from llmconv.quantization.moments import Moments
 from llmconv.quantization.nearest import nearest
 from llmconv.quantization.quantizer import Quantizer
-from llmconv.quantization.streaming import calibrate
-from llmconv.weights.derived import tables_of
+from llmconv.quantization.streaming import calibrate, step_key
 from llmconv.weights.held import HeldStore
-from llmconv.weights.store import DictStore, WeightStore
+from llmconv.weights.store import WeightStore
 
 SCALES, NORMS = 1.5e-3, 1e-3  # learning rates, of logarithms of scales and of norms
 WARM_UP = 5  # steps
@@ -72,16 +70,14 @@ def tune(
         PassError: the divergence is not finite.
     """
     student, teacher = _Tuned(graph, weights, quantized), _Float(weights)
-    host = TorchRunner(graph, DictStore({}))
-    decoder = Decoder([host], graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy()))
-    generator = torch.Generator().manual_seed(seed)
+    inputs, generator = HostInputs(graph), torch.Generator().manual_seed(seed)
     groups = [{"params": student.shifts, "lr": SCALES}, {"params": list(student.norms.values()), "lr": NORMS}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / WARM_UP, 1 - i / steps))
     for step, chosen in enumerate(_batches(len(samples), steps, generator)):
         total = 0.0
         for i in chosen:
-            given = {n: torch.from_numpy(v) for n, v in decoder.inputs_for(host, samples[i]).items()}
+            given = inputs.of(samples[i])
             with torch.no_grad():
                 expected = _logits(graph, given, teacher).log_softmax(dim=-1)
             found = _logits(graph, given, student).log_softmax(dim=-1)
@@ -123,8 +119,7 @@ def tuned_once(
     if context.steps is None:
         return work()
     kept, file = context.steps, context.steps.scratch("tuned.safetensors")
-    grids = {name: [how.bits, how.block, repr(quantizers.get(name))] for name, how in weights.items()}
-    key = kept.key(samples=context.samples, grids=grids, tables=tables_of(model.weights), steps=steps)
+    key = step_key(model, context, weights, quantizers, tuning=steps)
 
     def save() -> dict[str, int]:
         found = work()
@@ -220,7 +215,7 @@ class _Tuned:
             return self._store.read(name)
         known, shift = self._quantized[name], self._shifts[name]
         scale: Tensor = known.scale * shift.exp()
-        return _unscaled(known) * scale[:, None]
+        return replace(known, scale=torch.ones_like(known.scale)).dequantize() * scale[:, None]
 
     def encoded(self) -> dict[str, Encoded]:
         """What came of it, norms rounded to nearest."""
@@ -229,13 +224,3 @@ class _Tuned:
             for name, known in self._quantized.items()
         }
         return found | {name: nearest(norm.detach(), WeightEncoding(16)) for name, norm in self.norms.items()}
-
-
-def _unscaled(known: Encoded) -> Tensor:
-    """A weight over its row scales."""
-    ints = known.ints.float()
-    if known.multipliers is None:
-        return ints
-    columns = ints.shape[1] // known.multipliers.shape[1]
-    ones = torch.ones(len(ints))
-    return ints * block_scales(ones, known.multipliers).repeat_interleave(columns, dim=1)

@@ -39,11 +39,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
-def test_help_imports_no_torch() -> None:
-    script = "import sys; sys.argv = ['llmconv', '--help']\nfrom llmconv.cli import main\n"
+@pytest.mark.parametrize(
+    ("command", "shown"), [((), "generate"), (("eval",), "--windows"), (("sensitivity",), "--budget")]
+)
+def test_help_imports_no_torch(command: tuple[str, ...], shown: str) -> None:
+    script = f"import sys; sys.argv = {['llmconv', *command, '--help']}\nfrom llmconv.cli import main\n"
     script += "try:\n    main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "generate" in done.stdout
+    assert shown in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
 
 

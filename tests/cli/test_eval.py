@@ -157,11 +157,3 @@ def test_a_graph_that_gives_its_last_logits_alone(run: Run, small_recipe: Path, 
     code, out, err = run(tmp_path / "out", *FEW, "--tasks", "perplexity", "--on", "torch")
     assert (code, out) == (2, "")
     assert "graph 'prompt' gives the last row of its logits alone; it cannot be measured" in err.splitlines()[-1]
-
-
-def test_help_imports_no_torch() -> None:
-    script = "import sys; sys.argv = ['llmconv', 'eval', '--help']\nfrom llmconv.cli import main\n"
-    script += "try:\n    main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "--windows" in done.stdout
-    assert done.stdout.splitlines()[-1] == "False"

@@ -6,32 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from llmconv import Bundle, BundleError, Registry
 from llmconv.bundle.weights import BundleStore
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.evaluation import Sensitivity, Subject, chosen, log_probabilities, sensitivities
 from llmconv.graph import trace
-from llmconv.weights import WeightStore
+from llmconv.weights import Derived, Held
 
 TOKENS = 24
 ROUNDING = 1e-4  # of the divergence: log probabilities are kept in float32
-
-
-class Exchanged:
-    def __init__(self, store: WeightStore, name: str, weight: torch.Tensor) -> None:
-        self.store, self.name, self.weight = store, name, weight
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.store.shape(name)
-
-    def sha256(self, name: str) -> str | None:
-        return None
-
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        whole = self.weight if name == self.name else self.store.read(name)
-        return whole if rows is None else whole[rows]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +44,7 @@ def test_the_divergence_is_that_of_a_run_with_this_weight_exchanged(
     name = found[place].name
     assert subject.checkpoint is not None
     graph = trace(subject.checkpoint.source.module(), TOKENS, TOKENS, "whole")
-    exchanged = Exchanged(subject.weights, name, BundleStore(subject.bundle.folder).read(name))
+    exchanged = Derived(subject.weights, {name: Held(BundleStore(subject.bundle.folder).read(name))})
     rows = []
     for window in (window[:TOKENS] for window in subject.windows[:2]):
         expected, got = (

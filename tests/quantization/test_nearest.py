@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmconv.encodings import MULTIPLIERS, Encoding, Grid, PerBlock, PerRow, WeightEncoding
-from llmconv.quantization import nearest, on_block_grid, steps_of
+from llmconv.encodings import MULTIPLIERS, Encoding, Grid, PerBlock, PerRow, WeightEncoding, scales_along
+from llmconv.quantization import nearest, on_block_grid
 
 FLOAT32 = 1e-5  # relative; rounding of a product of two float32
 CEILING = 1e-4  # of a row's scale, which a block's may lack: 16.00001 of it is 16
@@ -65,7 +65,7 @@ def test_blocks_have_multiples_of_the_row_s_scale_that_clip_nothing() -> None:
     assert (found.multipliers.dtype, found.multipliers.shape) == (torch.uint8, (4, 4))
     assert found.multipliers[:, 1].tolist() == [MULTIPLIERS] * 4  # the widest block
     assert found.multipliers[:, 2].tolist() == [1] * 4  # which wants less
-    steps = steps_of(found)
+    steps = scales_along(found.scale, weight, found.multipliers)
     assert steps.shape == weight.shape
     assert torch.equal(found.dequantize(), found.ints * steps)
     assert ((found.dequantize() - weight).abs() <= steps * (0.5 + 7 * CEILING)).all()

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from llmconv.evaluation import Evaluator, Floats, Logits, log_probabilities
+from llmconv.evaluation import Evaluator, Floats, Logits, divergences, log_probabilities
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,5 @@ class Agreement(Evaluator):
         """As `Evaluator.scores`, of every position of the window."""
         assert of_float is not None
         expected, found = log_probabilities(of_float), log_probabilities(logits)
-        divergence = (np.exp(expected) * (expected - found)).sum(axis=1)
         same = of_float.argmax(axis=1) == logits.argmax(axis=1)
-        return {"kl": divergence, "top1": same.astype(np.float64)}
+        return {"kl": divergences(expected, found), "top1": same.astype(np.float64)}

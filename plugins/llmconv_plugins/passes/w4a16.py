@@ -23,10 +23,10 @@ from llmconv.graph import (
     inputs_of,
     insert,
     io_of,
-    is_weight,
     name_of,
     outputs_of,
     shape_of,
+    uses_of,
     weight_of,
 )
 from llmconv.passes import Pass, PassContext, Use
@@ -161,7 +161,7 @@ class W4A16(Pass):
         for part in _parts(model):
             heads = _logits_weights(part)
             for node in part.graph.find_nodes(op="get_attr"):
-                if set(_uses(node)) <= _LINEAR_USES:
+                if _uses(node) <= _LINEAR_USES:
                     name = name_of(node)
                     roles[name] = LM_HEAD if name in heads else LINEAR
                     columns[name] = prod(shape_of(node)[1:])
@@ -173,7 +173,7 @@ class W4A16(Pass):
     def _weights(self, model: Model, rules: Mapping[str, Rule]) -> dict[str, WeightEncoding]:
         found: dict[str, WeightEncoding] = {}
         for node in (n for part in _parts(model) for n in part.graph.find_nodes(op="get_attr")):
-            name, uses = name_of(node), set(_uses(node))
+            name, uses = name_of(node), _uses(node)
             if name in rules:
                 found[name] = WeightEncoding(rules[name].bits, rules[name].block)
             elif uses <= {(aten.embedding.default, 0), (aten.rms_norm.default, 2)}:
@@ -206,13 +206,9 @@ def _parts(model: Model) -> Iterator[fx.GraphModule]:
         yield from graph.parts
 
 
-def _uses(weight: fx.Node) -> Iterator[tuple[object, int]]:
-    """The ops that compute with a weight, through its slices and reshapes, and at which argument."""
-    for user in weight.users:
-        if user.target in MOVEMENT and is_weight(user):
-            yield from _uses(user)
-        else:
-            yield user.target, user.args.index(weight)
+def _uses(weight: fx.Node) -> set[tuple[object, int]]:
+    """The ops that compute with a weight, and at which argument."""
+    return {(user.target, user.args.index(operand)) for user, operand in uses_of(weight)}
 
 
 def _logits_weights(part: fx.GraphModule) -> set[str]:

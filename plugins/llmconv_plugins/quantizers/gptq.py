@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llmconv import PassError
-from llmconv.encodings import Encoded, Grid
-from llmconv.quantization import DAMPING_LIMIT, Moments, Quantizer, steps_of
+from llmconv.encodings import Encoded, Grid, scales_along
+from llmconv.quantization import DAMPING_LIMIT, Moments, Quantizer
 from llmconv_plugins.quantizers.clipped import clipped_scales
 
 LAZY = 128  # columns whose errors reach those behind them at once
@@ -59,10 +59,10 @@ class GPTQ(Quantizer):
             return grid.encode(weight, *clipped_scales(weight, grid, torch.ones(weight.shape[1])))
         if factors.toward_float is not None and self.toward_float:
             weight = torch.lerp(weight, weight @ factors.toward_float, self.toward_float)
-        scales = clipped_scales(weight, grid, inputs.importance)
-        encoded = grid.encode(weight, *scales)
-        ints = _rounded(weight, steps_of(encoded).expand_as(weight), grid, factors.order, factors.upper)
-        return Encoded(ints, encoded.scale, encoded.zero_point, grid, encoded.multipliers)
+        scale, zero_point, multipliers = clipped_scales(weight, grid, inputs.importance)
+        steps = scales_along(scale, weight, multipliers).expand_as(weight)
+        ints = _rounded(weight, steps, grid, factors.order, factors.upper)
+        return Encoded(ints, scale, zero_point, grid, multipliers)
 
 
 def _rounded(weight: Tensor, steps: Tensor, grid: Grid, order: Tensor, upper: Tensor) -> Tensor:
