@@ -105,3 +105,8 @@ def test_tuning_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_nearest_alone_has_nothing_to_tune() -> None:
     with pytest.raises(PassError, match="tuning starts from what a quantizer made of calibration text"):
         PassManager([*STRUCTURAL, W4A16(tuning_steps=1)]).run(calibrated_model(llama()), PassContext(SAMPLES))
+
+
+def test_fewer_steps_than_none_are_refused() -> None:
+    with pytest.raises(PassError, match="tuning_steps is -3; choose 0 or more"):
+        W4A16(tuning_steps=-3)

@@ -93,6 +93,10 @@ class W4A16(Pass):
     tuning_steps: int = 0
     weights: dict[str, Line] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.tuning_steps < 0:
+            raise PassError(f"w4a16's tuning_steps is {self.tuning_steps}; choose 0 or more")
+
     @property
     def scheme(self) -> Scheme:
         """The table of rules."""
