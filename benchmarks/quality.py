@@ -31,11 +31,11 @@ from llmconv.encodings import Encoded, Grid, WeightEncoding
 from llmconv.evaluation import windows_of
 from llmconv.evaluation.perplexity import perplexity
 from llmconv.graph import Graph, Model, aten, name_of, trace
-from llmconv.passes import PassManager
+from llmconv.passes import PassContext, PassManager
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.text import calibration_samples
 from llmconv.quantization import Moments, Nearest, Quantizer
-from llmconv.quantization.calibration import Calibration
+from llmconv.quantization.calibration import CALIBRATION, Calibration
 from llmconv.quantization.linears import linear_inputs
 from llmconv.weights import Columns, Derived, Held, Stored, WeightStore
 from llmconv.weights.held import HeldStore
@@ -60,6 +60,8 @@ METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
     "float": ([], "", {}, 0),
     "nearest": ([], "nearest", {}, 0),
     "clipped": ([], "clipped", {}, 0),
+    "smooth + nearest": (["smooth"], "nearest", {}, 0),
+    "smooth + gptq": (["smooth"], "gptq", {}, 0),
     "rotate + nearest": (["rotate"], "nearest", {}, 0),
     "rotate + clipped": (["rotate"], "clipped", {}, 0),
     "gptq": ([], "gptq", {}, 0),
@@ -68,6 +70,7 @@ METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
     "nearest, blocks of 64": ([], "nearest", {}, 64),
     "rotate + gptq, blocks of 64": (["rotate"], "gptq", {}, 64),
     "rotate + gptq, blocks of 32": (["rotate"], "gptq", {}, 32),
+    "rotate + smooth + gptq, blocks of 32": (["rotate", "smooth"], "gptq", {}, 32),
     "q4_0": ([], "q4_0", {}, 0),
 }
 
@@ -97,7 +100,7 @@ def with_outliers(model: Model, seed: int = 0) -> None:
     """Scale a tenth of each norm's channels up, and the columns of the linears behind it down."""
     table: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(seed)
-    part = model.graphs["whole"].parts[0]
+    part = model.graphs[CALIBRATION].parts[0]
     for norm in part.graph.find_nodes(op="call_function", target=aten.rms_norm.default):
         weight = norm.args[2]
         width = model.weights.shape(name_of(weight))[0]
@@ -118,12 +121,13 @@ def measure(
     transforms, quantizer, options, block = METHODS[method]
     samples = calibration_samples(checked)
     length = len(samples[0])
-    graph = trace(checked.source.module(), length, length, "whole")
-    model = Model({"whole": graph}, checked.source.weights(), checked.config)
+    graph = trace(checked.source.module(), length, length, CALIBRATION)
+    model = Model({CALIBRATION: graph}, checked.source.weights(), checked.config)
     if outliers:
         with_outliers(model)
-    PassManager([registry.create("pass", name, {}) for name in transforms]).run(model)
-    start = time.monotonic()
+    exact, context, start = model.weights, PassContext(samples), time.monotonic()
+    passes = [registry.create("pass", name, {"block": block} if name == "smooth" else {}) for name in transforms]
+    PassManager(passes).run(model, context)
     numbers: Mapping[str, Tensor] = {}
     if quantizer:
         made = Q40() if quantizer == "q4_0" else registry.create("quantizer", quantizer, options)
@@ -131,8 +135,8 @@ def measure(
     seconds = time.monotonic() - start
     store = Derived(HeldStore(model.weights), {name: Held(x) for name, x in numbers.items()})
     reading = trace(checked.source.module(), len(windows[0]), len(windows[0]), "whole")
-    evaluated = Model({"whole": reading}, store, checked.config)
-    PassManager([registry.create("pass", name, {}) for name in transforms]).run(evaluated)
+    evaluated = Model({"whole": reading}, exact, checked.config)
+    PassManager(passes).run(evaluated, context)  # for the graph: rotate parts a tied table
     found = perplexity(Decoder([TorchRunner(evaluated.graphs["whole"], store)], None), windows)
     return {"method": method, "perplexity": found, "seconds": seconds, "peak": peak_memory()}
 
@@ -146,7 +150,7 @@ def _quantized(
     grids = dict.fromkeys(names, WeightEncoding(4, block).grid) | {names[-1]: WeightEncoding(8).grid}
     with TemporaryDirectory() as folder:
         calibration = Calibration(graph, samples, Path(folder), quantizers, grids)
-        calibration.run(part, calibration.pieces(part), taken)
+        calibration.run(part, taken)
     return taken.numbers
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save
 
 from llmconv.backends.backend import Backend, BuildJob, BuildResult, Progress
-from llmconv.bundle.bundle import EVALUATION, FORMAT, MANIFEST, ROPE, SOURCE, Bundle, check_output, list_files
+from llmconv.bundle.bundle import CHOSEN, EVALUATION, FORMAT, MANIFEST, ROPE, SOURCE, Bundle, check_output, list_files
 from llmconv.bundle.graph_spec import graph_spec
 from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.specs import ONNX_FOLDER, graph_to_dict
@@ -143,6 +143,8 @@ def _convert(
     steps.drop_unasked()
     progress("bundle", "manifest")
     _copy_inputs(checked, model, folder)
+    if context.chosen:
+        (folder / CHOSEN).write_bytes(save(context.chosen))
     manifest = {
         **_manifest(checked, model, chipset, result, {**context.hashed(), **context.hashes}),
         "plugins": plugins_of(checked, model, registry),

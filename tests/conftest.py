@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: two threads each would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from small_checkpoint import write_recipe

@@ -23,6 +23,7 @@ CARD = "README.md"  # for whoever receives the bundle
 SOURCE = "source"  # folder of the checkpoint's small files
 EVALUATION = "evaluation.txt"  # held-out text
 ROPE = "rope.safetensors"  # cos and sin, which the host fills
+CHOSEN = "chosen.safetensors"  # what passes found on calibration text, where they did
 FORMAT = 1
 
 

@@ -90,7 +90,7 @@ def _in_float(subject: Subject, tokens: int) -> Model:
     source = subject.checkpoint.source
     graph = trace(source.module(), tokens, tokens, "whole")
     model = Model({"whole": graph}, subject.weights, subject.checkpoint.config)
-    PassManager([p for p in subject.checkpoint.passes if p.splits is None]).run(model)
+    PassManager([p for p in subject.checkpoint.passes if p.splits is None]).run(model, subject.context)
     return model
 
 

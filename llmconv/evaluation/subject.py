@@ -18,8 +18,9 @@ from llmconv.decoding.decoder import Decoder, Runner
 from llmconv.errors import CheckpointError, PluginError, RecipeError
 from llmconv.evaluation.agreement import Comparison
 from llmconv.graph.model import Model
+from llmconv.passes.context import PassContext
 from llmconv.plugins.registry import Registry
-from llmconv.prepare.remake import described, recipe_of, remake
+from llmconv.prepare.remake import context_of, described, recipe_of, remake
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.text import held_out
 from llmconv.prepare.trace import spread_ids
@@ -117,7 +118,8 @@ class Subject:
             return None
         structural = [(e, p) for e, p in zip(self.recipe.passes, self.described.passes, strict=True) if p.structural]
         recipe = self.recipe.model_copy(update={"calibration": None, "passes": [e for e, _ in structural]})
-        checked = check(recipe.model_copy(update={"verify": self.described.recipe.verify}), self.registry)
+        recipe = recipe.model_copy(update={"verify": self.described.recipe.verify})
+        checked = check(recipe, self.registry, calibrated=True)
         converted: Mapping[str, str] = self.bundle.manifest["source"]["description"]
         found = digests(checked.source)
         for name in sorted({*converted, *found}):
@@ -132,6 +134,11 @@ class Subject:
             raise CheckpointError(f"{self.recipe.model.checkpoint}: missing")
         store, converted = self.checkpoint.source.weights(), self.bundle.manifest["source"]["weights"]
         return ConvertedWeights(store, converted, self.recipe.model.checkpoint)
+
+    @cached_property
+    def context(self) -> PassContext:
+        """What the bundle brings to passes that run again."""
+        return context_of(self.bundle)
 
     @property
     def gone(self) -> str:

@@ -72,6 +72,8 @@ class PassContext:
             name of it.
         hashes: the same of all runs together; passes add to it.
         create: makes a plugin that a pass names in `uses`, by kind, name and options.
+        chosen: what passes have found on the samples and cannot find again without them, by names that begin with the
+            pass's; a bundle keeps it, and whoever runs its passes again brings it.
     """
 
     samples: Sequence[Sequence[int]] = ()
@@ -81,3 +83,4 @@ class PassContext:
     hashed: Callable[[], Mapping[str, str]] = dict
     hashes: dict[str, str] = field(default_factory=dict)
     create: Callable[[Kind, str, Mapping[str, Any]], Any] = _create
+    chosen: dict[str, Tensor] = field(default_factory=dict)

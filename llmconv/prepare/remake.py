@@ -8,13 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
-from llmconv.bundle.bundle import EVALUATION, SOURCE, Bundle
+from llmconv.bundle.bundle import CHOSEN, EVALUATION, SOURCE, Bundle
 from llmconv.bundle.weights import BundleStore, read_encodings
 from llmconv.encodings.value import Encoding, Encodings
 from llmconv.errors import BundleError, PassError
 from llmconv.graph.model import Model, inputs_of, io_of, name_of, outputs_of
+from llmconv.passes.context import PassContext
 from llmconv.passes.manager import PassManager
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
@@ -32,6 +34,12 @@ def recipe_of(bundle: Bundle) -> Recipe:
 def described(bundle: Bundle, registry: Registry) -> Checked:
     """The recipe over the bundle's own copy of the checkpoint's small files; weights are not to be had from it."""
     return _over(recipe_of(bundle), bundle, registry)
+
+
+def context_of(bundle: Bundle) -> PassContext:
+    """What a bundle brings to passes that run again: what they have chosen on calibration text, and none of that."""
+    file = bundle.folder / CHOSEN
+    return PassContext(chosen=load_file(file) if file.is_file() else {})
 
 
 def remake(
@@ -63,7 +71,7 @@ def remake(
     model = trace_graphs(checked, _SourcesShapes(weights, ShapeStore(checked.source.module())))
     known = read_encodings(bundle.folder)
     model.encodings = known if known.values else None
-    PassManager(checked.passes).run(model)
+    PassManager(checked.passes).run(model, context_of(bundle))
     model.weights = weights
     if model.encodings is not None:
         model.encodings = Encodings(_spread(model, bundle, known.values))

@@ -52,7 +52,7 @@ def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Itera
         return
     model = trace_graphs(subject.checkpoint, subject.weights)
     verifier = make_verifier(subject.checkpoint, model)
-    again = PassManager(subject.checkpoint.passes, None if reports else verifier).run(model)
+    again = PassManager(subject.checkpoint.passes, None if reports else verifier).run(model, subject.context)
     subject.float_weights = model.weights
     for report in reports or again:
         for graph, error in report.errors.items():

@@ -58,6 +58,16 @@ def lowering_holds(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
         bound = min(LOWERING_SQNR, _cost(subject).logits.sqnr - APART)
         yield at_least(3, f"{name} on {first} against the graph, logits", ratio, bound, RANGES)
     precision["activations"] = {value: noise.decibels for value, noise in rounding.noise.items()}
+    precision["clipped"] = rounding.clipped
+    yield Check(3, "values beyond the ranges that calibration found", _clipped(rounding))
+
+
+def _clipped(rounding: RoundingNoise) -> str:
+    """How many values the held-out tokens take out of their range, and how far the worst is."""
+    if not (found := rounding.clipped):
+        return f"none of {len(rounding.seen)}"
+    name, share = next(iter(found.items()))
+    return f"{len(found)} of {len(rounding.seen)}, most {share:.2g} of the numbers of '{name}'"
 
 
 def _cost(subject: Subject) -> Comparison:

@@ -16,7 +16,7 @@ from llmconv.encodings.grid import Encoded, Grid
 from llmconv.errors import PassError
 from llmconv.graph.model import Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of
 from llmconv.graph.ops import MOVEMENT, weight_of
-from llmconv.graph.run import Program
+from llmconv.graph.run import Observer, Program
 from llmconv.passes.context import WeightWriter
 from llmconv.plugins.frame import plugin_code
 from llmconv.quantization.linears import LinearInput, linear_inputs
@@ -31,6 +31,25 @@ CALIBRATION = "calibration"  # the graph without past, as long as a sample, that
 BATCH_TOKENS = 1024  # that run at once: their values are all that memory holds of the samples
 
 Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A piece that all samples have passed.
+
+    Attributes:
+        ranges: the smallest and largest number of every float value of the part so far; of an embedding those of its
+            whole table, since any row may be looked up.
+        quantized: its weights whose quantizers look at inputs.
+    """
+
+    piece: int
+    ranges: dict[str, Range]
+    quantized: dict[str, Encoded]
+
+
+def _nobody(_node: fx.Node, _value: Tensor) -> None:
+    """An observer that looks at nothing."""
 
 
 class Calibration:
@@ -83,37 +102,75 @@ class Calibration:
         """The weights whose quantizers look at inputs; a piece begins with them."""
         return {name for name, quantizer in self._quantizers.items() if quantizer.needs_inputs}
 
-    def run(self, part: fx.GraphModule, pieces: Sequence[fx.GraphModule], weights: WeightWriter) -> dict[str, Range]:
-        """The smallest and largest number of every float value of the next part.
+    def run(self, part: fx.GraphModule, weights: WeightWriter, observer: Observer = _nobody) -> dict[str, Range]:
+        """`walk` through a whole part; gives the ranges of its values."""
+        ranges: dict[str, Range] = {}
+        for done in self.walk(part, self.pieces(part), weights, observer):
+            ranges = done.ranges
+        return ranges
 
-        An embedding's are those of its whole table: any row may be looked up.
+    def walk(
+        self,
+        part: fx.GraphModule,
+        pieces: Sequence[fx.GraphModule],
+        weights: WeightWriter,
+        observer: Observer = _nobody,
+        *,
+        start: int = 0,
+        ranges: Mapping[str, Range] = MappingProxyType({}),
+    ) -> Iterator[Done]:
+        """Run the next part piece by piece, and give after each one what has come of it.
 
         Args:
             pieces: as `pieces` gives them.
             weights: each is read once a piece, and written.
+            observer: is shown every float value of every sample.
+            start: the piece to begin with, after `skip_pieces`.
+            ranges: those that the pieces before have found.
 
         Raises:
             PassError: a value is not finite, or a quantizer fails.
         """
-        ranges, inputs, hidden = _Ranges(), linear_inputs(part), _hidden(part)
-        for i, piece in enumerate(pieces):
-            exact, rounded = self._quantized(piece, inputs, weights)
+        found, inputs, hidden = _Ranges(ranges), linear_inputs(part), _hidden(part)
+
+        def observe(node: fx.Node, value: Tensor) -> None:
+            found.observe(node, value)
+            observer(node, value)
+
+        for i, piece in enumerate(pieces[start:], start):
+            exact, quantized = self._quantized(piece, inputs, weights)
             later = {name for following in pieces[i + 1 :] for name in inputs_of(following)} | set(hidden.values())
-            held = _Held(weights, ranges, _tables(piece), self._encoded, weights=rounded)
-            self._pass_through(piece, held, self._own, later, ranges)
+            rounded = {name: encoded.dequantize() for name, encoded in quantized.items()}
+            held = _Held(weights, found, _tables(piece), self._encoded, weights=rounded)
+            self._pass_through(piece, held, self._own, later, observe)
             if self._float is not None and (hidden or any(map(self._needs_float, pieces[i + 1 :]))):
                 self._pass_through(piece, DictStore({**held.exact, **exact}), self._float, later)
-        for name, value in hidden.items():
-            for stored in self._streams:
-                stored.move(value, name)
-        return ranges
+            del held, exact, rounded  # before whoever takes the piece holds anything of it
+            if i + 1 == len(pieces):
+                for name, value in hidden.items():
+                    for stored in self.streams:
+                        stored.move(value, name)
+            yield Done(i, found, quantized)
+
+    def skip_pieces(
+        self, pieces: Sequence[fx.GraphModule], weights: WeightWriter, quantized: Mapping[str, Encoded]
+    ) -> None:
+        """Write the weights of pieces that an earlier run has been through, which has kept what came of them.
+
+        Args:
+            quantized: those of the weights whose quantizers look at inputs.
+        """
+        for name in (name for piece in pieces for name in self.weights(piece)):
+            weight = weights.read(name)
+            weights.write(name, weight, quantized[name] if name in self._looking else self._encoded(name, weight))
 
     def _needs_float(self, piece: fx.GraphModule) -> bool:
         found = (self._quantizers.get(name) for name in self.weights(piece))
         return any(quantizer is not None and quantizer.needs_float for quantizer in found)
 
     @property
-    def _streams(self) -> list[StoredValues]:
+    def streams(self) -> list[StoredValues]:
+        """The samples' values between two pieces, on disk; and beside them the float model's, where it goes along."""
         return [self._own] if self._float is None else [self._own, self._float]
 
     def _pass_through(
@@ -122,10 +179,10 @@ class Calibration:
         weights: WeightStore,
         stored: StoredValues,
         later: Collection[str],
-        ranges: _Ranges | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Run a piece on every sample, from what is stored to what is stored."""
-        program = Program(piece, weights, observer=None if ranges is None else ranges.observe)
+        program = Program(piece, weights, observer=observer)
         for batch in self._batches:
             for outputs in program.run([self._inputs(piece, sample, stored) for sample in batch]):
                 stored.add(outputs)
@@ -133,10 +190,10 @@ class Calibration:
 
     def _quantized(
         self, piece: fx.GraphModule, inputs: Mapping[str, LinearInput], weights: WeightWriter
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A piece's weights whose quantizers look at inputs, as they are and as they come from their grids."""
+    ) -> tuple[dict[str, Tensor], dict[str, Encoded]]:
+        """A piece's weights whose quantizers look at inputs, as they are and on their grids."""
         exact: dict[str, Tensor] = {}
-        rounded: dict[str, Tensor] = {}
+        quantized: dict[str, Encoded] = {}
         moments: dict[str, Moments] = {}
         for name in self.weights(piece):
             if name not in self._looking:
@@ -151,8 +208,8 @@ class Calibration:
             encoded = self._encoded(name, weight, seen)
             assert encoded is not None
             weights.write(name, weight, encoded)
-            exact[name], rounded[name] = weight, encoded.dequantize()
-        return exact, rounded
+            exact[name], quantized[name] = weight, encoded
+        return exact, quantized
 
     def _encoded(self, name: str, weight: Tensor, inputs: Moments | None = None) -> Encoded | None:
         """A weight as its quantizer has it; None where it has none."""
@@ -167,7 +224,7 @@ class Calibration:
         for batch in self._batches:
             own, *of_float = (
                 torch.cat([read.tokens(stored.read(read.stored, sample)) for sample in batch])
-                for stored in self._streams
+                for stored in self.streams
             )
             found.add(own, *of_float)
         return found
@@ -184,10 +241,10 @@ class Calibration:
 
     def outgoing(self, part: fx.GraphModule) -> int:
         """How many files `keep` takes."""
-        return len(_hidden(part)) * len(self._streams)
+        return len(_hidden(part)) * len(self.streams)
 
     def _outgoing(self, part: fx.GraphModule, paths: Sequence[Path]) -> Iterator[tuple[str, StoredValues, Path]]:
-        pairs = [(name, stored) for stored in self._streams for name in _hidden(part)]
+        pairs = [(name, stored) for stored in self.streams for name in _hidden(part)]
         return ((name, stored, path) for (name, stored), path in zip(pairs, paths, strict=True))
 
     def _inputs(self, piece: fx.GraphModule, sample: int, stored: StoredValues) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
@@ -64,6 +64,17 @@ class StoredValues:
         old = self._paths.pop(name)
         self._paths[new] = old if path is None else old.replace(path)
 
-    def open(self, name: str, path: Path) -> None:
-        """Take over a file that an earlier run has moved out."""
+    def open(self, name: str, path: Path, strides: Sequence[int] | None = None) -> None:
+        """Take over a file of an earlier run.
+
+        Args:
+            strides: as `snapshot` gave them; a plain layout by default.
+        """
         self._paths[name] = path
+        if strides is not None:
+            self._strides[name] = tuple(strides)
+
+    def snapshot(self) -> Iterator[tuple[str, Path, Sequence[int] | None]]:
+        """Each value's name, file and layout, for a run that is to go on from here; `open` takes them."""
+        for name, path in self._paths.items():
+            yield name, path, self._strides.get(name)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor
 
@@ -17,9 +16,9 @@ from llmconv.encodings.value import WeightEncoding
 from llmconv.graph.model import Model
 from llmconv.passes.context import PassContext, WeightWriter
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
+from llmconv.quantization.kept import Kept
 from llmconv.quantization.nearest import Nearest, encoded_blocks, nearest_blocks
 from llmconv.quantization.quantizer import Quantizer
-from llmconv.weights.derived import tables_of
 from llmconv.weights.store import WeightStore
 
 
@@ -42,7 +41,7 @@ def calibrate(
         quantizers = {}  # which whatever writes a weight does by itself, and the text sees float weights
     if context.sink is not None:
         context.sink.weights = model.weights
-    kept = _Kept(model, context, weights, quantizers)
+    kept = Kept(model, context, weights, quantizers)
     ranges: dict[str, Range] = {}
     quantized: dict[str, Encoded] = {}
     if context.steps is not None:
@@ -54,91 +53,17 @@ def calibrate(
         for i, part in enumerate(graph.parts[start:], start):
             pieces = calibration.pieces(part)
             order = [name for piece in pieces for name in calibration.weights(piece)]
+            found: dict[str, Range] = {}
             with _writing(model, context, i, order, weights, quantized) as store:
-                found = calibration.run(part, pieces, store)
-            kept.finish(i, found, calibration)
+                start, found = kept.resume_pieces(i, pieces, calibration, store)
+                for done in calibration.walk(part, pieces, store, start=start, ranges=found):
+                    found = done.ranges
+                    if done.piece + 1 < len(pieces):
+                        kept.finish_piece(i, done, calibration)
+            kept.finish(i, len(pieces), found, calibration)
             ranges |= found
     kept.forget_borders()
     return ranges, quantized
-
-
-def step_key(
-    model: Model,
-    context: PassContext,
-    weights: Mapping[str, WeightEncoding],
-    quantizers: Mapping[str, Quantizer],
-    **more: Any,
-) -> str:
-    """The key of a step that depends on the samples, the weights and what is to become of them, and on `more`."""
-    assert context.steps is not None
-    rules = {name: [how.bits, how.block, repr(quantizers.get(name))] for name, how in weights.items()}
-    return context.steps.key(samples=context.samples, rules=rules, tables=tables_of(model.weights), **more)
-
-
-@dataclass
-class _Kept:
-    """What is kept of each part: its ranges, its weight file, and what it gives to the next part."""
-
-    model: Model
-    context: PassContext
-    weights: dict[str, WeightEncoding]
-    quantizers: Mapping[str, Quantizer]
-    key: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parts = self.model.graphs[CALIBRATION].parts
-        self.count = len(self.parts)
-        if self.context.steps is not None:
-            self.key = step_key(self.model, self.context, self.weights, self.quantizers)
-
-    def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
-        """Take over finished parts, from the first on; gives the number of the first part that is left."""
-        steps, sink = self.context.steps, self.context.sink
-        if steps is None or sink is None:
-            return 0
-        records: list[Any] = []
-        while len(records) < self.count and (record := steps.finished(self._step(len(records)), self.key)):
-            records.append(record)
-        if records and len(records) < self.count:
-            last = len(records) - 1
-            if not steps.finished(self._border_step(last), self.key):
-                return 0
-            calibration.skip(self.parts[last], self._border_files(last, calibration))
-        for i, record in enumerate(records):
-            sink.restore(i, self.count, record["weights"])
-            ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
-            self.context.hashes.update(record["hashes"])
-        return len(records)
-
-    def finish(self, part: int, ranges: dict[str, Range], calibration: Calibration) -> None:
-        """Record a part that has run, its border first: a part that is finished can be gone on from."""
-        hashes = {name: sha for name, sha in self.context.hashed().items() if name not in self.context.hashes}
-        self.context.hashes.update(hashes)
-        steps, sink = self.context.steps, self.context.sink
-        if steps is None or sink is None:
-            return
-        if border := self._border_files(part, calibration):
-            calibration.keep(self.parts[part], border)
-            steps.finish(self._border_step(part), self.key, border, True)
-        files, weights = sink.written(part)
-        value = {"ranges": ranges, "weights": weights, "hashes": hashes}
-        steps.finish(self._step(part), self.key, list(files), value, known=files)
-
-    def forget_borders(self) -> None:
-        """All parts are finished, and nothing will go on from between them."""
-        for part in range(self.count) if self.context.steps is not None else ():
-            self.context.steps.forget(self._border_step(part))  # type: ignore[union-attr]
-
-    def _border_files(self, part: int, calibration: Calibration) -> list[Path]:
-        assert self.context.steps is not None
-        count = calibration.outgoing(self.parts[part])
-        return [self.context.steps.scratch(f"border_{part + 1}_{i}.npy") for i in range(count)]
-
-    def _step(self, part: int) -> str:
-        return f"calibrate_{part + 1}_of_{self.count}"
-
-    def _border_step(self, part: int) -> str:
-        return f"border_{part + 1}_of_{self.count}"
 
 
 def _writing(
@@ -151,7 +76,7 @@ def _writing(
 ) -> AbstractContextManager[WeightWriter]:
     """The model's weights, written to the context's sink, or else kept where nobody could make them again."""
     if context.sink is None:
-        return nullcontext(_Keeping(model.weights, quantized))
+        return nullcontext(Keeping(model.weights, quantized))
 
     def encode(name: str, weight: Tensor, encoded: Encoded | None) -> Iterator[Block]:
         return nearest_blocks(weight, weights.get(name)) if encoded is None else encoded_blocks(weight, encoded)
@@ -160,7 +85,7 @@ def _writing(
 
 
 @dataclass(frozen=True)
-class _Keeping:
+class Keeping:
     store: WeightStore
     quantized: dict[str, Encoded]
 

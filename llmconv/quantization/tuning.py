@@ -8,8 +8,6 @@ from math import isfinite
 from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, fx
 
 from llmconv.decoding.torch_runner import HostInputs
@@ -19,12 +17,15 @@ from llmconv.errors import PassError
 from llmconv.graph.model import Graph, Model, aten, inputs_of, io_of, name_of
 from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION
+from llmconv.quantization.encoded_tensors import quantized_of, tensors_of
+from llmconv.quantization.kept import step_key
 from llmconv.quantization.moments import Moments
 from llmconv.quantization.nearest import nearest
 from llmconv.quantization.quantizer import Quantizer
-from llmconv.quantization.streaming import calibrate, step_key
+from llmconv.quantization.streaming import calibrate
 from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore
+from llmconv.work.tensors import tensors_once
 
 SCALES, NORMS = 1.5e-3, 1e-3  # learning rates, of logarithms of scales and of norms
 WARM_UP = 5  # steps
@@ -118,33 +119,9 @@ def tuned_once(
 
     if context.steps is None:
         return work()
-    kept, file = context.steps, context.steps.scratch("tuned.safetensors")
     key = step_key(model, context, weights, quantizers, tuning=steps)
-
-    def save() -> dict[str, int]:
-        found = work()
-        tensors = {f"{name}/{part}": t for name, e in found.items() for part, t in _tensors(e).items()}
-        save_file({name: t.contiguous() for name, t in tensors.items()}, file)
-        return {name: e.zero_point for name, e in found.items()}
-
-    zero_points = kept.once("tune", key, [file], save)
-    with safe_open(file, "pt") as stored:
-        names = set(stored.keys())
-        return {
-            name: Encoded(
-                stored.get_tensor(f"{name}/ints"),
-                stored.get_tensor(f"{name}/scale"),
-                zero_point,
-                weights[name].grid,
-                stored.get_tensor(f"{name}/multipliers") if f"{name}/multipliers" in names else None,
-            )
-            for name, zero_point in zero_points.items()
-        }
-
-
-def _tensors(encoded: Encoded) -> dict[str, Tensor]:
-    found = {"ints": encoded.ints, "scale": encoded.scale}
-    return found if encoded.multipliers is None else {**found, "multipliers": encoded.multipliers}
+    kept = tensors_once(context.steps, "tune", key, lambda: tensors_of(work()))
+    return quantized_of(kept, {name: how.grid for name, how in weights.items()})
 
 
 def _batches(count: int, steps: int, generator: torch.Generator) -> Iterator[list[int]]:

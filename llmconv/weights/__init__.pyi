@@ -1,4 +1,5 @@
 from .derived import Derived as Derived
+from .derived import tables_of as tables_of
 from .expressions import Affine as Affine
 from .expressions import Columns as Columns
 from .expressions import Cut as Cut
@@ -8,6 +9,7 @@ from .expressions import Held as Held
 from .expressions import Joined as Joined
 from .expressions import LowRank as LowRank
 from .expressions import Rotated as Rotated
+from .expressions import Rows as Rows
 from .expressions import Stored as Stored
 from .gguf import GGUFStore as GGUFStore
 from .gguf import set_of as set_of

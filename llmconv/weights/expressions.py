@@ -164,6 +164,20 @@ class Columns(_Over):
 
 
 @dataclass(frozen=True)
+class Rows(_Over):
+    """Each row times a number of `by` (rows,), or divided by it: the other end of a smoothing."""
+
+    by: Expression
+    divide: bool = False
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these, of both."""
+        x = self.x.rows(store, start, stop)
+        by = self.by.rows(store, start, stop).reshape(-1, *[1] * (x.ndim - 1))
+        return x / by if self.divide else x * by
+
+
+@dataclass(frozen=True)
 class Joined(Expression):
     """Several on top of each other (axis 0) or side by side (axis 1): the ranks of a checkpoint, a fused projection."""
 

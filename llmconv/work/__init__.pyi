@@ -9,3 +9,4 @@ from .machine import memory_at_hand as memory_at_hand
 from .machine import peak_memory as peak_memory
 from .steps import Steps as Steps
 from .steps import key_of as key_of
+from .tensors import tensors_once as tensors_once

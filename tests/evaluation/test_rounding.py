@@ -29,3 +29,14 @@ def test_rounding_of_a_value_heads_together() -> None:
     signal, lost = 3.5**2 + 16 + 0.25**2 + 300.0**2, 0.25 + 0.25**2 + 173.0**2
     found = {name: noise.decibels for name, noise in rounding.noise.items()}
     assert found == {"a": pytest.approx(10 * math.log10(signal / lost)), "b": None}
+
+
+def test_numbers_beyond_a_range_are_counted() -> None:
+    encoding = Encoding(8, 0.1, 128)  # from -12.8 to 12.7
+    rounding = RoundingNoise(Encodings({"a": encoding, "b.h0": encoding, "b.h1": encoding}))
+    rounding.observe(node("a"), torch.tensor([-12.8, 12.7, 12.7499, 0.05]))
+    assert rounding.clipped == {}
+    rounding.observe(node("a"), torch.tensor([12.8, -40.0, 1.0, 2.0]))
+    rounding.observe(node("b.h0"), torch.tensor([13.0, 13.0]))
+    rounding.observe(node("b.h1"), torch.tensor([0.0, 13.0]))
+    assert rounding.clipped == {"b": 0.75, "a": 0.25}

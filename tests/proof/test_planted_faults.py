@@ -103,7 +103,7 @@ def test_step_3_catches_what_lowering_could_do(subject: Subject) -> None:
     for fault in ("two heads swapped", "transposed weight"):
         weights = faulty_weights(model, fault)
         subject.quantized = replace(model, weights=weights)
-        *_, check = lowering_holds(subject, {})
+        *_, check, _beyond = lowering_holds(subject, {})
         assert weights.seen
         assert check.passed is False, f"{fault}: {check.measured}"
 

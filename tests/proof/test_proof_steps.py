@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,7 @@ from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.encodings import Encoding, Encodings, Noise
 from llmconv.evaluation.agreement import Comparison
 from llmconv.graph import Model, trace
-from llmconv.passes import PassReport
+from llmconv.passes import PassContext, PassReport
 from llmconv.proof import in_float, on_runtimes, on_text
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore
@@ -55,7 +55,7 @@ class Stand:
         self.quantized = Model({"prompt": trace(module, AR, AR, "prompt")}, self.weights, None, encodings)
         self.windows, self.gone = WINDOWS, "not run: the checkpoint is gone"
         self.backend = SimpleNamespace(runtimes=list(self.off))
-        self.bundle = SimpleNamespace(graphs=self.quantized.graphs)
+        self.bundle, self.context = SimpleNamespace(graphs=self.quantized.graphs), PassContext()
         self.described = SimpleNamespace(recipe=SimpleNamespace(verify=SimpleNamespace(text="text")))
         source = SimpleNamespace(module=tiny_causal, reference=lambda: "no implementation")
         recipe = SimpleNamespace(graphs={"prompt": SimpleNamespace(ar=AR, context=AR)})
@@ -85,13 +85,14 @@ def stand(**off: float) -> Any:
 @pytest.mark.parametrize(("share", "passed"), [(0.0, True), (1e-3, True), (1e-2, False), (1.0, False)])
 def test_lowering_is_measured_against_the_graph(share: float, passed: bool) -> None:
     precision: dict[str, Any] = {}
-    cost, check = on_runtimes.lowering_holds(stand(first=share), precision)
+    cost, check, beyond = on_runtimes.lowering_holds(stand(first=share), precision)
     assert cost.passed is None
     assert (check.step, check.name, check.passed) == (3, "prompt on first against the graph, logits", passed)
     if share:  # noise of a share of the logits' deviation, whose mean square is a little above
         assert float(check.measured.removesuffix(" dB")) == pytest.approx(-20 * np.log10(share), abs=2)
     assert list(precision["activations"]) == ["blocks.0.out"]
     assert precision["activations"]["blocks.0.out"] > 60
+    assert (beyond.measured, beyond.passed, precision["clipped"]) == ("none of 1", None, {})
 
 
 def test_runtimes_are_compared_with_the_first() -> None:
@@ -119,6 +120,16 @@ def test_runtimes_are_compared_with_the_first() -> None:
 def test_greedy_tokens_must_agree(found: Comparison, ar: int, held: bool) -> None:
     *_, check = on_runtimes._compared("x", found, ar, Comparison(Noise(1.0, 0.1**2 * 100), values=100))
     assert check.passed is held
+
+
+def test_values_that_held_out_text_takes_out_of_their_range_are_said() -> None:
+    subject, precision = stand(), {}  # type: ignore[var-annotated]
+    narrow = Encodings({"blocks.0.out": Encoding.from_range(-0.1, 0.1, 16)})
+    subject.quantized = replace(subject.quantized, encodings=narrow)
+    *_, beyond = on_runtimes.lowering_holds(subject, precision)
+    assert beyond.measured.startswith("1 of 1, most 0.")
+    assert beyond.measured.endswith("of the numbers of 'blocks.0.out'")
+    assert 0.5 < precision["clipped"]["blocks.0.out"] < 1
 
 
 @pytest.mark.parametrize(("off", "rounding", "held"), [(1, 0, True), (2, 0, False), (10, 5, True), (11, 5, False)])

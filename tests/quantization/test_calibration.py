@@ -18,7 +18,19 @@ from llmconv.bundle.part_files import PartFiles
 from llmconv.encodings import Encoded, Grid, WeightEncoding
 from llmconv.graph import IO, Graph, Model, aten, evaluate, insert, name_of, trace
 from llmconv.passes import PassContext
-from llmconv.quantization import CALIBRATION, Moments, Nearest, Quantizer, Range, calibrate, nearest, sharing_groups
+from llmconv.quantization import (
+    CALIBRATION,
+    Moments,
+    Nearest,
+    Quantizer,
+    Range,
+    calibrate,
+    nearest,
+    sharing_groups,
+)
+from llmconv.quantization import (
+    kept as kept_room,
+)
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore, WeightStore
 from llmconv.work.steps import Steps
@@ -276,10 +288,10 @@ def test_a_quantizer_that_fails_is_named_with_its_weight() -> None:
         with_quantizer(Recording(fails=WIDE))
 
 
-def converted(folder: Path, quantizer: Quantizer) -> tuple[dict[str, Range], dict[str, bytes]]:
+def converted(folder: Path, quantizer: Quantizer, parts: int = 2) -> tuple[dict[str, Range], dict[str, bytes]]:
     """Ranges, and the bytes of the parts' weight files; steps lie in the folder."""
     with PartFiles(folder / "onnx", drawn()) as files:
-        model = Model({CALIBRATION: two_layers(2)}, drawn(), None)
+        model = Model({CALIBRATION: two_layers(parts)}, drawn(), None)
         context = PassContext(SAMPLES, files, Steps(folder, {}))
         ranges, _ = calibrate(model, context, FOUR, dict.fromkeys(FOUR, quantizer))
     return ranges, {file.name: file.read_bytes() for file in (folder / "onnx").iterdir()}
@@ -296,6 +308,48 @@ def test_going_on_after_a_finished_part_ends_as_one_run_does(tmp_path: Path, bes
     again = Recording(beside)
     assert converted(tmp_path / "stopped", again) == whole
     assert again.seen == {}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_going_on_inside_a_part_ends_as_one_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    monkeypatch.setattr(kept_room, "RECORDED", 0.0)
+    whole = converted(tmp_path / "whole", Recording(beside), parts=1)
+    records = {f.name for f in (tmp_path / "whole" / ".steps").iterdir()}
+    assert records == {"calibrate_1_of_1.json"}  # what pieces have left is gone with the part's end
+    with pytest.raises(PluginError, match="weight 'second'"):
+        converted(tmp_path / "stopped", Recording(beside, fails=WIDE), parts=1)
+    left = [f.name for f in (tmp_path / "stopped" / ".steps").glob("*piece*.json") if "weights" not in f.name]
+    assert len(left) == 1  # the values of one piece alone take room
+    rest = Recording(beside)
+    assert converted(tmp_path / "stopped", rest, parts=1) == whole
+    assert set(rest.seen) == {WIDE}  # what the first layer became is known
+    assert {f.name for f in (tmp_path / "stopped" / ".steps").iterdir()} == records
+
+
+def test_pieces_are_recorded_after_work_that_is_worth_it(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="weight 'second'"):
+        converted(tmp_path, Recording(fails=WIDE), parts=1)
+    assert list((tmp_path / ".steps").glob("*piece*")) == []
+    rest = Recording()
+    converted(tmp_path, rest, parts=1)
+    assert set(rest.seen) == {NARROW, WIDE}
+
+
+@pytest.mark.parametrize("damaged", ["*_weights.safetensors", "piece_*.npy"])
+def test_a_damaged_record_of_a_piece_begins_the_part_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    monkeypatch.setattr(kept_room, "RECORDED", 0.0)
+    whole = converted(tmp_path / "whole", Recording(True), parts=1)
+    with pytest.raises(PluginError, match="weight 'second'"):
+        converted(tmp_path / "stopped", Recording(True, fails=WIDE), parts=1)
+    for file in (tmp_path / "stopped" / ".steps").glob(damaged):
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    rest = Recording(True)
+    assert converted(tmp_path / "stopped", rest, parts=1) == whole
+    assert set(rest.seen) == {NARROW, WIDE}
 
 
 def test_another_quantizer_begins_anew(tmp_path: Path) -> None:

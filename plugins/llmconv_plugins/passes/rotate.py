@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from llmconv import PassError
-from llmconv.graph import MADE_BY, MOVEMENT, SDPA, Model, aten, insert_weight, name_of, op_name, shape_of
+from llmconv.graph import MADE_BY, SDPA, Model, aten, insert_weight, name_of, op_name, shape_of
 from llmconv.passes import Pass, PassContext
 from llmconv.weights import Columns, Derived, Expression, Held, Rotated, Stored
+from llmconv_plugins.passes.channels import around, keeps_channels
 
 LARGEST = 64  # of a Hadamard factor: two of them turn 4096 channels at a thirty-second of the work of one
 ADD, MUL, DIV = aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor
@@ -61,7 +62,7 @@ class Rotate(Pass):
 
     def _turn_heads(self, part: fx.GraphModule, table: _Table) -> bool:
         """Turn what each head reads of v_proj and o_proj reads of it."""
-        found = [pair for node in part.graph.nodes if node.target == SDPA and (pair := _around(node)) is not None]
+        found = [pair for node in part.graph.nodes if node.target == SDPA and (pair := around(node)) is not None]
         for value, output, size in found:
             turn = rotation(size, self.seed)
             for weight in value:
@@ -179,7 +180,7 @@ class _Stream:
             if node.target == ADD and not node.kwargs:
                 found.written += [w for n in node.all_input_nodes if n not in stream for w in _writers(n)]
                 stream.add(node)
-            elif _is_scaling(node) or _keeps_channels(node, len(shape_of(carried[0]))):
+            elif _is_scaling(node) or keeps_channels(node, len(shape_of(carried[0]))):
                 stream.add(node)
             elif node.target == aten.rms_norm.default:
                 found._read_through(node)
@@ -197,7 +198,7 @@ class _Stream:
             user = todo.pop()
             if user.target == aten.linear.default and user.args[0] is not norm.args[0]:
                 self._reads(user, name)
-            elif _keeps_channels(user, len(shape_of(norm))):
+            elif keeps_channels(user, len(shape_of(norm))):
                 todo += user.users
             else:
                 raise OtherwiseError(f"norm '{name_of(norm)}' is read by '{name_of(user)}' ({op_name(user)})")
@@ -210,7 +211,7 @@ class _Stream:
 def _writers(value: fx.Node) -> list[str]:
     """The weight and bias of the linear that a value added to the stream comes from."""
     node = value
-    while _is_scaling(node) or _keeps_channels(node, len(shape_of(value))):
+    while _is_scaling(node) or keeps_channels(node, len(shape_of(value))):
         node = node.all_input_nodes[0]
     if node.target == aten.linear.default:
         return [_weight(arg, node) for arg in node.args[1:] if arg is not None]
@@ -227,35 +228,6 @@ def _weight(arg: object, of: fx.Node) -> str:
 def _is_scaling(node: fx.Node) -> bool:
     """Whether a value is multiplied by a number that the graph holds."""
     return node.target in (MUL, DIV) and len(node.all_input_nodes) == 1 and isinstance(node.args[0], fx.Node)
-
-
-def _keeps_channels(node: fx.Node, rank: int) -> bool:
-    """Whether rows of the stream are chosen or copied, and channels stay as they are."""
-    if node.target in (aten.alias.default, aten.to.dtype):
-        return True
-    return node.target == aten.slice.Tensor and int(node.args[1]) % rank != rank - 1  # type: ignore[arg-type]
-
-
-def _around(sdpa: fx.Node) -> tuple[list[str], str, int] | None:
-    """The weight and bias that make an attention's values, the weight that reads its result, and the size of a head."""
-    value, output = sdpa.args[2], sdpa
-    groups, size = shape_of(value)[1], shape_of(value)[-1]  # type: ignore[arg-type]
-    while isinstance(value, fx.Node) and value.target in MOVEMENT and len(value.users) == 1:
-        (value, *others) = value.all_input_nodes
-        if others:
-            return None
-    while len(output.users) == 1 and (output is sdpa or output.target in MOVEMENT):
-        (output,) = output.users
-    linears = aten.linear.default
-    if not isinstance(value, fx.Node) or value.target != linears or output.target != linears or len(value.users) > 1:
-        return None
-    made, reads = [a for a in value.args[1:] if a is not None], output.args[1]
-    if not all(isinstance(a, fx.Node) and a.op == "get_attr" for a in (*made, reads)):
-        return None
-    heads = shape_of(sdpa)[1]
-    if shape_of(made[0])[0] != groups * size or shape_of(reads)[1] != heads * size:  # type: ignore[arg-type]
-        return None
-    return [name_of(a) for a in made], name_of(reads), size  # type: ignore[arg-type]
 
 
 def _untie(part: fx.GraphModule, linear: str, name: str) -> None:

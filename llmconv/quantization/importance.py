@@ -1,0 +1,43 @@
+"""How much each channel of what linears read matters: its mean square over calibration text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, fx
+
+from llmconv.graph.model import Model, name_of
+from llmconv.passes.context import PassContext
+from llmconv.quantization.calibration import CALIBRATION, Calibration
+from llmconv.quantization.linears import LinearInput, linear_inputs
+from llmconv.quantization.streaming import Keeping
+
+
+def mean_squares(model: Model, context: PassContext) -> dict[str, Tensor]:
+    """Of each value that a weight is multiplied with, by structural name: (channels,) float32, the model being float.
+
+    The samples pass through the calibration graph piece by piece, so that memory does not grow with them.
+    """
+    graph, found = model.graphs[CALIBRATION], _Sums()
+    scratch: Path | None = None if context.steps is None else context.steps.folder
+    with TemporaryDirectory(dir=scratch) as folder:
+        calibration = Calibration(graph, context.samples, Path(folder))
+        for part in graph.parts:
+            found.read = {read.value: read for read in linear_inputs(part).values()}
+            calibration.run(part, Keeping(model.weights, {}), found.observe)
+    tokens = graph.ar * len(context.samples)
+    return {name: (total / tokens).float() for name, total in found.totals.items()}
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.read: dict[str, LinearInput] = {}
+        self.totals: dict[str, Tensor] = {}
+
+    def observe(self, node: fx.Node, value: Tensor) -> None:
+        name = name_of(node)
+        if (read := self.read.get(name)) is not None:
+            squares = read.tokens(value).double().square().sum(dim=0)
+            self.totals[name] = self.totals.get(name, torch.zeros_like(squares)) + squares

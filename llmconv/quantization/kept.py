@@ -1,0 +1,171 @@
+"""What a calibration keeps for a run that goes on: finished parts, and inside the next one the pieces that have run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import fx
+
+from llmconv.encodings.grid import Encoded
+from llmconv.encodings.value import WeightEncoding
+from llmconv.files import link
+from llmconv.graph.model import Model
+from llmconv.passes.context import PassContext, WeightWriter
+from llmconv.quantization.calibration import CALIBRATION, Calibration, Done, Range
+from llmconv.quantization.encoded_tensors import quantized_of, tensors_of
+from llmconv.quantization.quantizer import Quantizer
+from llmconv.weights.derived import tables_of
+
+RECORDED = 20.0  # seconds of work after which a piece is recorded
+
+
+def step_key(
+    model: Model,
+    context: PassContext,
+    weights: Mapping[str, WeightEncoding],
+    quantizers: Mapping[str, Quantizer],
+    **more: Any,
+) -> str:
+    """The key of a step that depends on the samples, the weights and what is to become of them, and on `more`."""
+    assert context.steps is not None
+    rules = {name: [how.bits, how.block, repr(quantizers.get(name))] for name, how in weights.items()}
+    return context.steps.key(samples=context.samples, rules=rules, tables=tables_of(model.weights), **more)
+
+
+@dataclass
+class Kept:
+    """What is kept of each part: its ranges, its weight file, and what it gives to the next part."""
+
+    model: Model
+    context: PassContext
+    weights: dict[str, WeightEncoding]
+    quantizers: Mapping[str, Quantizer]
+    key: str = field(init=False)
+    _recorded: float = field(default=0.0, init=False)  # when a piece was, in seconds
+    _waiting: dict[str, Encoded] = field(default_factory=dict, init=False)  # what pieces have made since then
+    _steps: list[str] = field(default_factory=list, init=False)  # that hold what pieces before made
+    _at: int | None = field(default=None, init=False)  # the piece that was recorded
+
+    def __post_init__(self) -> None:
+        self.parts = self.model.graphs[CALIBRATION].parts
+        self.count = len(self.parts)
+        if self.context.steps is not None:
+            self.key = step_key(self.model, self.context, self.weights, self.quantizers)
+
+    def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
+        """Take over finished parts, from the first on; gives the number of the first part that is left."""
+        steps, sink = self.context.steps, self.context.sink
+        if steps is None or sink is None:
+            return 0
+        records: list[Any] = []
+        while len(records) < self.count and (record := steps.finished(self._step(len(records)), self.key)):
+            records.append(record)
+        if records and len(records) < self.count:
+            last = len(records) - 1
+            if not steps.finished(self._border_step(last), self.key):
+                return 0
+            calibration.skip(self.parts[last], self._border_files(last, calibration))
+        for i, record in enumerate(records):
+            sink.restore(i, self.count, record["weights"])
+            ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
+            self.context.hashes.update(record["hashes"])
+        return len(records)
+
+    def finish(self, part: int, pieces: int, ranges: dict[str, Range], calibration: Calibration) -> None:
+        """Record a part that has run, its border first: a part that is finished can be gone on from."""
+        hashes = {name: sha for name, sha in self.context.hashed().items() if name not in self.context.hashes}
+        self.context.hashes.update(hashes)
+        steps, sink = self.context.steps, self.context.sink
+        if steps is None or sink is None:
+            return
+        if border := self._border_files(part, calibration):
+            calibration.keep(self.parts[part], border)
+            steps.finish(self._border_step(part), self.key, border, True)
+        files, weights = sink.written(part)
+        value = {"ranges": ranges, "weights": weights, "hashes": hashes}
+        steps.finish(self._step(part), self.key, list(files), value, known=files)
+        self._forget_pieces(part, pieces)
+
+    def resume_pieces(
+        self, part: int, pieces: Sequence[fx.GraphModule], calibration: Calibration, store: WeightWriter
+    ) -> tuple[int, dict[str, Range]]:
+        """Take over what an earlier run has recorded of a part; gives the piece to go on with, and ranges so far."""
+        self._recorded, self._waiting, self._steps, self._at = time.monotonic(), {}, [], None
+        steps = self.context.steps
+        if steps is None or self.context.sink is None:
+            return 0, {}
+        found = [i for i in range(len(pieces) - 1) if steps.finished(self._piece_step(part, i), self.key)]
+        if not found:
+            return 0, {}
+        record = steps.finished(self._piece_step(part, found[-1]), self.key)
+        if not all(steps.finished(step, self.key) for step in record["weights"]):
+            return 0, {}
+        self._steps = list(record["weights"])
+        tensors = {name: x for step in self._steps for name, x in load_file(self._weights_file(step)).items()}
+        quantized = quantized_of(tensors, {name: how.grid for name, how in self.weights.items()})
+        calibration.skip_pieces(pieces[: found[-1] + 1], store, quantized)
+        for stream, name, file, strides in record["values"]:
+            calibration.streams[stream].open(name, steps.folder / file, strides)
+        self._at = found[-1]
+        return found[-1] + 1, {name: (low, high) for name, (low, high) in record["ranges"].items()}
+
+    def finish_piece(self, part: int, done: Done, calibration: Calibration) -> None:
+        """Record a piece that has run, unless one was just now: a kill costs that long and the piece that runs."""
+        steps = self.context.steps
+        if steps is None or self.context.sink is None:
+            return
+        self._waiting |= done.quantized
+        if time.monotonic() - self._recorded < RECORDED:
+            return
+        made = self._weights_step(part, done.piece)
+        save_file(tensors_of(self._waiting), self._weights_file(made))
+        steps.finish(made, self.key, [self._weights_file(made)], True)
+        self._steps.append(made)
+        values: list[Any] = []
+        files: list[Path] = []
+        for i, stored in enumerate(calibration.streams):
+            for name, path, strides in stored.snapshot():
+                files.append(steps.scratch(f"piece_{part + 1}_{done.piece + 1}_{len(files)}.npy"))
+                link(path, files[-1])
+                values.append((i, name, files[-1].relative_to(steps.folder).as_posix(), strides))
+        record = {"values": values, "ranges": done.ranges, "weights": self._steps}
+        steps.finish(self._piece_step(part, done.piece), self.key, files, record)
+        if self._at is not None:
+            steps.forget(self._piece_step(part, self._at))
+        self._recorded, self._waiting, self._at = time.monotonic(), {}, done.piece
+
+    def _forget_pieces(self, part: int, pieces: int) -> None:
+        for i in range(pieces):
+            self.context.steps.forget(self._piece_step(part, i))  # type: ignore[union-attr]
+            self.context.steps.forget(self._weights_step(part, i))  # type: ignore[union-attr]
+
+    def _piece_step(self, part: int, piece: int) -> str:
+        return f"{self._step(part)}_piece_{piece + 1}"
+
+    def _weights_step(self, part: int, piece: int) -> str:
+        return f"{self._piece_step(part, piece)}_weights"
+
+    def _weights_file(self, step: str) -> Path:
+        assert self.context.steps is not None
+        return self.context.steps.scratch(f"{step}.safetensors")
+
+    def forget_borders(self) -> None:
+        """All parts are finished, and nothing will go on from between them."""
+        for part in range(self.count) if self.context.steps is not None else ():
+            self.context.steps.forget(self._border_step(part))  # type: ignore[union-attr]
+
+    def _border_files(self, part: int, calibration: Calibration) -> list[Path]:
+        assert self.context.steps is not None
+        count = calibration.outgoing(self.parts[part])
+        return [self.context.steps.scratch(f"border_{part + 1}_{i}.npy") for i in range(count)]
+
+    def _step(self, part: int) -> str:
+        return f"calibrate_{part + 1}_of_{self.count}"
+
+    def _border_step(self, part: int) -> str:
+        return f"border_{part + 1}_of_{self.count}"
