@@ -1,7 +1,7 @@
 from .calibration import CALIBRATION as CALIBRATION
 from .calibration import Range as Range
 from .calibration import sharing_groups as sharing_groups
-from .importance import mean_squares as mean_squares
+from .importance import channel_shares as channel_shares
 from .moments import DAMPING_LIMIT as DAMPING_LIMIT
 from .moments import Moments as Moments
 from .nearest import Nearest as Nearest

@@ -1,4 +1,4 @@
-"""How much each channel of what linears read matters: its mean square over calibration text."""
+"""How much each channel of what linears read matters: its share of the squares of a token, on calibration text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from llmconv.quantization.calibration import CALIBRATION, Calibration
 from llmconv.quantization.linears import LinearInput, linear_inputs
 from llmconv.quantization.streaming import Keeping
 
+_TINY = torch.finfo(torch.float64).tiny
 
-def mean_squares(model: Model, context: PassContext) -> dict[str, Tensor]:
-    """Of each value that a weight is multiplied with, by structural name: (channels,) float32, the model being float.
+
+def channel_shares(model: Model, context: PassContext) -> dict[str, Tensor]:
+    """Of each value that a weight is multiplied with, by structural name: (channels,) float32, their mean 1.
+
+    A channel's square over the mean of its token's, averaged over tokens: each token counts alike, also beside the
+    first, which in many models is a thousand times as large as the others. Weights are float.
 
     The samples pass through the calibration graph piece by piece, so that memory does not grow with them.
     """
@@ -39,5 +44,6 @@ class _Sums:
     def observe(self, node: fx.Node, value: Tensor) -> None:
         name = name_of(node)
         if (read := self.read.get(name)) is not None:
-            squares = read.tokens(value).double().square().sum(dim=0)
-            self.totals[name] = self.totals.get(name, torch.zeros_like(squares)) + squares
+            squares = read.tokens(value).double().square()
+            shares = (squares / squares.mean(dim=1, keepdim=True).clamp_min(_TINY)).sum(dim=0)
+            self.totals[name] = self.totals.get(name, torch.zeros_like(shares)) + shares

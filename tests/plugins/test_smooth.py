@@ -14,7 +14,7 @@ from llmconv.encodings import WeightEncoding
 from llmconv.graph import Model, name_of, trace
 from llmconv.passes import Pass, PassContext, PassManager
 from llmconv.passes.verifier import Verifier
-from llmconv.quantization import CALIBRATION, mean_squares, nearest
+from llmconv.quantization import CALIBRATION, channel_shares, nearest
 from llmconv.testing import random_weights, try_pass
 from llmconv.weights import Columns, Derived, DictStore, Held, Rows, Stored
 from llmconv.work.steps import Steps
@@ -71,36 +71,38 @@ def test_behind_rotate() -> None:
     assert smoothed(llama(), texts(), first=(Rotate(),))[1] < 2 * EXACT
 
 
-def output_error(model: Model, weight: str, squares: Tensor) -> float:
-    """Of rounding a weight to nearest, each column counted by its inputs."""
-    x = model.weights.read(weight)
-    return float(((nearest(x, WeightEncoding(4)).dequantize() - x).square() * squares).sum())
-
-
 @pytest.mark.parametrize("linear", ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"])
 def test_rounding_costs_less(linear: str) -> None:
-    module, context = llama(), texts()
-    before = traced(module)
-    known = mean_squares(before, context)
-    after, _ = smoothed(module, context)
-    later = mean_squares(after, context)
-    part = before.graphs["whole"].parts[0]
-    (node,) = (n for n in part.graph.nodes if n.op == "call_function" and name_of(n) == f"layers.0.{linear}")
-    value = name_of(node.args[0])
+    context, before = texts(), traced(llama())
+    after, _ = smoothed(llama(), context)
+    (node,) = (
+        n
+        for n in before.graphs["whole"].parts[0].graph.nodes
+        if n.op == "call_function" and name_of(n) == f"layers.0.{linear}"
+    )
+    shares = channel_shares(before, context)[name_of(node.args[0])]
     weight = f"layers.0.{linear}.weight"
-    assert output_error(after, weight, later[value]) < 0.8 * output_error(before, weight, known[value])
+    exact, scaled = before.weights.read(weight), after.weights.read(weight)
+
+    def error(x: Tensor) -> float:
+        """Of rounding to nearest, as the inputs that are divided by the factors see it."""
+        rounded = nearest(x, WeightEncoding(4)).dequantize() * exact / x
+        return float(((rounded - exact).square() * shares).sum())
+
+    assert error(scaled) < 0.8 * error(exact)
 
 
-def test_mean_squares_are_those_of_the_inputs() -> None:
+def test_channel_shares_are_those_of_the_inputs() -> None:
     module, context = llama(), texts()
     model = traced(module)
-    found = mean_squares(model, context)
+    found = channel_shares(model, context)
     table = model.weights.read("embed_tokens.weight")
     x = torch.stack([table[torch.tensor(list(s))] for s in context.samples])
     normed = (
         x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * model.weights.read("layers.0.input_layernorm.weight")
     )
-    torch.testing.assert_close(found["layers.0.input_layernorm"], normed.square().mean((0, 1)))
+    shares = normed.square() / normed.square().mean(-1, keepdim=True)  # of each token
+    torch.testing.assert_close(found["layers.0.input_layernorm"], shares.mean((0, 1)))
 
 
 def test_what_was_chosen_is_taken_without_text() -> None:
@@ -126,7 +128,7 @@ def test_it_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return context.chosen
 
     first = run()
-    monkeypatch.setattr("llmconv_plugins.passes.smooth.mean_squares", None)  # which nobody can call
+    monkeypatch.setattr("llmconv_plugins.passes.smooth.channel_shares", None)  # which nobody can call
     second = run()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -14,7 +14,7 @@ from llmconv import PassError
 from llmconv.encodings import WeightEncoding
 from llmconv.graph import SDPA, Model, aten, name_of, shape_of, uses_of
 from llmconv.passes import Pass, PassContext
-from llmconv.quantization import CALIBRATION, Columns, mean_squares, nearest
+from llmconv.quantization import CALIBRATION, Columns, channel_shares, nearest
 from llmconv.weights import Columns as Scaled
 from llmconv.weights import Derived, Expression, Held, Rows, Stored, tables_of
 from llmconv.work import tensors_once
@@ -79,7 +79,7 @@ class Smooth(Pass):
         )
 
     def _search(self, model: Model, context: PassContext, pairs: Sequence[_Pair]) -> dict[str, Tensor]:
-        squares, found = mean_squares(model, context), {}
+        squares, found = channel_shares(model, context), {}
         for pair in pairs:
             weights = [_some_rows(model.weights.read(name)) for name in pair.reads]
             factors, exponent = pair.searched(
