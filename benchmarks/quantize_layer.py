@@ -3,9 +3,9 @@
 Run: python benchmarks/quantize_layer.py [--hidden 4096 --inner 11008 --heads 32 --kv-heads 32 --layers 1]
          [--samples 32] [--tokens 512] [--block 32]
 
-Random weights and tokens: what is computed does not depend on them. The speed that the share is of is torch.matmul's,
-two float32 matrices of 4096 rows and columns, measured before and after in the same process; operations are counted from
-the shapes: samples through float and quantized weights, moments of both, factors, and the walk through the columns.
+Random weights and tokens: what is computed does not depend on them. The share is of the speed of torch.mm on
+4096 rows and columns of float32, before and after in the same process. Operations are counted from the shapes: samples
+through float and quantized weights, moments of both, factors, and the walk through the columns.
 """
 
 from __future__ import annotations

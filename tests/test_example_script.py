@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "convert_and_chat.py"
 
 
+@pytest.mark.slow
 def test_converts_and_chats(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path / "out")]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,6 +39,8 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Write the figures to a file as well.")] = None,
 ) -> None:
     """Measure a model on a text: its perplexity, and how far runtimes are from the checkpoint in float."""
+    if json is not None:
+        _check_writable(json)
     with display.progress("importing torch") as step:
         from llmconv.evaluation.evaluate import TOKENS, check_on, evaluate, windows_of
         from llmconv.evaluation.evaluator import FLOAT
@@ -66,6 +69,16 @@ def evaluate(
         from llmconv.files import write_json
 
         write_json(json, [asdict(f) for f in figures])
+
+
+def _check_writable(file: Path) -> None:
+    """Before the work, not after it."""
+    if file.is_dir():
+        raise RecipeError(f"--json {file}: is a folder; give a file")
+    if not file.absolute().parent.is_dir():
+        raise RecipeError(f"--json {file}: no such folder '{file.parent}'; make it first")
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise RecipeError(f"--json {file}: '{file.parent}' cannot be written to; choose another place")
 
 
 def _names(given: str, option: str) -> list[str]:

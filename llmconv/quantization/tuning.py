@@ -23,6 +23,7 @@ from llmconv.quantization.moments import Moments
 from llmconv.quantization.nearest import nearest
 from llmconv.quantization.quantizer import Quantizer
 from llmconv.quantization.streaming import calibrate
+from llmconv.weights.expressions import Held
 from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore
 from llmconv.work.tensors import tensors_once
@@ -40,6 +41,11 @@ class Known(Quantizer):
     name: ClassVar[str] = "known"
 
     encoded: Encoded
+
+    def __repr__(self) -> str:
+        """With all of its numbers, since steps are known by it."""
+        tensors = tensors_of({self.name: self.encoded})
+        return f"Known({', '.join(f'{name}: {Held(x)}' for name, x in tensors.items())})"
 
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
         """As it is."""

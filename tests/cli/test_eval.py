@@ -157,3 +157,13 @@ def test_a_graph_that_gives_its_last_logits_alone(run: Run, small_recipe: Path, 
     code, out, err = run(tmp_path / "out", *FEW, "--tasks", "perplexity", "--on", "torch")
     assert (code, out) == (2, "")
     assert "graph 'prompt' gives the last row of its logits alone; it cannot be measured" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("place", "message"), [("", "is a folder; give a file"), ("gone/f.json", "no such folder")])
+def test_a_place_that_cannot_be_written_is_found_first(
+    run: Run, small_recipe: Path, tmp_path: Path, place: str, message: str
+) -> None:
+    code, out, err = run(small_recipe, *FEW, "--json", tmp_path / place)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "importing torch" not in err

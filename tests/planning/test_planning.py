@@ -252,9 +252,9 @@ class ReaderPlugin:
         return [Reader]
 
 
-def test_pass_that_reads_weights_cannot_be_planned_but_applied(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_pass_that_reads_weights_cannot_be_planned_but_applied(small_recipe: Path, tmp_path: Path) -> None:
     registry = Registry.of(passes, quantizers, sources, backends, lowerings, chipsets, ReaderPlugin())
-    values = Recipe.load(tiny_recipe, [f"output.folder='{tmp_path / 'out'}'", "backend.name=onnx"]).to_dict()
+    values = Recipe.load(small_recipe, [f"output.folder='{tmp_path / 'out'}'", "backend.name=onnx"]).to_dict()
     values["passes"].insert(0, {"name": "reader"})
     recipe = Recipe.from_dict(values)
     with pytest.raises(llmconv.PassError, match=r"pass 'reader': weight 'norm\.weight' is read, but a plan"):

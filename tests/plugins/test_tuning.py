@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from llmconv import PassError
 from llmconv.encodings import Encoded, WeightEncoding
 from llmconv.graph import Graph, trace
 from llmconv.passes import PassContext, PassManager
-from llmconv.quantization import Nearest, nearest, tune, tuning
+from llmconv.quantization import Known, Nearest, nearest, tune, tuning
 from llmconv.quantization.linears import linear_inputs
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore
@@ -110,3 +111,12 @@ def test_nearest_alone_has_nothing_to_tune() -> None:
 def test_fewer_steps_than_none_are_refused() -> None:
     with pytest.raises(PassError, match="tuning_steps is -3; choose 0 or more"):
         W4A16(tuning_steps=-3)
+
+
+def test_what_is_known_is_told_apart_by_every_number(weights: DictStore) -> None:
+    name = next(name for name, x in weights.tensors.items() if x.ndim == 2 and x.numel() > 1000)
+    known = nearest(weights.read(name), WeightEncoding(4))
+    ints = known.ints.clone()
+    ints[len(ints) // 2, ints.shape[1] // 2] ^= 1  # which a tensor's own repr leaves out
+    assert repr(Known(known)) == repr(Known(known))
+    assert repr(Known(known)) != repr(Known(replace(known, ints=ints)))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from small_checkpoint import RECIPE
 
 from llmconv import Bundle, Recipe, apply
 from llmconv.work import code_identity
@@ -147,18 +148,16 @@ def test_manifest_holds_the_hash_of_each_weight_as_the_checkpoint_has_it(
 
 
 @pytest.fixture(scope="module")
-def converted(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe, its checkpoint and a bundle."""
-    folder = tmp_path_factory.mktemp("converted")
-    shutil.copy(tiny_recipe, folder)
-    shutil.copytree(tiny_recipe.parent / "tiny_llama", folder / "tiny_llama", ignore=shutil.ignore_patterns("*.py"))
+    folder = shutil.copytree(small_recipe.parent, tmp_path_factory.mktemp("converted") / "small")
     _convert(folder)
     return folder
 
 
 def _convert(folder: Path, *changes: str, fresh: bool = False) -> None:
     settings = [f"output.folder={folder / 'out'}", "backend.name=onnx", "calibration.samples=4", *changes]
-    apply(Recipe.load(folder / "tiny_llama.toml", settings), verify=False, force=True, fresh=fresh)
+    apply(Recipe.load(folder / RECIPE, settings), verify=False, force=True, fresh=fresh)
 
 
 def _edit_config(folder: Path) -> None:

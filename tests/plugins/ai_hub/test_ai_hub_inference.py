@@ -137,6 +137,7 @@ def test_dataset_that_has_expired_is_uploaded_again(
     assert max(hub.datasets.created.values()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [1, 2, 4])
 def test_killed_while_datasets_are_sent_nothing_is_sent_twice(hub: StandIn, tmp_path: Path, point: int) -> None:
     hub.delay = 0.01

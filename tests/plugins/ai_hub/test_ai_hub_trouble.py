@@ -178,6 +178,7 @@ def test_uploads_are_bounded(hub: StandIn, work: Work, monkeypatch: pytest.Monke
     assert most == limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", range(6))
 def test_killed_anywhere_nothing_is_sent_twice(
     hub: StandIn, tmp_path: Path, point: int, monkeypatch: pytest.MonkeyPatch
