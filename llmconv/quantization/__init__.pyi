@@ -2,6 +2,8 @@ from .calibration import CALIBRATION as CALIBRATION
 from .calibration import Range as Range
 from .calibration import sharing_groups as sharing_groups
 from .importance import channel_shares as channel_shares
+from .importance import chosen_on_samples as chosen_on_samples
+from .importance import observe_samples as observe_samples
 from .moments import DAMPING_LIMIT as DAMPING_LIMIT
 from .moments import Moments as Moments
 from .nearest import Nearest as Nearest

@@ -1,42 +1,80 @@
-"""How much each channel of what linears read matters: its share of the squares of a token, on calibration text."""
+"""What passes over weights look at before anything is quantized: values of the float model on calibration text."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from llmconv.graph.model import Model, name_of
+from llmconv.graph.run import Observer
 from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION, Calibration
 from llmconv.quantization.linears import LinearInput, linear_inputs
 from llmconv.quantization.streaming import Keeping
+from llmconv.weights.derived import tables_of
+from llmconv.work.tensors import tensors_once
 
 _TINY = torch.finfo(torch.float64).tiny
+
+
+def chosen_on_samples(
+    model: Model, context: PassContext, name: str, work: Callable[[], Mapping[str, Tensor]], **options: Any
+) -> dict[str, Tensor]:
+    """What a pass chooses on calibration text, by names of its own; empty where there is no text.
+
+    A bundle keeps it, so that it is at hand where the passes run once more without the text; an earlier run of the same
+    conversion may have made it as well.
+
+    Args:
+        name: of the pass.
+        work: chooses.
+        options: of the pass, on which it depends.
+    """
+    known = {key.removeprefix(f"{name}."): x for key, x in context.chosen.items() if key.startswith(f"{name}.")}
+    if known or CALIBRATION not in model.graphs or not context.samples:
+        return known
+    if context.steps is None:
+        found = dict(work())
+    else:
+        key = context.steps.key(samples=context.samples, options=options, tables=tables_of(model.weights))
+        found = tensors_once(context.steps, name, key, work)
+    context.chosen.update({f"{name}.{key}": x for key, x in found.items()})
+    return found
+
+
+def observe_samples(model: Model, context: PassContext, observer: Observer) -> None:
+    """Show every float value of every sample, as the float model computes it.
+
+    The samples pass through the calibration graph piece by piece, so that memory does not grow with them.
+    """
+    graph = model.graphs[CALIBRATION]
+    scratch: Path | None = None if context.steps is None else context.steps.folder
+    with TemporaryDirectory(dir=scratch) as folder:
+        calibration = Calibration(graph, context.samples, Path(folder))
+        for part in graph.parts:
+            calibration.run(part, Keeping(model.weights, {}), observer)
 
 
 def channel_shares(model: Model, context: PassContext) -> dict[str, Tensor]:
     """Of each value that a weight is multiplied with, by structural name: (channels,) float32, their mean 1.
 
     A channel's square over the mean of its token's, averaged over tokens: each token counts alike, also beside the
-    first, which in many models is a thousand times as large as the others. Weights are float.
-
-    The samples pass through the calibration graph piece by piece, so that memory does not grow with them.
+    first, which in many models is a thousand times as large as the others.
     """
-    graph, found = model.graphs[CALIBRATION], _Sums()
-    scratch: Path | None = None if context.steps is None else context.steps.folder
-    with TemporaryDirectory(dir=scratch) as folder:
-        calibration = Calibration(graph, context.samples, Path(folder))
-        for part in graph.parts:
-            found.read = {read.value: read for read in linear_inputs(part).values()}
-            calibration.run(part, Keeping(model.weights, {}), found.observe)
+    graph, found = model.graphs[CALIBRATION], _Shares()
+    for part in graph.parts:
+        found.read |= {read.value: read for read in linear_inputs(part).values()}
+    observe_samples(model, context, found.observe)
     tokens = graph.ar * len(context.samples)
     return {name: (total / tokens).float() for name, total in found.totals.items()}
 
 
-class _Sums:
+class _Shares:
     def __init__(self) -> None:
         self.read: dict[str, LinearInput] = {}
         self.totals: dict[str, Tensor] = {}

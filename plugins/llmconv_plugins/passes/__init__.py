@@ -2,6 +2,7 @@
 
 from llmconv import hookimpl
 from llmconv.passes import Pass
+from llmconv_plugins.passes.balance_cache import BalanceCache
 from llmconv_plugins.passes.decompose import Decompose
 from llmconv_plugins.passes.kv_cache_io import KVCacheIO
 from llmconv_plugins.passes.linear_to_conv import LinearToConv
@@ -15,4 +16,4 @@ from llmconv_plugins.passes.w4a16 import W4A16
 @hookimpl
 def register_passes() -> list[type[Pass]]:
     """The built-in passes."""
-    return [Rotate, Smooth, KVCacheIO, SplitHeads, Decompose, LinearToConv, SplitModel, W4A16]
+    return [Rotate, Smooth, BalanceCache, KVCacheIO, SplitHeads, Decompose, LinearToConv, SplitModel, W4A16]

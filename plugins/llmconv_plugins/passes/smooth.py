@@ -14,10 +14,9 @@ from llmconv import PassError
 from llmconv.encodings import WeightEncoding
 from llmconv.graph import SDPA, Model, aten, name_of, shape_of, uses_of
 from llmconv.passes import Pass, PassContext
-from llmconv.quantization import CALIBRATION, Columns, channel_shares, nearest
+from llmconv.quantization import Columns, channel_shares, chosen_on_samples, nearest
 from llmconv.weights import Columns as Scaled
-from llmconv.weights import Derived, Expression, Held, Rows, Stored, tables_of
-from llmconv.work import tensors_once
+from llmconv.weights import Derived, Expression, Held, Rows, Stored
 from llmconv_plugins.passes.channels import around, keeps_channels
 
 BITS = 4  # that weights are searched for
@@ -55,28 +54,16 @@ class Smooth(Pass):
         pairs = list(_pairs(parts[0]))
         if not pairs or len(parts) > len(model.graphs):
             raise PassError("finds no linears in one whole graph; put smooth before split_heads and what follows it")
-        known = {name: s for name, s in context.chosen.items() if name.startswith(f"{self.name}.")}
-        if not known and CALIBRATION in model.graphs and context.samples:
-            known = self._once(model, context, pairs)
-            context.chosen.update(known)
+        known = chosen_on_samples(
+            model, context, self.name, lambda: self._search(model, context, pairs), block=self.block
+        )
         table: dict[str, Expression] = {}
         for pair in pairs:
-            if (factors := known.get(f"{self.name}.{pair.value}")) is not None:
+            if (factors := known.get(pair.value)) is not None:
                 pair.change(table, factors)
         if table:
             model.weights = Derived(model.weights, table)
         return bool(table)
-
-    def _once(self, model: Model, context: PassContext, pairs: Sequence[_Pair]) -> dict[str, Tensor]:
-        """Unless an earlier run of the same has done so."""
-        if context.steps is None:
-            return self._search(model, context, pairs)
-        return tensors_once(
-            context.steps,
-            self.name,
-            context.steps.key(samples=context.samples, block=self.block, tables=tables_of(model.weights)),
-            lambda: self._search(model, context, pairs),
-        )
 
     def _search(self, model: Model, context: PassContext, pairs: Sequence[_Pair]) -> dict[str, Tensor]:
         squares, found = channel_shares(model, context), {}
@@ -87,7 +74,7 @@ class Smooth(Pass):
             )
             logger.debug("smooth: channels of '%s' to the power of %g", pair.value, exponent)
             if exponent:
-                found[f"{self.name}.{pair.value}"] = factors
+                found[pair.value] = factors
         return found
 
     def _block_of(self, weights: Sequence[Tensor]) -> int:
