@@ -12,7 +12,7 @@ from llmconv.encodings import Encoded, Grid, PerBlock
 from llmconv.quantization import Moments, Quantizer, on_block_grid, scales_of
 
 RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
-_ROWS = 1 << 20  # elements of the rows that are searched at once
+_ROWS = 1 << 19  # elements of the rows that are searched at once: small enough for a cache
 
 
 @dataclass(frozen=True)
