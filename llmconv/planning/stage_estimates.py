@@ -66,7 +66,8 @@ def _calibration(checked: Checked, parts: Sequence[PartSize], held: int) -> Stag
     a_token = VALUES_ALIVE * config.hidden + kept + config.vocabulary
     asked = [q for q in checked.used if isinstance(q, Quantizer) and q.needs_inputs]
     streams = 2 if any(q.needs_float for q in asked) else 1
-    seconds = 2 * elements * tokens * streams / FLOPS + elements * ROUND_SECONDS
+    looks = sum(p.structural and p.needs_calibration for p in checked.passes)  # each sends the samples through once
+    seconds = 2 * elements * tokens * (streams + looks) / FLOPS + elements * ROUND_SECONDS
     memory = held + _weights(parts) + max(BATCH_TOKENS, calibration.tokens) * a_token * FLOAT
     if asked:
         seconds += MOMENTS * 2 * elements * tokens * streams / FLOPS + elements * QUANTIZE_SECONDS
