@@ -4,6 +4,8 @@ from .calibration import sharing_groups as sharing_groups
 from .importance import channel_shares as channel_shares
 from .importance import chosen_on_samples as chosen_on_samples
 from .importance import observe_samples as observe_samples
+from .magnitudes import Magnitudes as Magnitudes
+from .magnitudes import RangeRule as RangeRule
 from .moments import DAMPING_LIMIT as DAMPING_LIMIT
 from .moments import Moments as Moments
 from .nearest import Nearest as Nearest

