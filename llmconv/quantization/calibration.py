@@ -124,7 +124,7 @@ class Calibration:
         Args:
             pieces: as `pieces` gives them.
             weights: each is read once a piece, and written.
-            observer: is shown every float value of every sample.
+            observer: is shown every float value of every sample that the part computes.
             start: the piece to begin with, after `skip_pieces`.
             ranges: those that the pieces before have found.
 
@@ -135,7 +135,8 @@ class Calibration:
 
         def observe(node: fx.Node, value: Tensor) -> None:
             found.observe(node, value)
-            observer(node, value)
+            if node.op != "placeholder":  # which a piece before has shown
+                observer(node, value)
 
         for i, piece in enumerate(pieces[start:], start):
             exact, quantized = self._quantized(piece, inputs, weights)

@@ -40,7 +40,7 @@ def step_key(
 
 @dataclass
 class Kept:
-    """What is kept of each part: ranges and sizes of its values, its weight file, and what it gives to the next part."""
+    """What is kept of each part: ranges and sizes of values, its weight file, and what it gives to the next part."""
 
     model: Model
     context: PassContext

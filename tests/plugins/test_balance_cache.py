@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_models import HEAD_DIM, LAYERS, STRUCTURAL, Renamed, llama, samples
@@ -17,7 +15,6 @@ from llmconv.passes.verifier import Verifier
 from llmconv.quantization import CALIBRATION, observe_samples
 from llmconv.testing import random_weights, try_pass
 from llmconv.weights import Derived, DictStore
-from llmconv.work.steps import Steps
 from llmconv_plugins.passes import BalanceCache, KVCacheIO, Rotate, Smooth
 
 EXACT = 5e-5  # of the largest logit: float32 rounding, beside channels twenty times the others
@@ -123,19 +120,6 @@ def test_what_was_chosen_is_taken_without_text() -> None:
 
 def test_without_text_nothing_changes() -> None:
     assert not try_pass(BalanceCache(), llama()).report.changed
-
-
-def test_the_text_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run() -> dict[str, Tensor]:
-        context = PassContext(texts().samples, steps=Steps(tmp_path, {}))
-        balanced(llama(), context)
-        return context.chosen
-
-    first = run()
-    monkeypatch.setattr("llmconv_plugins.passes.balance_cache.observe_samples", None)  # which nobody can call
-    second = run()
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 class Normed(nn.Module):

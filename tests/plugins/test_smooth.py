@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_models import LAYERS, STRUCTURAL, Renamed, llama, samples
@@ -17,7 +15,6 @@ from llmconv.passes.verifier import Verifier
 from llmconv.quantization import CALIBRATION, channel_shares, nearest
 from llmconv.testing import random_weights, try_pass
 from llmconv.weights import Columns, Derived, DictStore, Held, Rows, Stored
-from llmconv.work.steps import Steps
 from llmconv_plugins.passes import LinearToConv, Rotate, Smooth
 
 EXACT = 5e-5  # of the largest logit: float32 rounding, beside channels thirty times the others
@@ -92,19 +89,6 @@ def test_rounding_costs_less(linear: str) -> None:
     assert error(scaled) < 0.8 * error(exact)
 
 
-def test_channel_shares_are_those_of_the_inputs() -> None:
-    module, context = llama(), texts()
-    model = traced(module)
-    found = channel_shares(model, context)
-    table = model.weights.read("embed_tokens.weight")
-    x = torch.stack([table[torch.tensor(list(s))] for s in context.samples])
-    normed = (
-        x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * model.weights.read("layers.0.input_layernorm.weight")
-    )
-    shares = normed.square() / normed.square().mean(-1, keepdim=True)  # of each token
-    torch.testing.assert_close(found["layers.0.input_layernorm"], shares.mean((0, 1)))
-
-
 def test_what_was_chosen_is_taken_without_text() -> None:
     context = texts()
     first, _ = smoothed(llama(), context)
@@ -119,19 +103,6 @@ def test_what_was_chosen_is_taken_without_text() -> None:
 
 def test_without_text_nothing_changes() -> None:
     assert not try_pass(Smooth(), llama()).report.changed
-
-
-def test_it_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run() -> dict[str, Tensor]:
-        context = PassContext(texts().samples, steps=Steps(tmp_path, {}))
-        smoothed(llama(), context)
-        return context.chosen
-
-    first = run()
-    monkeypatch.setattr("llmconv_plugins.passes.smooth.channel_shares", None)  # which nobody can call
-    second = run()
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_channel_without_inputs_has_a_factor() -> None:
