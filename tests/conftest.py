@@ -112,6 +112,7 @@ def genai_tiny(tiny_bundle: Bundle, once: Once) -> Bundle:
     return Bundle(once("genai_tiny", lambda folder: export(tiny_bundle, folder, twins=True)))
 
 
+FIRST = "test_real_model.py"  # one worker converts the real model while the other does all else
 SLOW = {"tiny_bundle", "published_bundle", "genai_tiny", "published"}  # a minute and more of compiling or laying out
 
 
@@ -119,6 +120,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.path.name != FIRST)
 
 
 @pytest.fixture(scope="session")
