@@ -20,7 +20,7 @@ def test_every_check_of_the_proof_holds(smollm2_bundle: Bundle) -> None:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_it_knows_the_capital_of_france(smollm2_bundle: Bundle, runtime: str) -> None:
     with open_chat(smollm2_bundle, runtime, limit=12) as chat:
-        assert "".join(chat.say("What is the capital of France?").pieces) == "The capital of France is Paris."
+        assert "".join(chat.say("What is the capital of France?").pieces).startswith("The capital of France is Paris")
 
 
 def test_its_tokens_are_those_of_the_model(smollm2_bundle: Bundle) -> None:
