@@ -21,7 +21,7 @@ from llmconv.passes.manager import PassManager
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.trace import trace_graphs
-from llmconv.quantization.calibration import sharing_groups
+from llmconv.quantization.sharing import sharing_groups
 from llmconv.recipe.recipe import Recipe
 from llmconv.weights.store import ShapeStore
 

@@ -1,6 +1,5 @@
 from .calibration import CALIBRATION as CALIBRATION
 from .calibration import Range as Range
-from .calibration import sharing_groups as sharing_groups
 from .importance import channel_shares as channel_shares
 from .importance import chosen_on_samples as chosen_on_samples
 from .importance import observe_samples as observe_samples
@@ -18,6 +17,7 @@ from .scheme import Columns as Columns
 from .scheme import Line as Line
 from .scheme import Rule as Rule
 from .scheme import Scheme as Scheme
+from .sharing import sharing_groups as sharing_groups
 from .streaming import calibrate as calibrate
 from .tuning import Known as Known
 from .tuning import tune as tune

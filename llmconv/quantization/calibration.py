@@ -1,9 +1,9 @@
-"""Ranges of values over calibration text, and the groups of values that must share one encoding."""
+"""Calibration: ranges of values over text, and weights quantized on what the ones before them give."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -14,8 +14,8 @@ from torch import Tensor, fx
 from llmconv.decoding.torch_runner import HostInputs
 from llmconv.encodings.grid import Encoded, Grid
 from llmconv.errors import PassError
-from llmconv.graph.model import Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of
-from llmconv.graph.ops import MOVEMENT, weight_of
+from llmconv.graph.model import Graph, aten, inputs_of, io_of, name_of, outputs_of
+from llmconv.graph.ops import weight_of
 from llmconv.graph.run import Observer, Program
 from llmconv.passes.context import WeightWriter
 from llmconv.plugins.frame import plugin_code
@@ -312,32 +312,3 @@ def _hidden(part: fx.GraphModule) -> dict[str, str]:
     """What a part gives to the next: the structural names of its hidden states, by I/O name."""
     io = io_of(part)[1]
     return {name: name_of(node) for name, node in outputs_of(part).items() if io[name].kind == "hidden"}
-
-
-def sharing_groups(graphs: Iterable[Graph]) -> list[list[str]]:
-    """Names of values that one encoding must cover: those connected by data movement in any of the graphs."""
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
-    for graph in graphs:
-        for part in graph.parts:
-            for node in part.graph.nodes:
-                if not _is_float(node) or is_weight(node):
-                    continue
-                find(name_of(node))
-                if node.target in MOVEMENT:
-                    for source in node.all_input_nodes:
-                        parent[find(name_of(source))] = find(name_of(node))
-    groups: dict[str, list[str]] = {}
-    for name in parent:
-        groups.setdefault(find(name), []).append(name)
-    return list(groups.values())
-
-
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return node.op != "output" and isinstance(value, Tensor) and value.is_floating_point()
