@@ -37,6 +37,7 @@ from llmconv.prepare.text import calibration_samples
 from llmconv.quantization import Moments, Nearest, Quantizer
 from llmconv.quantization.calibration import CALIBRATION, Calibration
 from llmconv.quantization.linears import linear_inputs
+from llmconv.quantization.streaming import Keeping
 from llmconv.weights import Columns, Derived, Held, Stored, WeightStore
 from llmconv.weights.held import HeldStore
 from llmconv.work.machine import peak_memory
@@ -73,27 +74,6 @@ METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
     "rotate + smooth + gptq, blocks of 32": (["rotate", "smooth"], "gptq", {}, 32),
     "q4_0": ([], "q4_0", {}, 0),
 }
-
-
-class Taken:
-    """A store that takes what quantizers make of its weights."""
-
-    def __init__(self, store: WeightStore) -> None:
-        self.store, self.numbers = store, {}  # type: ignore[var-annotated]
-        self.bits = 0
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.store.shape(name)
-
-    def sha256(self, name: str) -> str | None:
-        return None
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        return self.store.read(name, rows)
-
-    def write(self, name: str, weight: Tensor, encoded: Encoded | None = None) -> None:
-        if encoded is not None:
-            self.numbers[name] = encoded.dequantize()
 
 
 def with_outliers(model: Model, seed: int = 0) -> None:
@@ -144,14 +124,14 @@ def measure(
 def _quantized(
     graph: Graph, weights: WeightStore, samples: list[list[int]], quantizer: Quantizer, block: int
 ) -> dict[str, Tensor]:
-    part, taken = graph.parts[0], Taken(weights)
+    part, taken = graph.parts[0], Keeping(weights, {})
     names = list(linear_inputs(part))
     quantizers = dict.fromkeys(names, quantizer) | {names[-1]: Nearest()}
     grids = dict.fromkeys(names, WeightEncoding(4, block).grid) | {names[-1]: WeightEncoding(8).grid}
     with TemporaryDirectory() as folder:
         calibration = Calibration(graph, samples, Path(folder), quantizers, grids)
         calibration.run(part, taken)
-    return taken.numbers
+    return {name: encoded.dequantize() for name, encoded in taken.quantized.items()}
 
 
 def main() -> None:

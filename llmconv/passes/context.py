@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -84,3 +85,12 @@ class PassContext:
     hashes: dict[str, str] = field(default_factory=dict)
     create: Callable[[Kind, str, Mapping[str, Any]], Any] = _create
     chosen: dict[str, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for what nobody needs afterwards, beside the steps where there are some."""
+        beside = None if self.steps is None else self.steps.folder
+        if beside is not None:
+            beside.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=beside) as folder:
+            yield Path(folder)

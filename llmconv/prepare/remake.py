@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,9 +38,17 @@ def described(bundle: Bundle, registry: Registry) -> Checked:
 
 
 def context_of(bundle: Bundle) -> PassContext:
-    """What a bundle brings to passes that run again: what they have chosen on calibration text, and none of that."""
-    file = bundle.folder / CHOSEN
-    return PassContext(chosen=load_file(file) if file.is_file() else {})
+    """What a bundle brings to passes that run again: what they have chosen on calibration text, and none of that.
+
+    Raises:
+        BundleError: it is missing or damaged.
+    """
+    if CHOSEN not in bundle.manifest["files"]:
+        return PassContext()
+    try:
+        return PassContext(chosen=load_file(bundle.path(CHOSEN)))
+    except SafetensorError as error:
+        raise BundleError(f"{bundle.folder / CHOSEN}: damaged; convert again") from error
 
 
 def remake(

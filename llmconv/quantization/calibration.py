@@ -43,7 +43,7 @@ class Done:
         quantized: its weights whose quantizers look at inputs.
     """
 
-    piece: int
+    number: int
     ranges: dict[str, Range]
     quantized: dict[str, Encoded]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +22,11 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 def chosen_on_samples(
-    model: Model, context: PassContext, name: str, work: Callable[[], Mapping[str, Tensor]], **options: Any
+    model: Model,
+    context: PassContext,
+    name: str,
+    work: Callable[[], Mapping[str, Tensor]],
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """What a pass chooses on calibration text, by names of its own; empty where there is no text.
 
@@ -41,7 +44,7 @@ def chosen_on_samples(
     if context.steps is None:
         found = dict(work())
     else:
-        key = context.steps.key(samples=context.samples, options=options, tables=tables_of(model.weights))
+        key = context.steps.key(samples=context.samples, options=dict(options), tables=tables_of(model.weights))
         found = tensors_once(context.steps, name, key, work)
     context.chosen.update({f"{name}.{key}": x for key, x in found.items()})
     return found
@@ -53,9 +56,8 @@ def observe_samples(model: Model, context: PassContext, observer: Observer) -> N
     The samples pass through the calibration graph piece by piece, so that memory does not grow with them.
     """
     graph = model.graphs[CALIBRATION]
-    scratch: Path | None = None if context.steps is None else context.steps.folder
-    with TemporaryDirectory(dir=scratch) as folder:
-        calibration = Calibration(graph, context.samples, Path(folder))
+    with context.scratch() as folder:
+        calibration = Calibration(graph, context.samples, folder)
         for part in graph.parts:
             calibration.run(part, Keeping(model.weights, {}), observer)
 

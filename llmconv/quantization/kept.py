@@ -126,7 +126,7 @@ class Kept:
         self._waiting |= done.quantized
         if time.monotonic() - self._recorded < RECORDED:
             return
-        made = self._weights_step(part, done.piece)
+        made = self._weights_step(part, done.number)
         save_file(tensors_of(self._waiting), self._weights_file(made))
         steps.finish(made, self.key, [self._weights_file(made)], True)
         self._steps.append(made)
@@ -134,7 +134,7 @@ class Kept:
         files: list[Path] = []
         for i, stored in enumerate(calibration.streams):
             for name, path, strides in stored.snapshot():
-                files.append(steps.scratch(f"piece_{part + 1}_{done.piece + 1}_{len(files)}.npy"))
+                files.append(steps.scratch(f"piece_{part + 1}_{done.number + 1}_{len(files)}.npy"))
                 link(path, files[-1])
                 values.append((i, name, files[-1].relative_to(steps.folder).as_posix(), strides))
         record = {
@@ -143,10 +143,10 @@ class Kept:
             "magnitudes": self.magnitudes.to_dict(),
             "weights": self._steps,
         }
-        steps.finish(self._piece_step(part, done.piece), self.key, files, record)
+        steps.finish(self._piece_step(part, done.number), self.key, files, record)
         if self._at is not None:
             steps.forget(self._piece_step(part, self._at))
-        self._recorded, self._waiting, self._at = time.monotonic(), {}, done.piece
+        self._recorded, self._waiting, self._at = time.monotonic(), {}, done.number
 
     def _forget_pieces(self, part: int, pieces: int) -> None:
         for i in range(pieces):

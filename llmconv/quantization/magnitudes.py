@@ -63,9 +63,8 @@ class Magnitudes:
         ends = RATIOS.double() * largest
         steps = ends / (2 ** (bits - 1) - 1)
         beyond = (centers - ends[:, None]).clamp_min(0).square() @ counts
-        rounded = torch.where(
-            centers < steps[:, None] / 2, centers.square(), steps[:, None].square() / 12
-        )  # to 0, or any
+        to_zero = centers < steps[:, None] / 2
+        rounded = torch.where(to_zero, centers.square(), steps[:, None].square() / 12)
         inside = (rounded * (centers <= ends[:, None])) @ counts
         return float(ends[int((beyond + inside).argmin())])
 

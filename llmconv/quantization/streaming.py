@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 from torch import Tensor
@@ -48,22 +46,19 @@ def calibrate(
     kept = Kept(model, context, weights, quantizers, magnitudes)
     ranges: dict[str, Range] = {}
     quantized: dict[str, Encoded] = {}
-    if context.steps is not None:
-        context.steps.folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=None if context.steps is None else context.steps.folder) as folder:
+    with context.scratch() as folder:
         grids = {name: how.grid for name, how in weights.items()}
-        calibration = Calibration(graph, context.samples, Path(folder), quantizers, grids)
-        start = kept.resume(calibration, ranges)
-        for i, part in enumerate(graph.parts[start:], start):
+        calibration = Calibration(graph, context.samples, folder, quantizers, grids)
+        done = kept.resume(calibration, ranges)
+        for i, part in enumerate(graph.parts[done:], done):
             pieces = calibration.pieces(part)
             order = [name for piece in pieces for name in calibration.weights(piece)]
-            found: dict[str, Range] = {}
             with _writing(model, context, i, order, weights, quantized) as store:
                 start, found = kept.resume_pieces(i, pieces, calibration, store)
-                for done in calibration.walk(part, pieces, store, magnitudes.observe, start=start, ranges=found):
-                    found = done.ranges
-                    if done.piece + 1 < len(pieces):
-                        kept.finish_piece(i, done, calibration)
+                for piece in calibration.walk(part, pieces, store, magnitudes.observe, start=start, ranges=found):
+                    found = piece.ranges
+                    if piece.number + 1 < len(pieces):
+                        kept.finish_piece(i, piece, calibration)
             kept.finish(i, len(pieces), found, calibration)
             ranges |= found
     kept.forget_borders()
@@ -90,18 +85,28 @@ def _writing(
 
 @dataclass(frozen=True)
 class Keeping:
+    """A store whose weights no file takes; what quantizers have made of them stays in memory.
+
+    Attributes:
+        quantized: takes those.
+    """
+
     store: WeightStore
     quantized: dict[str, Encoded]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
         return self.store.shape(name)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """As the store reads it."""
         return self.store.read(name, rows)
 
     def sha256(self, name: str) -> str | None:
+        """As the store has it."""
         return self.store.sha256(name)
 
     def write(self, name: str, weight: Tensor, encoded: Encoded | None = None) -> None:
+        """As `WeightWriter.write`; what is rounded to nearest can be made again."""
         if encoded is not None:
             self.quantized[name] = encoded

@@ -66,7 +66,9 @@ def test_a_choice_is_made_once_and_kept(tmp_path: Path) -> None:
     model, work = causal(), Work()
     for _ in range(2):
         context = PassContext(SAMPLES, steps=Steps(tmp_path, {}))
-        assert torch.equal(chosen_on_samples(model, context, "some", work, option=1)["a.b"], torch.tensor([1.0, 2.0]))
+        assert torch.equal(
+            chosen_on_samples(model, context, "some", work, {"option": 1})["a.b"], torch.tensor([1.0, 2.0])
+        )
         assert list(context.chosen) == ["some.a.b"]
     assert work.times == 1
     without_text = PassContext(chosen=context.chosen)
@@ -78,14 +80,14 @@ def test_a_choice_is_made_once_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["samples", "option", "weights"])
 def test_another_choice_is_made_where_something_is_other(tmp_path: Path, change: str) -> None:
     work = Work()
-    chosen_on_samples(causal(), PassContext(SAMPLES, steps=Steps(tmp_path, {})), "some", work, option=1)
+    chosen_on_samples(causal(), PassContext(SAMPLES, steps=Steps(tmp_path, {})), "some", work, {"option": 1})
     model = causal()
     name = str(next(n for n in model.graphs[CALIBRATION].parts[0].graph.nodes if n.op == "get_attr").target)
     if change == "weights":
         model.weights = Derived(model.weights, {name: Affine(Stored(name), 2.0)})
     samples = SAMPLES[1:] if change == "samples" else SAMPLES
     context = PassContext(samples, steps=Steps(tmp_path, {}))
-    chosen_on_samples(model, context, "some", work, option=2 if change == "option" else 1)
+    chosen_on_samples(model, context, "some", work, {"option": 2 if change == "option" else 1})
     assert work.times == 2
 
 

@@ -9,19 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from llmconv import PassError
-from llmconv.graph import MOVEMENT, SDPA, Model, aten, name_of, shape_of, uses_of
-from llmconv.passes import Pass, PassContext
-from llmconv.quantization import chosen_on_samples, observe_samples
-from llmconv.weights import Columns, Derived, Expression, Held, Rows, Stored
-from llmconv_plugins.passes.channels import around
+from llmconv.graph import MOVEMENT, SDPA, Model, aten, name_of, shape_of
+from llmconv.passes import PassContext
+from llmconv.quantization import observe_samples
+from llmconv_plugins.passes.channels import around, weights_of
+from llmconv_plugins.passes.scaling import Ends, ScalingPass, read_by_heads
 
 LEAST = 1e-3  # of the largest channel: one that never says anything is not blown up
 _ALONG = MOVEMENT - {aten.cat.default, aten.slice.Tensor, aten.select.int}  # leaves each channel of a head where it is
 
 
 @dataclass(frozen=True)
-class BalanceCache(Pass):
+class BalanceCache(ScalingPass):
     """Divide the keys' channels and the values' heads by how large they become, and multiply what reads them.
 
     Given:  attention(rope(q_proj(x)), rope(k_proj(x)), v_proj(x)), o_proj behind it; a cache has one scale
@@ -37,112 +36,59 @@ class BalanceCache(Pass):
 
     name: ClassVar[str] = "balance_cache"
     runs_after: ClassVar[tuple[str, ...]] = ("rotate", "smooth")  # which change what values there are
-    needs_calibration: ClassVar[bool] = True
-    tolerance: ClassVar[float | None] = 1e-4
+    before: ClassVar[str] = "kv_cache_io"
 
-    def run(self, model: Model, context: PassContext) -> bool:
-        """Look at the values, or take the factors of an earlier run, and replace the table of weights."""
-        parts = [part for graph in model.graphs.values() for part in graph.parts]
-        caches = list(_caches(parts[0]))
-        if not caches or len(parts) > len(model.graphs):
-            raise PassError("finds no attention in one whole graph; put balance_cache before kv_cache_io")
-        known = chosen_on_samples(model, context, self.name, lambda: self._look(model, context, caches))
-        table: dict[str, Expression] = {}
-        for cache in caches:
-            if (factors := known.get(cache.made)) is not None:
-                cache.change(table, factors)
-        if table:
-            model.weights = Derived(model.weights, table)
-        return bool(table)
+    def ends(self, part: fx.GraphModule) -> Iterator[Ends | None]:
+        """Of the keys and the values of each attention."""
+        for node in part.graph.find_nodes(op="call_function", target=SDPA):
+            yield _keys(node)
+            yield _values(node)
 
-    def _look(self, model: Model, context: PassContext, caches: Sequence[_Cache]) -> dict[str, Tensor]:
-        by_value = {cache.made: cache for cache in caches}
-        found: dict[str, Tensor] = {}
+    def factors(self, model: Model, context: PassContext, found: Sequence[Ends]) -> dict[str, Tensor]:
+        """How large the numbers that share one become, over their geometric mean."""
+        by_value, largest = {ends.value: ends for ends in found}, dict[str, Tensor]()
 
         def observe(node: fx.Node, value: Tensor) -> None:
-            if (cache := by_value.get(name_of(node))) is not None:
-                seen = cache.sizes(value)
-                found[cache.made] = torch.maximum(found[cache.made], seen) if cache.made in found else seen
+            if (ends := by_value.get(name_of(node))) is not None:
+                seen = _sizes(value, ends)
+                largest[ends.value] = torch.maximum(largest.get(ends.value, seen), seen)
 
         observe_samples(model, context, observe)
-        return {made: _factors(sizes) for made, sizes in found.items()}
+        return {value: _over_mean(sizes) for value, sizes in largest.items()}
 
 
-def _factors(sizes: Tensor) -> Tensor:
-    """Proportional to the sizes, of geometric mean 1."""
+def _sizes(value: Tensor, ends: Ends) -> Tensor:
+    """The radius of each pair of keys, the largest number of each head of values; (factors,)."""
+    order = ends.given.argsort(stable=True).reshape(int(ends.given.max()) + 1, -1).T
+    by_factor = value.flatten(0, 1)[:, order]  # (tokens, numbers of a factor, factors)
+    sizes: Tensor = torch.linalg.vector_norm(by_factor, dim=1) if ends.rows else by_factor.abs().amax(dim=1)
+    return sizes.amax(dim=0)
+
+
+def _over_mean(sizes: Tensor) -> Tensor:
     size = sizes.clamp_min(float(sizes.max()) * LEAST).clamp_min(torch.finfo(torch.float32).tiny)
     return size / size.log().mean().exp()
 
 
-@dataclass(frozen=True)
-class _Cache:
-    """What makes the keys or the values of an attention, and what reads them.
-
-    Attributes:
-        made: the linear that makes them, by structural name; its result is (1, tokens, groups * size).
-        gives: its weight and bias.
-        rows: weights and biases whose rows are multiplied: the queries' projection.
-        columns: the weight whose columns are: o_proj.
-        heads: of queries.
-    """
-
-    made: str
-    gives: Sequence[str]
-    rows: Sequence[str]
-    columns: str | None
-    heads: int
-    groups: int
-    size: int
-
-    def sizes(self, value: Tensor) -> Tensor:
-        """How large the numbers that share a factor become, (groups, pairs) of keys or (groups, 1) of values."""
-        by_head = value.reshape(-1, self.groups, self.size)
-        if self.columns is None:
-            pairs = by_head.reshape(-1, self.groups, 2, self.size // 2)
-            radii: Tensor = torch.linalg.vector_norm(pairs, dim=2)
-            return radii.amax(dim=0)
-        return by_head.abs().amax(dim=(0, 2))[:, None]
-
-    def change(self, table: dict[str, Expression], factors: Tensor) -> None:
-        """Put both ends into a table."""
-        each = factors.repeat(
-            1, self.size // factors.shape[1]
-        )  # (groups, size): a pair's two channels are half a head apart
-        given, read = each.flatten(), each.repeat_interleave(self.heads // self.groups, dim=0).flatten()
-        for name in self.gives:
-            table[name] = Rows(table.get(name, Stored(name)), Held(given), divide=True)
-        for name in self.rows:
-            table[name] = Rows(table.get(name, Stored(name)), Held(read))
-        if self.columns is not None:
-            table[self.columns] = Columns(table.get(self.columns, Stored(self.columns)), Held(read))
-
-
-def _caches(part: fx.GraphModule) -> Iterator[_Cache]:
-    used = {name_of(w): len(list(uses_of(w))) for w in part.graph.find_nodes(op="get_attr")}
-    for node in part.graph.nodes:
-        if node.target is SDPA:
-            for found in (_keys(node), _values(node)):
-                touched = [] if found is None else [*found.gives, *found.rows, *filter(None, [found.columns])]
-                if found is not None and all(used.get(name) == 1 for name in touched):
-                    yield found
-
-
-def _keys(sdpa: fx.Node) -> _Cache | None:
+def _keys(sdpa: fx.Node) -> Ends | None:
     query, key = (_turned(arg) for arg in sdpa.args[:2])
     if query is None or key is None:
         return None
-    size = shape_of(sdpa)[-1]
+    rows, gives, size = weights_of(query), weights_of(key), shape_of(sdpa)[-1]
+    if rows is None or gives is None:
+        return None
     heads, groups = shape_of(query)[-1] // size, shape_of(key)[-1] // size
-    return _Cache(name_of(key), _weights(key), _weights(query), None, heads, groups, size)
+    pair = torch.arange(size) % (size // 2)  # a pair's two channels are half a head apart
+    given = (torch.arange(groups)[:, None] * (size // 2) + pair).flatten()
+    return Ends(name_of(key), gives, given, rows, [], given[read_by_heads(heads, groups, size)])
 
 
-def _values(sdpa: fx.Node) -> _Cache | None:
+def _values(sdpa: fx.Node) -> Ends | None:
     if (found := around(sdpa)) is None:
         return None
-    gives, reads, size = found
-    made = _behind(sdpa.args[2])
-    heads, groups = shape_of(sdpa)[1], shape_of(made)[-1] // size
-    return _Cache(name_of(made), gives, [], reads, heads, groups, size)
+    given = torch.arange(found.groups).repeat_interleave(found.size)
+    read = given[read_by_heads(found.heads, found.groups, found.size)]
+    return Ends(name_of(found.value), found.gives, given, [], [found.reads], read)
 
 
 def _turned(value: object) -> fx.Node | None:
@@ -173,7 +119,3 @@ def _behind(value: object) -> fx.Node:
     while value.target in _ALONG:
         (value,) = value.all_input_nodes
     return value
-
-
-def _weights(linear: fx.Node) -> list[str]:
-    return [name_of(arg) for arg in linear.args[1:] if isinstance(arg, fx.Node)]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
 from torch import fx
 
 from llmconv.graph import MOVEMENT, aten, name_of, shape_of
+from llmconv.weights import Expression, Stored
 
 
 def keeps_channels(node: fx.Node, rank: int) -> bool:
@@ -14,10 +19,28 @@ def keeps_channels(node: fx.Node, rank: int) -> bool:
     return node.target == aten.slice.Tensor and int(node.args[1]) % rank != rank - 1  # type: ignore[arg-type]
 
 
-def around(sdpa: fx.Node) -> tuple[list[str], str, int] | None:
-    """The weight and bias that make an attention's values, the weight that reads its result, and the size of a head."""
+class Around(NamedTuple):
+    """What stands around an attention.
+
+    Attributes:
+        value: the linear that makes its values; `gives` are its weight and bias.
+        output: the one that reads its result; `reads` is its weight.
+        heads: of queries; `groups` of keys and values; `size` of each.
+    """
+
+    value: fx.Node
+    gives: list[str]
+    output: fx.Node
+    reads: str
+    heads: int
+    groups: int
+    size: int
+
+
+def around(sdpa: fx.Node) -> Around | None:
+    """None where anything but movement stands between, or others read the values."""
     value, output = sdpa.args[2], sdpa
-    groups, size = shape_of(value)[1], shape_of(value)[-1]  # type: ignore[arg-type]
+    heads, groups, size = shape_of(sdpa)[1], shape_of(value)[1], shape_of(value)[-1]  # type: ignore[arg-type]
     while isinstance(value, fx.Node) and value.target in MOVEMENT and len(value.users) == 1:
         (value, *others) = value.all_input_nodes
         if others:
@@ -27,10 +50,28 @@ def around(sdpa: fx.Node) -> tuple[list[str], str, int] | None:
     linears = aten.linear.default
     if not isinstance(value, fx.Node) or value.target != linears or output.target != linears or len(value.users) > 1:
         return None
-    made, reads = [a for a in value.args[1:] if a is not None], output.args[1]
-    if not all(isinstance(a, fx.Node) and a.op == "get_attr" for a in (*made, reads)):
+    made, reads = weights_of(value), weights_of(output)
+    if made is None or reads is None:
         return None
-    heads = shape_of(sdpa)[1]
-    if shape_of(made[0])[0] != groups * size or shape_of(reads)[1] != heads * size:  # type: ignore[arg-type]
+    if shape_of(value)[-1] != groups * size or shape_of(output.args[1])[1] != heads * size:  # type: ignore[arg-type]
         return None
-    return [name_of(a) for a in made], name_of(reads), size  # type: ignore[arg-type]
+    return Around(value, made, output, reads[0], heads, groups, size)
+
+
+def weights_of(linear: fx.Node) -> list[str] | None:
+    """The weight of a linear and its bias, if it has one; None where one of them is computed."""
+    given = [arg for arg in linear.args[1:] if arg is not None]
+    if not all(isinstance(arg, fx.Node) and arg.op == "get_attr" for arg in given):
+        return None
+    return [name_of(arg) for arg in given]  # type: ignore[arg-type]
+
+
+@dataclass
+class Table:
+    """What weights become."""
+
+    weights: dict[str, Expression] = field(default_factory=dict)
+
+    def change(self, name: str, to: Callable[[Expression], Expression]) -> None:
+        """Make something of what a weight is so far."""
+        self.weights[name] = to(self.weights.get(name, Stored(name)))

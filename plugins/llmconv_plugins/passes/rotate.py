@@ -13,7 +13,7 @@ from llmconv import PassError
 from llmconv.graph import MADE_BY, SDPA, Model, aten, insert_weight, name_of, op_name, shape_of
 from llmconv.passes import Pass, PassContext
 from llmconv.weights import Columns, Derived, Expression, Held, Rotated, Stored
-from llmconv_plugins.passes.channels import around, keeps_channels
+from llmconv_plugins.passes.channels import Table, around, keeps_channels
 
 LARGEST = 64  # of a Hadamard factor: two of them turn 4096 channels at a thirty-second of the work of one
 ADD, MUL, DIV = aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor
@@ -47,7 +47,7 @@ class Rotate(Pass):
         if any(len(graph.parts) > 1 for graph in graphs):
             raise PassError("finds no residual stream in a model that is split; put rotate before split_model")
         parts = [graph.parts[0] for graph in graphs]
-        table = _Table()
+        table = Table()
         heads = self._turn_heads(parts[0], table)
         try:
             stream = _Stream.of(parts[0])
@@ -60,17 +60,17 @@ class Rotate(Pass):
         model.weights = Derived(model.weights, table.weights)
         return True
 
-    def _turn_heads(self, part: fx.GraphModule, table: _Table) -> bool:
+    def _turn_heads(self, part: fx.GraphModule, table: Table) -> bool:
         """Turn what each head reads of v_proj and o_proj reads of it."""
         found = [pair for node in part.graph.nodes if node.target == SDPA and (pair := around(node)) is not None]
-        for value, output, size in found:
-            turn = rotation(size, self.seed)
-            for weight in value:
+        for pair in found:
+            turn = rotation(pair.size, self.seed)
+            for weight in pair.gives:
                 table.change(weight, lambda x: _turned(x, turn, "out"))  # noqa: B023  called at once
-            table.change(output, lambda x: _turned(x, turn, "in"))  # noqa: B023  likewise
+            table.change(pair.reads, lambda x: _turned(x, turn, "in"))  # noqa: B023  likewise
         return bool(found)
 
-    def _turn_stream(self, stream: _Stream, parts: list[fx.GraphModule], table: _Table) -> None:
+    def _turn_stream(self, stream: _Stream, parts: list[fx.GraphModule], table: Table) -> None:
         turn = rotation(stream.width, self.seed)
         shared = {name for name in stream.read.values() if name in stream.embeddings}
         for linear, stored in stream.read.items():
@@ -81,7 +81,8 @@ class Rotate(Pass):
                 table.weights[name] = Stored(stored)
                 logger.info("rotate: '%s' and '%s' were one weight, and are two now", stored, name)
             if (norm := stream.norm_of[linear]) is not None:
-                table.change(name, lambda x: Columns(x, Stored(norm)))
+                by = Stored(norm)
+                table.change(name, lambda x: Columns(x, by))  # noqa: B023  called at once
             table.change(name, lambda x: _turned(x, turn, "in"))
         for name in stream.embeddings:
             table.change(name, lambda x: _turned(x, turn, "in"))
@@ -128,16 +129,6 @@ def _turned(x: Expression, turn: list[tuple[Tensor, int]], side: str) -> Express
     for q, stride in turn:
         x = Rotated(x, Held(q), side, stride)  # type: ignore[arg-type]
     return x
-
-
-@dataclass
-class _Table:
-    """What weights become."""
-
-    weights: dict[str, Expression] = field(default_factory=dict)
-
-    def change(self, name: str, to: object) -> None:
-        self.weights[name] = to(self.weights.get(name, Stored(name)))  # type: ignore[operator]
 
 
 class OtherwiseError(Exception):
