@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import HEAD_DIM, LAYERS, STRUCTURAL, Renamed, llama, samples
+from tiny_models import CONTEXT, HEAD_DIM, LAYERS, STRUCTURAL, Renamed, llama, on_text, samples
 from torch import Tensor, fx, nn
 
 from llmconv import PassError
 from llmconv.encodings import Encoding, Noise
 from llmconv.graph import Model, name_of, trace
 from llmconv.passes import Pass, PassContext, PassManager
-from llmconv.passes.verifier import Verifier
 from llmconv.quantization import CALIBRATION, observe_samples
 from llmconv.testing import random_weights, try_pass
 from llmconv.weights import Derived, DictStore
 from llmconv_plugins.passes import BalanceCache, KVCacheIO, Rotate, Smooth
 
 EXACT = 5e-5  # of the largest logit: float32 rounding, beside channels twenty times the others
-LENGTH = 8
 
 
 def uneven(module: nn.Module) -> DictStore:
@@ -33,18 +31,15 @@ def uneven(module: nn.Module) -> DictStore:
 
 
 def traced(module: nn.Module) -> Model:
-    return Model({n: trace(module, LENGTH, LENGTH, n) for n in ("whole", CALIBRATION)}, uneven(module), None)
+    return Model({n: trace(module, CONTEXT, CONTEXT, n) for n in ("whole", CALIBRATION)}, uneven(module), None)
 
 
 def balanced(module: nn.Module, context: PassContext, *, first: tuple[Pass, ...] = ()) -> tuple[Model, float]:
-    model, source = traced(module), trace(module, LENGTH, LENGTH, "source")
-    verifier = Verifier(source, model.weights, samples()[0][:LENGTH])
-    *_, report = PassManager([*first, BalanceCache()], verifier).run(model, context)
-    return model, max(report.errors.values())
+    return on_text(BalanceCache(), module, uneven(module), context, first)
 
 
 def texts() -> PassContext:
-    return PassContext([s[:LENGTH] for s in samples()])
+    return PassContext(samples())
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import LAYERS, STRUCTURAL, Renamed, llama, samples
+from tiny_models import CONTEXT, LAYERS, STRUCTURAL, Renamed, llama, on_text, samples
 from torch import Tensor
 
 from llmconv import PassError
 from llmconv.encodings import WeightEncoding
 from llmconv.graph import Model, name_of, trace
 from llmconv.passes import Pass, PassContext, PassManager
-from llmconv.passes.verifier import Verifier
 from llmconv.quantization import CALIBRATION, channel_shares, nearest
 from llmconv.testing import random_weights, try_pass
 from llmconv.weights import Columns, Derived, DictStore, Held, Rows, Stored
 from llmconv_plugins.passes import LinearToConv, Rotate, Smooth
 
 EXACT = 5e-5  # of the largest logit: float32 rounding, beside channels thirty times the others
-LENGTH = 8
 NORM = "layers.0.post_attention_layernorm"
 
 
 def traced(module: torch.nn.Module) -> Model:
-    return Model({n: trace(module, LENGTH, LENGTH, n) for n in ("whole", CALIBRATION)}, uneven(module), None)
+    return Model({n: trace(module, CONTEXT, CONTEXT, n) for n in ("whole", CALIBRATION)}, uneven(module), None)
 
 
 def uneven(module: torch.nn.Module) -> DictStore:
@@ -36,14 +34,11 @@ def uneven(module: torch.nn.Module) -> DictStore:
 
 
 def smoothed(module: torch.nn.Module, context: PassContext, *, first: tuple[Pass, ...] = ()) -> tuple[Model, float]:
-    model, source = traced(module), trace(module, LENGTH, LENGTH, "source")
-    verifier = Verifier(source, model.weights, samples()[0][:LENGTH])
-    *_, report = PassManager([*first, Smooth()], verifier).run(model, context)
-    return model, max(report.errors.values())
+    return on_text(Smooth(), module, uneven(module), context, first)
 
 
 def texts() -> PassContext:
-    return PassContext([s[:LENGTH] for s in samples()])
+    return PassContext(samples())
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])

@@ -14,8 +14,10 @@ from torch import fx, nn
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.graph import Graph, Model, name_of, trace
 from llmconv.passes import Pass, PassContext, PassManager
+from llmconv.passes.verifier import Verifier
 from llmconv.quantization import CALIBRATION
 from llmconv.testing import PassTrial, random_weights, try_pass
+from llmconv.weights import DictStore
 from llmconv_plugins.passes import W4A16, Decompose, KVCacheIO, LinearToConv, SplitHeads, SplitModel
 from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
 
@@ -105,6 +107,17 @@ def calibrated_model(module: nn.Module, graphs: Sequence[tuple[str, int, int]] =
     shapes = [*graphs, (CALIBRATION, CONTEXT, CONTEXT)]
     traced = {name: trace(module, ar, context, name) for name, ar, context in shapes}
     return Model(traced, random_weights(module), None)
+
+
+def on_text(
+    p: Pass, module: nn.Module, weights: DictStore, context: PassContext, first: Sequence[Pass] = ()
+) -> tuple[Model, float]:
+    """A model after passes that look at calibration text, and the last one's largest difference from the source."""
+    traced = {name: trace(module, CONTEXT, CONTEXT, name) for name in ("whole", CALIBRATION)}
+    model = Model(traced, weights, None)
+    verifier = Verifier(trace(module, CONTEXT, CONTEXT, "source"), weights, samples()[0])
+    *_, report = PassManager([*first, p], verifier).run(model, context)
+    return model, max(report.errors.values())
 
 
 def quantized(
