@@ -15,7 +15,7 @@ from llmconv.prepare.remake import context_of
 
 
 def bundle(folder: Path, *files: str) -> Bundle:
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": dict.fromkeys(files, {})}))
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": {name: {} for name in files}}))
     return Bundle(folder)
 
 
