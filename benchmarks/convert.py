@@ -28,7 +28,6 @@ POLL = 0.05  # seconds between two looks at the memory
 CALIBRATION = Path(__file__).parents[1] / "recipes/tiny_llama/calibration.txt"
 RECIPE = """
 [model]
-source = "llama"
 checkpoint = "{checkpoint}"
 
 [target]

@@ -34,7 +34,7 @@ def convert(work: Path, geometry: Geometry, args: argparse.Namespace) -> Bundle:
     write_checkpoint(work / "checkpoint", geometry, context=args.context, shard_bytes=5 * 10**9, seed=0)
     options = {"split_model": {"layers": [1, geometry.layers - 1]}}
     recipe = {
-        "model": {"source": "llama", "checkpoint": str(work / "checkpoint")},
+        "model": {"checkpoint": str(work / "checkpoint")},
         "target": {"name": "Snapdragon 8 Gen 2"},
         "graphs": {
             "prompt": {"ar": args.ar, "context": args.context},

@@ -27,6 +27,7 @@ from llmconv.graph import Graph, Model, trace
 from llmconv.lowering.lower import Lowering
 from llmconv.passes import Pass, PassContext, PassManager
 from llmconv.quantization import CALIBRATION, Range
+from llmconv.sources import Architecture, Rope
 from llmconv.weights import WeightStore
 from llmconv_plugins.lowerings import register_lowerings
 from llmconv_plugins.passes import w4a16
@@ -36,7 +37,7 @@ from llmconv_plugins.passes.linear_to_conv import LinearToConv
 from llmconv_plugins.passes.split_heads import SplitHeads
 from llmconv_plugins.passes.split_model import SplitModel
 from llmconv_plugins.passes.w4a16 import W4A16
-from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
+from llmconv_plugins.sources.decoder import DecoderModule
 
 Counts = dict[str, int]  # graph -> nodes
 
@@ -126,7 +127,7 @@ def node_counts(model: Model) -> Counts:
 
 def trace_both(table: Table, geometry: Geometry, ar: int, context: int) -> Model:
     """The two graphs of a model without weights."""
-    sizes = LlamaSizes(
+    sizes = Architecture(
         vocabulary=geometry.vocabulary,
         hidden=geometry.hidden,
         intermediate=geometry.intermediate,
@@ -135,11 +136,11 @@ def trace_both(table: Table, geometry: Geometry, ar: int, context: int) -> Model
         kv_heads=geometry.kv_heads,
         head_dim=geometry.head_dim,
         norm_eps=1e-5,
-        rope_theta=10000.0,
-        attention_bias=False,
+        positions=4096,
+        ropes=(Rope.plain(10000.0, geometry.head_dim),),
     )
     with torch.device("meta"):
-        module = Llama(sizes)
+        module = DecoderModule(sizes)
     weights: WeightStore = ShapesOnly(module)
     model = Model({}, weights, None)
     for name, tokens in (("prompt", ar), ("token", 1)):

@@ -23,10 +23,11 @@ from llmconv.quantization.calibration import CALIBRATION, Calibration
 from llmconv.quantization.linears import linear_inputs
 from llmconv.quantization.nearest import Nearest
 from llmconv.quantization.streaming import Keeping
+from llmconv.sources import Architecture, Rope
 from llmconv.testing import random_weights
 from llmconv.work.machine import peak_memory
 from llmconv_plugins.quantizers.gptq import GPTQ
-from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
+from llmconv_plugins.sources.decoder import DecoderModule
 
 VOCABULARY = 512
 
@@ -42,7 +43,7 @@ def matmul_speed(size: int = 4096, times: int = 4) -> float:
     return 2 * size**3 / best
 
 
-def operations(sizes: LlamaSizes, tokens: int, samples: int) -> float:
+def operations(sizes: Architecture, tokens: int, samples: int) -> float:
     """Of GPTQ with the float model beside it, over all layers."""
     read = tokens * samples
     wide, kv = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
@@ -67,7 +68,7 @@ def main() -> None:
     for name, value in {"samples": 32, "tokens": 512, "block": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    sizes = LlamaSizes(
+    sizes = Architecture(
         vocabulary=VOCABULARY,
         hidden=given.hidden,
         intermediate=given.inner,
@@ -76,11 +77,11 @@ def main() -> None:
         kv_heads=given.kv_heads,
         head_dim=given.hidden // given.heads,
         norm_eps=1e-5,
-        rope_theta=10000.0,
-        attention_bias=False,
+        positions=4096,
+        ropes=(Rope.plain(10000.0, given.hidden // given.heads),),
     )
     with torch.device("meta"):
-        module = Llama(sizes)
+        module = DecoderModule(sizes)
     weights = random_weights(module)
     graph = trace(module, given.tokens, given.tokens, CALIBRATION)
     generator = torch.Generator().manual_seed(0)

@@ -23,7 +23,7 @@ def recipe(output: Path) -> llmconv.Recipe:
     ]
     return llmconv.Recipe.from_dict(
         {
-            "model": {"source": "llama", "checkpoint": str(RECIPES / "tiny_llama")},
+            "model": {"checkpoint": str(RECIPES / "tiny_llama")},
             "target": {"name": "Snapdragon 8 Gen 3"},
             "graphs": {"prompt": {"ar": 32, "context": 128}, "token": {"ar": 1, "context": 128}},
             "passes": passes,

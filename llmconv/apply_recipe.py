@@ -22,7 +22,7 @@ from llmconv.graph.model import Model
 from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
 from llmconv.passes.manager import PassReport
 from llmconv.planning.plan import Device, preflight
-from llmconv.plugins.frame import given
+from llmconv.plugins.frame import distribution_of, given
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.run import prepare
@@ -196,7 +196,7 @@ def _inputs(checked: Checked) -> dict[str, Any]:
         "source": [recipe["model"]["source"], recipe["model"]["options"]],
         "graphs": recipe["graphs"],
         "passes": recipe["passes"],
-        "code": code_identity(checked.source, *checked.passes, *checked.used),
+        "code": code_identity(checked.source, *checked.source.uses(), *checked.passes, *checked.used),
         "torch": version("torch"),
     }
 
@@ -205,6 +205,7 @@ def plugins_of(checked: Checked, model: Model, registry: Registry) -> dict[str, 
     """The distributions whose plugins made a bundle, with their versions."""
     recipe = checked.recipe
     found = {registry.find("source", recipe.model.source or "").distribution}
+    found |= {distribution_of(used) for used in checked.source.uses()}
     found |= {registry.find("pass", entry.name).distribution for entry in recipe.passes}
     found |= {registry.find(kind, name).distribution for p in checked.passes for kind, name, _ in p.uses()}
     found |= {registry.find("backend", recipe.backend.name).distribution}
@@ -222,7 +223,7 @@ def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
     for file in licence_of(checked.source.checkpoint).files:
         shutil.copyfile(file, folder / SOURCE / file.name)
     rope = next(graph.rope for graph in model.graphs.values() if graph.rope)
-    (folder / ROPE).write_bytes(save({"cos": rope[0].contiguous(), "sin": rope[1].contiguous()}))
+    (folder / ROPE).write_bytes(save({kind: table.contiguous() for kind, table in rope.items()}))
     if checked.recipe.verify.text is not None:
         shutil.copyfile(checked.recipe.verify.text, folder / EVALUATION)
 

@@ -12,14 +12,15 @@ from torch import nn
 
 from llmconv.graph import name_of
 from llmconv.passes import Pass
+from llmconv.sources import Architecture, Rope
 from llmconv.testing import PassTrial, random_weights, try_pass
 from llmconv.weights import Derived
 from llmconv_plugins.passes import Decompose, KVCacheIO, LinearToConv, SplitHeads
-from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
+from llmconv_plugins.sources.decoder import DecoderModule
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HIDDEN, INNER, LAYERS = 16, 20, 2
-SIZES = LlamaSizes(
+SIZES = Architecture(
     vocabulary=24,
     hidden=HIDDEN,
     intermediate=INNER,
@@ -28,14 +29,14 @@ SIZES = LlamaSizes(
     kv_heads=1,
     head_dim=6,
     norm_eps=1e-5,
-    rope_theta=10000.0,
-    attention_bias=False,
+    positions=4096,
+    ropes=(Rope.plain(10000.0, 6),),
 )
 
 
 def llama() -> nn.Module:
     with torch.device("meta"):
-        return Llama(SIZES)
+        return DecoderModule(SIZES)
 
 
 def example(name: str) -> Pass:

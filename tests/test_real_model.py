@@ -6,7 +6,7 @@ import pytest
 
 from llmconv import Bundle, Registry, open_chat
 from llmconv.evaluation.subject import Subject
-from llmconv_plugins.sources.llama import LlamaSource
+from llmconv_plugins.sources.decoder_source import DecoderSource
 
 pytestmark = pytest.mark.slow
 
@@ -40,5 +40,5 @@ def test_its_tokens_are_those_of_the_model(smollm2_bundle: Bundle) -> None:
 
 
 def test_its_small_files_are_read_without_its_weights(smollm2_bundle: Bundle) -> None:
-    copy = LlamaSource(smollm2_bundle.folder / "source").config()
+    copy = DecoderSource(smollm2_bundle.folder / "source").config()
     assert (copy.layers, copy.hidden, copy.heads, copy.kv_heads, copy.vocabulary) == (30, 576, 9, 3, 49152)

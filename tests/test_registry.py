@@ -100,7 +100,7 @@ def test_built_ins_come_through_the_group() -> None:
     assert {"kv_cache_io", "split_heads", "decompose", "linear_to_conv", "split_model", "w4a16"} <= set(
         registry.of_kind("pass")
     )
-    assert "llama" in registry.of_kind("source")
+    assert "decoder" in registry.of_kind("source")
     assert {"nearest", "clipped", "gptq"} <= set(registry.of_kind("quantizer"))
     assert {"perplexity", "agreement"} <= set(registry.of_kind("evaluator"))
     assert {"onnx", "qnn", "qnn_ai_hub"} <= set(registry.of_kind("backend"))
@@ -387,4 +387,4 @@ def test_the_source_of_what_lies_there(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"no source knows what lies there; name one as model\.source"):
         registry.source_for(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert registry.source_for(tmp_path) == "llama"
+    assert registry.source_for(tmp_path) == "decoder"

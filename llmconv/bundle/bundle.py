@@ -13,6 +13,7 @@ from llmconv.bundle.specs import GraphSpec, graph_from_dict
 from llmconv.errors import BundleError
 from llmconv.files import digest, stays_inside, write_json
 from llmconv.sources.model_config import ModelConfig
+from llmconv.sources.rope import Rope
 from llmconv.sources.sampling import Sampling
 from llmconv.work.steps import STEPS
 
@@ -24,7 +25,7 @@ SOURCE = "source"  # folder of the checkpoint's small files
 EVALUATION = "evaluation.txt"  # held-out text
 ROPE = "rope.safetensors"  # cos and sin, which the host fills
 CHOSEN = "chosen.safetensors"  # what passes found on calibration text, where they did
-FORMAT = 1
+FORMAT = 2
 
 
 class Bundle:
@@ -57,7 +58,8 @@ class Bundle:
         try:
             values = dict(self.manifest["config"])
             values["sampling"] = Sampling(**values.get("sampling", {}))
-            return ModelConfig(**{**values, "eos": tuple(values["eos"])})
+            ropes = (Rope(rope["theta"], tuple(rope["frequencies"]), rope["factor"]) for rope in values["ropes"])
+            return ModelConfig(**{**values, "eos": tuple(values["eos"]), "ropes": tuple(ropes)})
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{self.folder / MANIFEST}: damaged ({error}); convert again") from error
 

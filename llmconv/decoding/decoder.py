@@ -100,15 +100,15 @@ class Decoder:
 
     Args:
         runners: at least one graph; for each chunk the largest that fits is taken.
-        rope: cos and sin, each (context, head_dim / 2), where graphs take them as inputs.
+        rope: cos and sin by kind of input, each (context, channels that are turned / 2), where graphs take them.
 
     Raises:
         LlmconvError: two graphs have a layer's keys or values in different encodings.
     """
 
-    def __init__(self, runners: Sequence[Runner], rope: tuple[Array, Array] | None) -> None:
+    def __init__(self, runners: Sequence[Runner], rope: Mapping[str, Array] | None) -> None:
         self.runners = sorted(runners, key=lambda r: -r.ar)
-        self.rope = rope
+        self.rope = rope or {}
         self.context = max(r.context for r in runners)
         self._cache = _slots(self.runners)
         self.reset()
@@ -183,10 +183,10 @@ class Decoder:
             return ids
         if kind == "position_ids":
             return positions[None].astype(np.int32)
-        if kind in ("rope_cos", "rope_sin"):
-            if self.rope is None:
+        if kind.endswith(("rope_cos", "rope_sin")):
+            if kind not in self.rope:
                 raise LlmconvError(f"graph '{runner.name}' takes RoPE inputs, but no table was given")
-            return self.rope[kind == "rope_sin"][positions].reshape(tensor.shape)
+            return self.rope[kind][positions].reshape(tensor.shape)
         if kind == "attention_mask":
             return self._mask(runner).reshape(tensor.shape)
         if (key := tensor.slot) is not None:

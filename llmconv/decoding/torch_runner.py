@@ -49,8 +49,7 @@ class HostInputs:
 
     def __init__(self, graph: Graph) -> None:
         self._host = TorchRunner(graph, DictStore({}))
-        rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
-        self._decoder = decoder.Decoder([self._host], rope)
+        self._decoder = decoder.Decoder([self._host], graph.host_tables())
 
     def of(self, tokens: Sequence[int]) -> dict[str, torch.Tensor]:
         """Tensors by I/O name."""

@@ -11,7 +11,9 @@ from .model import IO_META as IO_META
 from .model import MADE_BY as MADE_BY
 from .model import NAME as NAME
 from .model import ROLE as ROLE
+from .model import ROTARIES as ROTARIES
 from .model import Graph as Graph
+from .model import Kind as Kind
 from .model import Model as Model
 from .model import aten as aten
 from .model import inputs_of as inputs_of
@@ -24,11 +26,15 @@ from .model import outputs_of as outputs_of
 from .model import shape_of as shape_of
 from .model import value_of as value_of
 from .movement import simplify_movement as simplify_movement
+from .ops import ATTENTION as ATTENTION
+from .ops import CAPPED_ATTENTION as CAPPED_ATTENTION
 from .ops import ELEMENTWISE as ELEMENTWISE
 from .ops import MOVEMENT as MOVEMENT
+from .ops import NORMS as NORMS
 from .ops import REQUANTIZE as REQUANTIZE
 from .ops import RESHAPE as RESHAPE
 from .ops import SDPA as SDPA
+from .ops import capped_attention as capped_attention
 from .ops import uses_of as uses_of
 from .ops import weight_of as weight_of
 from .run import evaluate as evaluate

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
 from llmconv.encodings.value import Encodings
@@ -22,6 +24,8 @@ Kind = Literal[
     "attention_mask",
     "rope_cos",
     "rope_sin",
+    "local_rope_cos",
+    "local_rope_sin",
     "past_key",
     "past_value",
     "new_key",
@@ -33,6 +37,10 @@ Kind = Literal[
 NAME = "llmconv_name"  # node.meta: the structural name
 ROLE = "llmconv_role"  # node.meta: what the value is in the model, when a pass must find it
 MADE_BY = "llmconv_made_by"  # node.meta: the pass that made the node
+ROTARIES: dict[str, tuple[Kind, Kind]] = {  # submodules that give cos and sin -> the roles of these
+    "rotary": ("rope_cos", "rope_sin"),
+    "rotary_local": ("local_rope_cos", "local_rope_sin"),
+}
 IO_META = "llmconv_io"  # node.meta of placeholders (IO) and of the output node (dict of name -> IO)
 
 _SHORT = {"scaled_dot_product_attention": "sdpa"}
@@ -60,14 +68,19 @@ class Graph:
     """One graph of the recipe: `ar` tokens read in one run, `context` positions seen, as one or more parts.
 
     Attributes:
-        rope: cos and sin, each (context, head_dim / 2) float32, once they are inputs that the host fills.
+        rope: cos and sin by kind of input, each (context, channels that are turned / 2) float32, once they are inputs
+            that the host fills.
     """
 
     name: str
     ar: int
     context: int
     parts: list[fx.GraphModule]
-    rope: tuple[torch.Tensor, torch.Tensor] | None = None
+    rope: dict[Kind, torch.Tensor] = field(default_factory=dict)
+
+    def host_tables(self) -> dict[str, NDArray[np.float32]]:
+        """What the host fills RoPE's inputs from, by their kind."""
+        return {kind: table.numpy() for kind, table in self.rope.items()}
 
     def label(self, part: int) -> str:
         """The graph's name inside a binary and on disk; Genie orders parts by it. `part` counts from 0."""

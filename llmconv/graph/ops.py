@@ -35,12 +35,17 @@ MOVEMENT = AXES | RESHAPE | {aten.cat.default, aten.expand.default, aten.select.
 ELEMENTWISE = {
     aten.add.Tensor,
     aten.div.Tensor,
+    aten.gelu.default,
     aten.mul.Tensor,
     aten.neg.default,
+    aten.relu.default,
     aten.sigmoid.default,
     aten.silu.default,
     aten.sub.Tensor,
+    aten.tanh.default,
 }
+# Ops that normalize over the last axis; a weight is their argument 2, a bias of the second their argument 3.
+NORMS = {aten.rms_norm.default, aten.layer_norm.default}
 
 
 def weight_of(node: fx.Node) -> fx.Node | None:
@@ -71,6 +76,38 @@ def requantize(x: torch.Tensor) -> torch.Tensor:
     return x.clone()
 
 
+@torch.library.custom_op("llmconv::capped_attention", mutates_args=())
+def capped_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    cap: float,
+) -> torch.Tensor:
+    """scaled_dot_product_attention whose scores x are cap * tanh(x / cap) before the mask; arguments are the same.
+
+    Source: Gemma 2.
+    """
+    if enable_gqa:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = torch.matmul(q, k.transpose(-2, -1)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = torch.tanh(scores / cap) * cap
+    if is_causal:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(ahead, -torch.inf)
+    return torch.matmul(torch.softmax(scores if mask is None else scores + mask, dim=-1), v)
+
+
+@capped_attention.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
 @mark.register_fake
 def _(x: torch.Tensor, role: str) -> torch.Tensor:
     return torch.empty_like(x)
@@ -84,3 +121,5 @@ def _(x: torch.Tensor) -> torch.Tensor:
 requantize.register_autograd(lambda _context, gradient: gradient)
 
 MARK, REQUANTIZE = torch.ops.llmconv.mark.default, torch.ops.llmconv.requantize.default
+CAPPED_ATTENTION = torch.ops.llmconv.capped_attention.default
+ATTENTION = {SDPA, CAPPED_ATTENTION}  # ops of queries, keys, values and a mask

@@ -21,7 +21,7 @@ from llmconv.graph.model import (
     shape_of,
     value_of,
 )
-from llmconv.graph.ops import SDPA, aten, weight_of
+from llmconv.graph.ops import ATTENTION, aten, weight_of
 
 FLOAT_BITS = 32  # of what no pass gives a width
 
@@ -205,7 +205,7 @@ def _scores(node: fx.Node, widths: Mapping[str, int]) -> list[tuple[int, int]]:
     """Elements and bits of the scores that a node makes or takes, if it is attention."""
     if node.target is aten.softmax.int:
         return [(prod(shape_of(node)), widths.get(name_of(node), FLOAT_BITS))]
-    if node.target is SDPA:
+    if node.target in ATTENTION:
         q, k = node.args[:2]
         assert isinstance(q, fx.Node)
         assert isinstance(k, fx.Node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from llmconv.errors import PassError
 from llmconv.graph import ops
 from llmconv.graph.edit import finish, graph_module, set_outputs
-from llmconv.graph.model import IO, IO_META, NAME, ROLE, Graph, aten, op_name, output_node
+from llmconv.graph.model import IO, IO_META, NAME, ROLE, ROTARIES, Graph, Kind, aten, op_name, output_node
 from llmconv.work.collector import collector_paused
 
 _ONE_AT_A_TIME = threading.Lock()  # torch.export, and what is set around it, are switches of the whole process
@@ -26,23 +26,25 @@ _ONE_AT_A_TIME = threading.Lock()  # torch.export, and what is set around it, ar
 def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
     """Trace a stateless causal module, `forward(input_ids, position_ids) -> logits`, at `ar` tokens.
 
-    The module lies on the meta device and has one submodule `rotary` that returns (cos, sin).
+    The module lies on the meta device and has one submodule `rotary` that returns (cos, sin), and perhaps a second one,
+    `rotary_local`.
     Every node of the result carries a structural name: the path of the module that made it, then the op.
 
     Raises:
         PassError: the module has no submodule `rotary`.
     """
     ids, positions = (torch.zeros(1, ar, dtype=torch.int32, device="meta") for _ in range(2))
-    rotary = next((m for path, m in module.named_modules() if path.split(".")[-1] == "rotary"), None)
-    if rotary is None:
+    found = {path.split(".")[-1]: m for path, m in module.named_modules()}
+    if "rotary" not in found:
         raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
-    hook = rotary.register_forward_hook(_mark_rotary)
+    hooks = [found[name].register_forward_hook(_marks(roles)) for name, roles in ROTARIES.items() if name in found]
     try:
         with _ONE_AT_A_TIME, torch.no_grad(), collector_paused(), _no_stack_traces(), _use_lazy_graph_module(True):
             exported = torch.export.export(module, (ids, positions), strict=False)
             gm = exported.module(check_guards=False)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     if not isinstance(gm, fx.GraphModule):
         raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
     if (names := [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]) != ["input_ids", "position_ids"]:
@@ -63,9 +65,11 @@ def _no_stack_traces() -> Iterator[None]:
         fx_config.do_not_emit_stack_traces = before
 
 
-def _mark_rotary(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    cos, sin = output
-    return ops.mark(cos, "rope_cos"), ops.mark(sin, "rope_sin")
+def _marks(roles: tuple[Kind, Kind]) -> Callable[..., tuple[Tensor, ...]]:
+    def mark(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(ops.mark(value, role) for value, role in zip(output, roles, strict=True))
+
+    return mark
 
 
 def _normalize(gm: fx.GraphModule) -> None:

@@ -34,7 +34,8 @@ class Snapshot:
     def of(cls, model: Model) -> Snapshot:
         """Take one; it holds references and copies nothing."""
         graphs = {name: [_entries(part) for part in graph.parts] for name, graph in model.graphs.items()}
-        return cls(graphs, [model.weights, model.encodings, *(g.rope for g in model.graphs.values())])
+        tables = (table for graph in model.graphs.values() for table in graph.rope.values())
+        return cls(graphs, [model.weights, model.encodings, *tables])
 
     def difference(self, model: Model) -> str | None:
         """Where the model differs now, or None where it does not."""
@@ -47,7 +48,7 @@ class Snapshot:
                 return f"graph '{name}'" + (f" at node '{_label(fresh[0][0])}'" if fresh else "")
         if self.graphs != now.graphs:
             return "the parts of a graph"
-        if any(a is not b for a, b in zip(self.others, now.others, strict=True)):
+        if len(self.others) != len(now.others) or any(a is not b for a, b in zip(self.others, now.others, strict=True)):
             return "the weights, the encodings or a RoPE table"
         return None
 

@@ -33,6 +33,16 @@ def lacks(plugin: object, kind: str) -> str | None:
     return None if isinstance(getattr(plugin, "name", None), str) else "has a name that is not a string"
 
 
+def lacks_of_family(family: object) -> str | None:
+    """What a class lacks to be a family, said after its name, or None."""
+    if not isinstance(family, type) or "llmconv.sources.Family" not in map(_public_name, family.__mro__):
+        return "does not derive from llmconv.sources.Family"
+    types = getattr(family, "types", None)
+    if not isinstance(types, tuple) or not types or not all(isinstance(kind, str) for kind in types):
+        return 'has no types, a tuple such as ("llama",)'
+    return None
+
+
 def _public_name(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[0]}.{cls.__qualname__}"
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmconv.passes.base import Pass
     from llmconv.quantization.quantizer import Quantizer
     from llmconv.runtimes.runtime import Runtime
+    from llmconv.sources.family import Family
     from llmconv.sources.source import Source
     from llmconv.target import Chipset
 
@@ -30,6 +31,11 @@ def register_passes() -> Iterable[type[Pass]]:  # type: ignore[empty-body]
 @hookspec
 def register_sources() -> Iterable[type[Source]]:  # type: ignore[empty-body]
     """Sources that recipes may name."""
+
+
+@hookspec
+def register_families() -> Iterable[type[Family]]:  # type: ignore[empty-body]
+    """Families of decoders that sources read, each for the model types that it names."""
 
 
 @hookspec

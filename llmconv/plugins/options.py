@@ -22,7 +22,7 @@ def validated(plugin: type, options: Mapping[str, Any], where: str) -> dict[str,
     Raises:
         RecipeError: an option is unknown, missing, or of the wrong type.
     """
-    known, hints = {f.name: f for f in fields(plugin)}, get_type_hints(plugin)
+    known, hints = {f.name: f for f in fields(plugin) if f.init}, get_type_hints(plugin)
     for key in options:
         if key not in known:
             raise RecipeError(f"{where}: no option '{key}'{nearest(key, known)}")
@@ -44,7 +44,8 @@ def _validated(hint: Any, value: Any, where: str) -> Any:
 def option_schema(plugin: type) -> dict[str, Any]:
     """JSON Schemas of a plugin's options by name, and whether each is required."""
     hints = get_type_hints(plugin)
-    return {f.name: TypeAdapter(hints[f.name]).json_schema() for f in fields(plugin) if not f.name.startswith("_")}
+    names = [f.name for f in fields(plugin) if f.init and not f.name.startswith("_")]
+    return {name: TypeAdapter(hints[name]).json_schema() for name in names}
 
 
 def required_options(plugin: type) -> Iterable[str]:

@@ -16,13 +16,15 @@ import pluggy
 from llmconv.errors import PluginError
 from llmconv.naming import nearest
 from llmconv.plugins import hooks
-from llmconv.plugins.contract import lacks
+from llmconv.plugins.contract import lacks, lacks_of_family
 from llmconv.plugins.frame import plugin_code
 from llmconv.plugins.options import validated
 from llmconv.target import Chipset, find
 
 if TYPE_CHECKING:
     from llmconv.lowering.lower import LoweringTable
+    from llmconv.sources.family import Family
+    from llmconv.sources.source import Source
 
 GROUP = "llmconv"
 Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator"]
@@ -36,7 +38,7 @@ _HOOKS = {
     "exporter": "register_exporters",
     "evaluator": "register_evaluators",
 }
-_LOWERINGS, _CHIPSETS = "register_lowerings", "register_chipsets"
+_LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
 logger = logging.getLogger(__name__)
 
 
@@ -135,6 +137,31 @@ class Registry:
     def chipsets(self) -> list[Chipset]:
         """Every chipset that a plugin knows."""
         return [chipset for _, found in self._call(_CHIPSETS) for chipset in found]
+
+    @cached_property
+    def families(self) -> Mapping[str, type[Family]]:
+        """The family of each model type, but for types that two families claim."""
+        found: dict[str, tuple[str, type[Family]]] = {}
+        twice: set[str] = set()
+        for distribution, families in self._call(_FAMILIES):
+            for family in families:
+                for kind in family.types:
+                    other, _ = found.setdefault(kind, (distribution, family))
+                    if found[kind][1] is not family:
+                        twice.add(kind)
+                        both = f"model type '{kind}' comes from both {other} and {distribution}; uninstall one"
+                        self._break(f"{distribution} (family {family.__name__})", PluginError(both))
+        return {kind: family for kind, (_, family) in found.items() if kind not in twice}
+
+    def source(self, name: str, options: Mapping[str, Any]) -> Source:
+        """A source that knows all families.
+
+        Raises:
+            PluginError, RecipeError: as of `create`.
+        """
+        made: Source = self.create("source", name, options)
+        made.know(self.families)
+        return made
 
     def chipset(self, name: str) -> Chipset:
         """The chipset of that name, part number, or device.
@@ -241,6 +268,8 @@ def _checked(hook: str, found: Any) -> Any:
             raise PluginError(f"gives {type(found).__name__}; return a dict of op -> function")
         return found
     items = list(found)
+    if hook == _FAMILIES and (wrong := next((x for x in items if lacks_of_family(x)), None)):
+        raise PluginError(f"gives {getattr(wrong, '__name__', wrong)!s}, which {lacks_of_family(wrong)}")
     if hook == _CHIPSETS and (wrong := next((x for x in items if not isinstance(x, Chipset)), None)):
         raise PluginError(f"gives {type(wrong).__name__}; return instances of llmconv.target.Chipset")
     return items

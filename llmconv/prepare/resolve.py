@@ -75,7 +75,7 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
     checkpoint = located(recipe.model.checkpoint)
     name = recipe.model.source or registry.source_for(checkpoint)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": name})})
-    source = registry.create("source", name, {"checkpoint": checkpoint, **recipe.model.options})
+    source = registry.source(name, {"checkpoint": checkpoint, **recipe.model.options})
     names = [entry.name for entry in recipe.passes]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise RecipeError(f"passes: '{twice[0]}' stands twice; options go by its name, so remove one")
@@ -92,6 +92,11 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
     for where, tokens in lengths.items():
         if tokens > config.positions:
             raise RecipeError(f"{where} = {tokens}, but the checkpoint knows only {config.positions} positions")
+        if config.window is not None and tokens > config.window:
+            raise RecipeError(
+                f"{where} = {tokens}, but some layers see a window of {config.window} positions, up to which alone "
+                f"the graphs compute the same; choose at most {config.window}"
+            )
     if CALIBRATION in recipe.graphs:
         raise RecipeError(f"graphs.{CALIBRATION}: the name is taken by the graph that calibrates; choose another")
     if not calibrated and any(p.needs_calibration for p in passes):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
-from llmconv.recipe.located import in_package
+from llmconv.recipe.located import in_package, located
 from llmconv.recipe.overrides import override, substitute
 
 if TYPE_CHECKING:
@@ -181,8 +181,9 @@ class Recipe(_Section):
             RecipeError, PluginError: the first that does not.
         """
         registry.chipset(self.target.name)
-        if self.model.source is not None:
-            registry.create("source", self.model.source, {"checkpoint": self.model.checkpoint, **self.model.options})
+        if self.model.source is not None or self.model.options:
+            name = self.model.source or registry.source_for(located(self.model.checkpoint))
+            registry.source(name, {"checkpoint": self.model.checkpoint, **self.model.options})
         for entry in self.passes:
             for use in registry.create("pass", entry.name, entry.options).uses():
                 registry.create(*use)

@@ -67,11 +67,9 @@ def source_of(bundle: Bundle, registry: Registry) -> Source:
     """The bundle's source over its own copy of the checkpoint's small files; it has no weights."""
     model = bundle.manifest["recipe"]["model"]
     options = {"checkpoint": bundle.folder / SOURCE, **model["options"]}
-    source: Source = registry.create("source", model["source"], options)
-    return source
+    return registry.source(model["source"], options)
 
 
-def rope_table(bundle: Bundle) -> tuple[Array, Array]:
-    """cos and sin, (context, head_dim / 2) each, float32."""
-    table = load_file(bundle.path(ROPE))
-    return table["cos"], table["sin"]
+def rope_table(bundle: Bundle) -> dict[str, Array]:
+    """By kind of input, cos and sin, (context, channels that are turned / 2) each, float32."""
+    return dict(load_file(bundle.path(ROPE)))

@@ -1,2 +1,9 @@
+from .architecture import Activation as Activation
+from .architecture import Architecture as Architecture
+from .family import FULL as FULL
+from .family import SLIDING as SLIDING
+from .family import Family as Family
+from .keys import Keys as Keys
 from .model_config import ModelConfig as ModelConfig
+from .rope import Rope as Rope
 from .source import Source as Source

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
 from llmconv.plugins.frame import Framed
+from llmconv.sources.family import Family
 from llmconv.sources.model_config import ModelConfig
 from llmconv.tokenizer.tokenizer import Tokenizer
 from llmconv.weights.store import WeightStore
@@ -23,11 +24,21 @@ class Source(Framed, ABC):
 
     Attributes:
         checkpoint: the checkpoint's folder, or its file.
+        families: by model type, those that plugins registered; no option of a recipe.
     """
 
     name: ClassVar[str]
 
     checkpoint: Path
+    families: Mapping[str, type[Family]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def know(self, families: Mapping[str, type[Family]]) -> None:
+        """Take the families that plugins registered, in place of the source's own, before anything is read."""
+        object.__setattr__(self, "families", families)
+
+    def uses(self) -> Sequence[object]:
+        """What of other plugins the source reads the checkpoint by, such as a family."""
+        return ()
 
     @classmethod
     def reads(cls, checkpoint: Path) -> bool:
@@ -47,7 +58,8 @@ class Source(Framed, ABC):
         """A stateless module on the meta device: `forward(input_ids, position_ids) -> logits`, each (1, tokens[, V]).
 
         Attention is causal `scaled_dot_product_attention` on (B, H, T, D); one submodule named `rotary` maps
-        position_ids to (cos, sin), each (1, 1, tokens, head_dim / 2).
+        position_ids to (cos, sin), each (1, 1, tokens, half of the channels of a head that are turned); where some
+        layers have a table of their own, a second one is named `rotary_local`.
         """
 
     @abstractmethod

@@ -17,6 +17,7 @@ from .gguf import shard_number as shard_number
 from .held import HeldStore as HeldStore
 from .pickled import PickleStore as PickleStore
 from .safetensors import SafetensorsStore as SafetensorsStore
+from .store import Checkpoint as Checkpoint
 from .store import DictStore as DictStore
 from .store import StoreUnion as StoreUnion
 from .store import WeightStore as WeightStore

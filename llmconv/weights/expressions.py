@@ -126,14 +126,20 @@ class Cut(_Over):
 
 @dataclass(frozen=True)
 class Halved(_Over):
-    """Rows of each head as RoPE's halves i and D / 2 + i, which the checkpoint has as neighbours 2i and 2i + 1."""
+    """Rows of each head as RoPE's halves i and R / 2 + i, which the checkpoint has as neighbours 2i and 2i + 1.
+
+    Attributes:
+        turned: how many rows R of each head RoPE turns; 0 for all. The rest stay where they are.
+    """
 
     head_dim: int
+    turned: int = 0
 
     def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
         """Reads from the first to the last of the rows where they lie: at most a head more at either end."""
-        order = torch.arange(self.shape(store)[0]).reshape(-1, self.head_dim // 2, 2)  # (H, D / 2, 2)
-        wanted = order.transpose(1, 2).flatten()[start:stop]
+        order, turned = torch.arange(self.shape(store)[0]).reshape(-1, self.head_dim), self.turned or self.head_dim
+        halves = order[:, :turned].reshape(-1, turned // 2, 2).transpose(1, 2).reshape(-1, turned)  # (H, R)
+        wanted = torch.cat([halves, order[:, turned:]], dim=1).flatten()[start:stop]
         low, high = int(wanted.min()), int(wanted.max()) + 1
         return self.x.rows(store, low, high)[wanted - low]
 

@@ -28,11 +28,20 @@ class WeightStore(Protocol):
         ...
 
 
+class Checkpoint(WeightStore, Protocol):
+    """A store over a checkpoint's files, which knows what lies in them."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+
 @dataclass
 class DictStore:
     """Weights that lie in memory: small modules in tests and in the testing helper."""
 
     tensors: Mapping[str, torch.Tensor]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight."""
@@ -52,7 +61,11 @@ class DictStore:
 class StoreUnion:
     """Several stores as one; a weight is called `<store>/<its name there>`."""
 
-    stores: Mapping[str, WeightStore]
+    stores: Mapping[str, Checkpoint]
+
+    def __contains__(self, name: str) -> bool:
+        store, own = self._find(name)
+        return own in store
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight."""
@@ -69,7 +82,7 @@ class StoreUnion:
         store, own = self._find(name)
         return store.sha256(own)
 
-    def _find(self, name: str) -> tuple[WeightStore, str]:
+    def _find(self, name: str) -> tuple[Checkpoint, str]:
         store, _, own = name.partition("/")
         return self.stores[store], own
 

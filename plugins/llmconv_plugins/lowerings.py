@@ -21,6 +21,8 @@ _SAME = {
     aten.matmul.default: "MatMul",
     aten.sigmoid.default: "Sigmoid",
     aten.neg.default: "Neg",
+    aten.relu.default: "Relu",
+    aten.tanh.default: "Tanh",
 }
 
 
@@ -75,14 +77,31 @@ def norm_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, float]:
     """
     given: tuple[Any, ...] = (*node.args, None, None)
     x, normalized, weight, epsilon = given[:4]
-    if list(normalized) != list(shape_of(_node(x))[-1:]):
-        raise LoweringError(f"'{name_of(node)}': only a norm over the last axis has a lowering")
+    _check_last_axis(node, _node(x), normalized)
     return x, _node(weight), torch.finfo(torch.float32).eps if epsilon is None else float(epsilon)
+
+
+def _check_last_axis(node: fx.Node, x: fx.Node, normalized: Any) -> None:
+    if list(normalized) != list(shape_of(x)[-1:]):
+        raise LoweringError(f"'{name_of(node)}': only a norm over the last axis has a lowering")
 
 
 def _rms_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
     x, weight, epsilon = norm_arguments(node)
     return low.emit("RMSNormalization", node, [low.value(x), low.weight(weight)], axis=-1, epsilon=epsilon)
+
+
+def _layer_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
+    """With the bias that QNN asks for."""
+    given: tuple[Any, ...] = (*node.args, None, None, 1e-5)
+    x, normalized, weight, bias, epsilon = given[:5]
+    _check_last_axis(node, _node(x), normalized)
+    inputs = [low.value(x), low.weight(_node(weight)), low.weight(_node(bias))]
+    return low.emit("LayerNormalization", node, inputs, axis=-1, epsilon=float(epsilon))
+
+
+def _gelu(low: Lowering, node: fx.Node) -> gs.Tensor:
+    return low.emit("Gelu", node, [low.value(node.args[0])], approximate=node.kwargs.get("approximate", "none"))
 
 
 def _conv2d(low: Lowering, node: fx.Node) -> gs.Tensor:
@@ -142,6 +161,8 @@ TABLE: LoweringTable = {
     aten.softmax.int: _softmax,
     aten.embedding.default: _embedding,
     aten.rms_norm.default: _rms_norm,
+    aten.layer_norm.default: _layer_norm,
+    aten.gelu.default: _gelu,
     aten.conv2d.default: _conv2d,
     REQUANTIZE: _requantize,
 }

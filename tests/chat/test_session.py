@@ -12,11 +12,11 @@ from llmconv import Bundle, ChatError
 from llmconv.bundle.bundle import FORMAT
 from llmconv.chat.session import Session
 from llmconv.recipe import shipped
-from llmconv.sources import ModelConfig
+from llmconv.sources import ModelConfig, Rope
 from llmconv.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(shipped.folder() / "tiny_llama" / "tokenizer.model")
-CONFIG = ModelConfig("llama", 1, 8, 2, 2, 4, 2048, 64, 1, (2, 5), 10000.0)
+CONFIG = ModelConfig("llama", 1, 8, 2, 2, 4, 2048, 64, None, 1, (2, 5), (Rope.plain(10000.0, 4),))
 HELLO = [{"role": "user", "content": "hello"}]
 
 

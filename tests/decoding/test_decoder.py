@@ -87,7 +87,8 @@ class QuantizedRunner(FakeRunner):
         return super().run(inputs) | {"key_out": inputs["ids"][None, None].astype(np.uint8)}
 
 
-ROPE = (np.arange(CONTEXT, dtype=np.float32)[:, None], -np.arange(CONTEXT, dtype=np.float32)[:, None])
+ANGLES = np.arange(CONTEXT, dtype=np.float32)[:, None]
+ROPE = {"rope_cos": ANGLES, "rope_sin": -ANGLES}
 
 
 def decoder(*runners: FakeRunner) -> Decoder:
@@ -273,8 +274,8 @@ def test_real_graphs_agree_with_the_stateless_module(names: tuple[str, ...]) -> 
     model = Model({n: trace(module, *shapes[n], n) for n in names}, weights, None)
     PassManager([KVCacheIO()]).run(model)
     runners = [TorchRunner(g, weights) for g in model.graphs.values()]
-    rope = next(iter(model.graphs.values())).rope
-    assert rope is not None
-    found = Decoder(runners, (rope[0].numpy(), rope[1].numpy())).read(tokens)
+    tables = next(iter(model.graphs.values())).host_tables()
+    assert tables
+    found = Decoder(runners, tables).read(tokens)
     expected = Decoder([TorchRunner(trace(module, 5, 5, "source"), weights)], None).read(tokens)
     assert torch.allclose(torch.from_numpy(found), torch.from_numpy(expected), atol=FLOAT32)

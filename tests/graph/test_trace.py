@@ -25,7 +25,7 @@ def nodes(graph: Graph) -> dict[str, fx.Node]:
 
 
 def test_one_part_of_the_asked_size(graph: Graph) -> None:
-    assert (graph.name, graph.ar, graph.context, len(graph.parts), graph.rope) == ("prompt", AR, CONTEXT, 1, None)
+    assert (graph.name, graph.ar, graph.context, len(graph.parts), graph.rope) == ("prompt", AR, CONTEXT, 1, {})
     assert graph.label(0) == "prompt_ar3_cl8_1_of_1"
 
 

@@ -198,7 +198,7 @@ def test_change_without_a_word_is_an_error(model: Model, says: bool | None) -> N
     "quiet",
     [
         lambda model: setattr(model, "weights", DictStore({})),
-        lambda model: setattr(model.graphs["prompt"], "rope", (torch.zeros(4, 2), torch.zeros(4, 2))),
+        lambda model: setattr(model.graphs["prompt"], "rope", {"rope_cos": torch.zeros(4, 2)}),
     ],
 )
 def test_change_beside_the_graphs_is_seen_too(model: Model, quiet: Callable[[Model], None]) -> None:

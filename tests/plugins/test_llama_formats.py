@@ -30,7 +30,8 @@ from llmconv import CheckpointError
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.graph import trace
 from llmconv.recipe import shipped
-from llmconv_plugins.sources.llama import LlamaSource
+from llmconv.sources import Rope
+from llmconv_plugins.sources.decoder_source import DecoderSource
 
 TOKENS = [1, 5, 9, 3, 7, 11, 2]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -46,7 +47,7 @@ each_grouping = pytest.mark.parametrize("kv_heads", [4, 2], ids=["mha", "gqa"])
 
 
 def logits(folder: Path) -> NDArray[np.float32]:
-    source = LlamaSource(folder)
+    source = DecoderSource(folder)
     graph = trace(source.module(), len(TOKENS), len(TOKENS), "prompt")
     return Decoder([TorchRunner(graph, source.weights())], None).read(TOKENS)
 
@@ -65,7 +66,7 @@ def test_every_layout_is_the_same_model(tmp_path: Path, layout: str, kv_heads: i
 @each_layout
 @each_grouping
 def test_row_ranges_are_slices_of_the_whole(tmp_path: Path, layout: str, kv_heads: int) -> None:
-    weights = LlamaSource(LAYOUTS[layout](tmp_path, num_key_value_heads=kv_heads)).weights()
+    weights = DecoderSource(LAYOUTS[layout](tmp_path, num_key_value_heads=kv_heads)).weights()
     for name, tensor in tensors_of(config_of({"num_key_value_heads": kv_heads})).items():
         own, count = name.removeprefix("model."), len(tensor)
         assert weights.shape(own) == tuple(tensor.shape)
@@ -77,7 +78,7 @@ def test_row_ranges_are_slices_of_the_whole(tmp_path: Path, layout: str, kv_head
 
 def test_bin_equals_transformers(tmp_path: Path) -> None:
     folder = write(tmp_path, 2, suffix="bin", num_key_value_heads=2, dtype=torch.float16)
-    reference = LlamaSource(folder).reference()
+    reference = DecoderSource(folder).reference()
     assert not isinstance(reference, str)
     with torch.no_grad():
         expected = reference(torch.tensor([TOKENS]))[0].numpy()
@@ -86,7 +87,7 @@ def test_bin_equals_transformers(tmp_path: Path) -> None:
 
 def test_rows_of_queries_and_keys_are_moved_as_transformers_moves_them(tmp_path: Path) -> None:
     """Written as in transformers' convert_llama_weights_to_hf.py."""
-    weights = LlamaSource(write_meta(tmp_path, num_key_value_heads=2)).weights()
+    weights = DecoderSource(write_meta(tmp_path, num_key_value_heads=2)).weights()
     stored = torch.load(tmp_path / "consolidated.00.pth", weights_only=True)
     for own, meta, heads in (("q_proj", "wq", 4), ("k_proj", "wk", 2)):
         w = stored[f"layers.1.attention.{meta}.weight"]
@@ -175,7 +176,7 @@ def test_intermediate_size_of_the_published_models(
 ) -> None:
     params = {**params_of(config_of({})), "dim": dim, "n_heads": 32, "n_layers": 1, **changes}
     (tmp_path / "params.json").write_text(json.dumps(params))
-    module = LlamaSource(tmp_path).module()
+    module = DecoderSource(tmp_path).module()
     assert module.get_parameter("layers.0.mlp.gate_proj.weight").shape == (expected, dim)
 
 
@@ -184,17 +185,17 @@ def test_config_of_llama_2_7b(tmp_path: Path) -> None:
     params = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-05, "vocab_size": -1}
     (tmp_path / "params.json").write_text(json.dumps(params))
     shutil.copy(PIECES, tmp_path)
-    config = LlamaSource(tmp_path).config()
+    config = DecoderSource(tmp_path).config()
     assert (config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim) == (4096, 32, 32, 32, 128)
-    assert (config.positions, config.bos, config.eos, config.rope_theta) == (4096, 1, (2,), 10000.0)
-    assert config.vocabulary == LlamaSource(tmp_path).tokenizer().size == 2048
+    assert (config.positions, config.bos, config.eos, config.ropes) == (4096, 1, (2,), (Rope.plain(10000.0, 128),))
+    assert config.vocabulary == DecoderSource(tmp_path).tokenizer().size == 2048
 
 
 def test_params_that_later_models_write(tmp_path: Path) -> None:
     params = {**params_of(config_of({})), "rope_theta": 1e6, "max_seq_len": 16384, "use_scaled_rope": False}
     (tmp_path / "params.json").write_text(json.dumps(params))
-    config = LlamaSource(tmp_path).config()
-    assert (config.rope_theta, config.positions) == (1e6, 16384)
+    config = DecoderSource(tmp_path).config()
+    assert (config.ropes[0].theta, config.positions) == (1e6, 16384)
 
 
 def test_the_description_alone_gives_config_module_and_tokenizer(tmp_path: Path) -> None:
@@ -202,12 +203,12 @@ def test_the_description_alone_gives_config_module_and_tokenizer(tmp_path: Path)
     (tmp_path / "checkpoint").mkdir()
     write_meta(tmp_path / "checkpoint", vocab_size=-1)
     shutil.copy(PIECES, tmp_path / "checkpoint")
-    source = LlamaSource(tmp_path / "checkpoint")
+    source = DecoderSource(tmp_path / "checkpoint")
     assert list(source.description()) == ["params.json", "tokenizer.model"]
     (tmp_path / "copy").mkdir()
     for name, content in source.description().items():
         (tmp_path / "copy" / name).write_bytes(content)
-    copy = LlamaSource(tmp_path / "copy")
+    copy = DecoderSource(tmp_path / "copy")
     assert copy.config() == source.config()
     assert copy.tokenizer().size == source.config().vocabulary
     shapes = [{n: p.shape for n, p in s.module().named_parameters()} for s in (source, copy)]
@@ -216,7 +217,7 @@ def test_the_description_alone_gives_config_module_and_tokenizer(tmp_path: Path)
 
 
 def test_why_there_is_no_reference(tmp_path: Path) -> None:
-    reason = LlamaSource(write_meta(tmp_path)).reference()
+    reason = DecoderSource(write_meta(tmp_path)).reference()
     assert isinstance(reason, str)
     assert "transformers does not read consolidated.*.pth" in reason
 
@@ -224,8 +225,8 @@ def test_why_there_is_no_reference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_scaled_rope": True}, "use_scaled_rope = True is not implemented by source 'llama'"),
-        ({"moe": {"num_experts": 8}}, "moe = .* is not implemented by source 'llama'"),
+        ({"use_scaled_rope": True}, "use_scaled_rope = True is not implemented"),
+        ({"moe": {"num_experts": 8}}, "moe = .* is not implemented"),
         ({"dim": "16"}, "dim must be a whole number above 0, not '16'"),
         ({"dim": 18}, "dim = 18 is no multiple of n_heads = 4"),
         ({"dim": 20}, "head_dim = 5 is odd"),
@@ -240,14 +241,14 @@ def test_why_there_is_no_reference(tmp_path: Path) -> None:
 def test_params_that_the_module_does_not_implement(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     (tmp_path / "params.json").write_text(json.dumps({**params_of(config_of({})), **changes}))
     with pytest.raises(CheckpointError, match=message) as caught:
-        LlamaSource(tmp_path).config()
+        DecoderSource(tmp_path).config()
     assert str(caught.value).startswith(f"{tmp_path / 'params.json'}: ")
     assert "\n" not in str(caught.value)
 
 
 def refused(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        LlamaSource(folder).weights()
+        DecoderSource(folder).weights()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

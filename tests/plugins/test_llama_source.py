@@ -1,4 +1,4 @@
-"""The llama source: the same numbers as transformers from every layout, and one line for whatever is wrong."""
+"""The source of decoders: the same numbers as transformers from every layout, and one line for whatever is wrong."""
 
 import json
 import shutil
@@ -18,9 +18,9 @@ from llmconv import CheckpointError, RecipeError, Registry, Sampling
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.graph import trace
 from llmconv.recipe import shipped
-from llmconv.sources import ModelConfig
+from llmconv.sources import ModelConfig, Rope
 from llmconv_plugins import sources
-from llmconv_plugins.sources.llama import LlamaSource
+from llmconv_plugins.sources.decoder_source import DecoderSource
 
 TOKENS = 7
 
@@ -42,11 +42,13 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
         {"head_dim": 6},
         {"rope_theta": 500.0},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"mlp_bias": True, "hidden_act": "gelu"},
     ],
-    ids=["mha", "gqa", "mqa_tied", "bias", "head_dim", "rope_theta", "rope_parameters"],
+    ids=["mha", "gqa", "mqa_tied", "bias", "head_dim", "rope_theta", "rope_parameters", "rope_legacy_type", "mlp_bias"],
 )
 def test_logits_equal_those_of_transformers(tmp_path: Path, changes: dict[str, Any], shards: int) -> None:
-    source = LlamaSource(write(tmp_path, shards, **changes))
+    source = DecoderSource(write(tmp_path, shards, **changes))
     tokens = [1, *torch.randint(VOCABULARY, (TOKENS - 1,), generator=torch.Generator().manual_seed(3)).tolist()]
     graph = trace(source.module(), TOKENS, TOKENS, "prompt")
     logits = Decoder([TorchRunner(graph, source.weights())], None).read(tokens)
@@ -61,14 +63,14 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, changes: dict[str, A
 def test_rope_theta_is_part_of_the_comparison(tmp_path: Path) -> None:
     tokens, rows = [1, 5, 9, 3, 7, 11, 2], []
     for theta in (500.0, 10000.0):
-        source = LlamaSource(write(tmp_path, rope_theta=theta))
+        source = DecoderSource(write(tmp_path, rope_theta=theta))
         graph = trace(source.module(), TOKENS, TOKENS, "prompt")
         rows.append(Decoder([TorchRunner(graph, source.weights())], None).read(tokens))
     assert np.abs(rows[0] - rows[1]).max() > 10 * FP32_ROUNDING
 
 
 def test_config_gives_what_hosts_need(tmp_path: Path) -> None:
-    config = LlamaSource(write(tmp_path, num_key_value_heads=2, eos_token_id=[2, 5], head_dim=6)).config()
+    config = DecoderSource(write(tmp_path, num_key_value_heads=2, eos_token_id=[2, 5], head_dim=6)).config()
     assert config == ModelConfig(
         family="llama",
         layers=2,
@@ -78,9 +80,10 @@ def test_config_gives_what_hosts_need(tmp_path: Path) -> None:
         head_dim=6,
         vocabulary=VOCABULARY,
         positions=64,
+        window=None,
         bos=1,
         eos=(2, 5),
-        rope_theta=10000.0,
+        ropes=(Rope.plain(10000.0, 6),),
     )
 
 
@@ -88,7 +91,7 @@ def test_sizes_that_config_leaves_out_follow_from_others(tmp_path: Path) -> None
     write(tmp_path)
     config = {key: value for key, value in BASE.items() if key not in ("num_key_value_heads", "eos_token_id")}
     (tmp_path / "config.json").write_text(json.dumps({**config, "head_dim": None}))
-    found = LlamaSource(tmp_path).config()
+    found = DecoderSource(tmp_path).config()
     assert (found.kv_heads, found.head_dim, found.eos) == (4, 4, (2,))
 
 
@@ -96,26 +99,26 @@ def test_ends_of_text_are_those_of_the_generation_config(tmp_path: Path) -> None
     write(tmp_path, eos_token_id=2)
     for given, eos in ((5, (5,)), ([5, 2, 7], (5, 2, 7)), (None, (2,))):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
-        source = LlamaSource(tmp_path)
+        source = DecoderSource(tmp_path)
         assert source.config().eos == source.config().eos == eos
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x"}')
     with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id must be a whole number"):
-        LlamaSource(tmp_path).config()
+        DecoderSource(tmp_path).config()
 
 
 def test_a_bundle_keeps_what_talking_needs(tmp_path: Path) -> None:
     write(tmp_path)
     files = ["config.json", "tokenizer.model"]
     shutil.copy(shipped.folder() / "tiny_llama" / "tokenizer.model", tmp_path)
-    assert list(LlamaSource(tmp_path).description()) == files
+    assert list(DecoderSource(tmp_path).description()) == files
     for name in ("generation_config.json", "chat_template.jinja", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
         files.append(name)
-    assert sorted(LlamaSource(tmp_path).description()) == sorted(files)
+    assert sorted(DecoderSource(tmp_path).description()) == sorted(files)
 
 
 def test_a_tied_lm_head_is_a_second_name_for_the_embedding(tmp_path: Path) -> None:
-    weights = LlamaSource(write(tmp_path, tie_word_embeddings=True)).weights()
+    weights = DecoderSource(write(tmp_path, tie_word_embeddings=True)).weights()
     assert torch.equal(weights.read("lm_head.weight"), weights.read("embed_tokens.weight"))
     assert torch.equal(weights.read("lm_head.weight", slice(3, 5)), weights.read("embed_tokens.weight")[3:5])
 
@@ -123,23 +126,31 @@ def test_a_tied_lm_head_is_a_second_name_for_the_embedding(tmp_path: Path) -> No
 def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     write(tmp_path)
     change_tensors(tmp_path, lambda t: t.update({name: value.bfloat16() for name, value in t.items()}))
-    read = LlamaSource(tmp_path).weights().read("model.norm.weight".removeprefix("model."))
+    read = DecoderSource(tmp_path).weights().read("model.norm.weight".removeprefix("model."))
     assert read.dtype == torch.float32
     assert torch.equal(read, tensors_of(BASE)["model.norm.weight"].bfloat16().float())
 
 
 def test_the_module_holds_no_data(tmp_path: Path) -> None:
-    assert {p.device.type for p in LlamaSource(write(tmp_path)).module().parameters()} == {"meta"}
+    assert {p.device.type for p in DecoderSource(write(tmp_path)).module().parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling = .*llama3.* is not implemented"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters = .*yarn.* is not implemented"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not implemented"),
-        ({"model_type": "mistral"}, "model_type = 'mistral' is not implemented"),
-        ({"mlp_bias": True}, "mlp_bias = True is not implemented"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor must be a number, not None"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "RoPE of kind 'spiral' is not implemented"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}},
+            "short_factor must be a list of 2 numbers, not a list of 1",
+        ),
+        ({"hidden_act": "leaky_relu"}, "hidden_act = 'leaky_relu' is not implemented"),
+        ({"model_type": "mixtral"}, "model_type = 'mixtral' is not implemented: it is a mixture of experts"),
+        ({"model_type": "lama"}, "model_type = 'lama' is not implemented: no family knows it; 'llmconv families'"),
+        ({"model_type": None}, "model_type = None is not implemented"),
+        ({"mlp_bias": "yes"}, "mlp_bias must be true or false, not 'yes'"),
+        ({"attention_sinks": 4}, "attention_sinks = 4 is not implemented"),
+        ({"layer_types": ["full_attention", "conv"]}, "layer_types = .* is not implemented"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = .* is not implemented"),
         ({"hidden_size": "16"}, "hidden_size must be a whole number above 0, not '16'"),
         ({"hidden_size": 16.5}, "hidden_size must be a whole number above 0, not 16.5"),
@@ -160,7 +171,7 @@ def test_the_module_holds_no_data(tmp_path: Path) -> None:
 def test_config_that_the_module_does_not_implement(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**BASE, **changes}))
     with pytest.raises(CheckpointError, match=message) as caught:
-        LlamaSource(tmp_path).config()
+        DecoderSource(tmp_path).config()
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "config.json") in str(caught.value)
 
@@ -168,7 +179,7 @@ def test_config_that_the_module_does_not_implement(tmp_path: Path, changes: dict
 def test_a_size_that_config_lacks(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in BASE.items() if k != "vocab_size"}))
     with pytest.raises(CheckpointError, match="vocab_size must be a whole number above 0, not None"):
-        LlamaSource(tmp_path).config()
+        DecoderSource(tmp_path).config()
 
 
 @pytest.mark.parametrize(
@@ -177,15 +188,15 @@ def test_a_size_that_config_lacks(tmp_path: Path) -> None:
 def test_config_that_is_no_json_object(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=f"config.json: {message}") as caught:
-        LlamaSource(tmp_path).config()
+        DecoderSource(tmp_path).config()
     assert "\n" not in str(caught.value)
 
 
 def test_missing_folder_and_missing_config(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such file or folder; set model"):
-        LlamaSource(tmp_path / "nowhere").config()
+        DecoderSource(tmp_path / "nowhere").config()
     with pytest.raises(CheckpointError, match=r"config\.json: missing; is the download complete\?"):
-        LlamaSource(tmp_path).config()
+        DecoderSource(tmp_path).config()
 
 
 def drop_shard(folder: Path) -> None:
@@ -237,7 +248,7 @@ def unknown_dtype(folder: Path) -> None:
 def test_damaged_shards(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(write(tmp_path, shards=3))
     with pytest.raises(CheckpointError, match=message) as caught:
-        LlamaSource(tmp_path).weights()
+        DecoderSource(tmp_path).weights()
     assert "\n" not in str(caught.value)
 
 
@@ -255,18 +266,18 @@ def test_damaged_shards(tmp_path: Path, damage: Callable[[Path], None], message:
 def test_tensors_that_are_missing_or_misshapen(tmp_path: Path, change: Callable[..., object], message: str) -> None:
     change_tensors(write(tmp_path), change)
     with pytest.raises(CheckpointError, match=message) as caught:
-        LlamaSource(tmp_path).weights()
+        DecoderSource(tmp_path).weights()
     assert "\n" not in str(caught.value)
 
 
 def test_missing_weights(tmp_path: Path) -> None:
     (write(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: missing; is the download complete"):
-        LlamaSource(tmp_path).weights()
+        DecoderSource(tmp_path).weights()
 
 
 def test_missing_and_damaged_tokenizer(tmp_path: Path) -> None:
-    source = LlamaSource(write(tmp_path))
+    source = DecoderSource(write(tmp_path))
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json or tokenizer\.model; copy the model's") as caught:
         source.tokenizer()
     assert "\n" not in str(caught.value)
@@ -279,10 +290,10 @@ def test_missing_and_damaged_tokenizer(tmp_path: Path) -> None:
 def test_options() -> None:
     registry = Registry.of(sources)
     with pytest.raises(RecipeError, match="no option 'checkpoints'; did you mean 'checkpoint'"):
-        registry.create("source", "llama", {"checkpoints": "x"})
-    with pytest.raises(RecipeError, match="source 'llama': option 'checkpoint' is missing"):
-        registry.create("source", "llama", {})
-    assert registry.create("source", "llama", {"checkpoint": "x"}) == LlamaSource(Path("x"))
+        registry.create("source", "decoder", {"checkpoints": "x"})
+    with pytest.raises(RecipeError, match="source 'decoder': option 'checkpoint' is missing"):
+        registry.create("source", "decoder", {})
+    assert registry.create("source", "decoder", {"checkpoint": "x"}) == DecoderSource(Path("x"))
 
 
 @pytest.mark.parametrize(
@@ -299,12 +310,12 @@ def test_tokens_are_chosen_as_the_generation_config_asks(tmp_path: Path, given: 
     write(tmp_path)
     if given is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(given))
-    assert LlamaSource(tmp_path).config().sampling == expected
+    assert DecoderSource(tmp_path).config().sampling == expected
 
 
 def test_null_is_no_bos_and_no_eos(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**BASE, "bos_token_id": None, "eos_token_id": None}))
-    found = LlamaSource(tmp_path).config()
+    found = DecoderSource(tmp_path).config()
     assert (found.bos, found.eos) == (None, ())
 
 
@@ -320,26 +331,20 @@ def test_null_is_no_bos_and_no_eos(tmp_path: Path) -> None:
 def test_bases_of_rope(tmp_path: Path, changes: dict[str, Any], theta: float) -> None:
     config = {key: value for key, value in BASE.items() if key != "rope_theta"}
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes, "hidden_act": "swish"}))
-    assert LlamaSource(tmp_path).config().rope_theta == theta
-
-
-def test_scaling_under_its_old_name_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**BASE, "rope_scaling": {"type": "linear", "factor": 4.0}}))
-    with pytest.raises(CheckpointError, match=r"rope_scaling = .*linear.* is not implemented"):
-        LlamaSource(tmp_path).config()
+    assert DecoderSource(tmp_path).config().ropes == (Rope.plain(theta, 4),)
 
 
 def test_an_adapter_alone_says_so(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
     with pytest.raises(CheckpointError, match="an adapter alone, of some/base; merge it into that model"):
-        LlamaSource(tmp_path).config()
+        DecoderSource(tmp_path).config()
 
 
 def test_an_index_that_is_left_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path)
     index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert LlamaSource(tmp_path).weights().shape("lm_head.weight")
+    assert DecoderSource(tmp_path).weights().shape("lm_head.weight")
     assert "names files that are not there; model.safetensors is read instead" in caplog.text
 
 
@@ -348,5 +353,5 @@ def test_a_stored_lm_head_is_not_tied(tmp_path: Path) -> None:
     write(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    weights = LlamaSource(tmp_path).weights()
+    weights = DecoderSource(tmp_path).weights()
     assert not torch.equal(weights.read("lm_head.weight"), weights.read("embed_tokens.weight"))

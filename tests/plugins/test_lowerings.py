@@ -68,6 +68,15 @@ CASES = {
     "div": unary(aten.div.Tensor, 3.0, onnx="Div"),
     "matmul": Case(aten.matmul.default, ("a", "b"), "MatMul", {"a": X, "b": (1, 4, 6, 3)}),
     "sigmoid": unary(aten.sigmoid.default, onnx="Sigmoid"),
+    "relu": unary(aten.relu.default, onnx="Relu"),
+    "tanh": unary(aten.tanh.default, onnx="Tanh"),
+    "gelu": unary(aten.gelu.default, onnx="Gelu"),
+    "layer_norm": Case(
+        aten.layer_norm.default,
+        ("a", [6], "w", "w_bias", 1e-3),
+        "LayerNormalization",
+        {"a": (1, 4, 6), "w": (6,), "w_bias": (6,)},
+    ),
     "neg": unary(aten.neg.default, onnx="Neg"),
     "unsqueeze": unary(aten.unsqueeze.default, -1, onnx="Reshape"),
     "squeeze": unary(aten.squeeze.dim, 0, onnx="Reshape"),
@@ -472,9 +481,9 @@ def fails(part: Part, folder: Path, encodings: Encodings | None = None) -> str:
 
 
 def test_an_op_without_a_lowering_is_named(tmp_path: Path) -> None:
-    part = Builder({"a": X}).add("layers.3.act", aten.tanh.default, ("a",)).part("layers.3.act")
+    part = Builder({"a": X}).add("layers.3.act", aten.erf.default, ("a",)).part("layers.3.act")
     assert fails(part, tmp_path) == (
-        "op aten.tanh.default of 'layers.3.act', which the source made, has no lowering; "
+        "op aten.erf.default of 'layers.3.act', which the source made, has no lowering; "
         "add a pass that replaces it, or a plugin whose register_lowerings brings it"
     )
 

@@ -15,12 +15,13 @@ from llmconv import PassError, RecipeError, Registry
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.graph import Graph, Model, name_of, trace
 from llmconv.passes import PassContext, PassManager
+from llmconv.sources import Rope
 from llmconv.testing import PassTrial, random_weights, try_pass
 from llmconv.weights import Derived, DictStore
 from llmconv_plugins import passes
 from llmconv_plugins.passes import W4A16, Rotate, SplitModel
 from llmconv_plugins.passes.rotate import rotation
-from llmconv_plugins.sources.llama_module import Llama, Rotary
+from llmconv_plugins.sources.decoder import DecoderModule, Rotary
 
 EXACT = 1e-5  # of the largest logit: float32 rounding of products that are summed in another basis
 
@@ -122,7 +123,7 @@ class Sandwich(nn.Module):
 class Centred(nn.Module):
     """Norms that subtract the mean."""
 
-    def __init__(self, module: Llama) -> None:
+    def __init__(self, module: DecoderModule) -> None:
         super().__init__()
         self.inner, self.rotary = module, module.rotary
         for layer in module.layers:
@@ -132,7 +133,7 @@ class Centred(nn.Module):
         return self.inner(input_ids, position_ids)
 
 
-def sandwich() -> Llama:
+def sandwich() -> DecoderModule:
     module = llama()
     with torch.device("meta"):
         module.layers[1] = Sandwich(module.layers[1], nn.RMSNorm(module.norm.weight.shape[0]))
@@ -187,7 +188,7 @@ class Bare(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.rotary = nn.Embedding(11, 8), Rotary(4, 100.0)
+        self.embed, self.rotary = nn.Embedding(11, 8), Rotary(Rope.plain(100.0, 4))
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         return self.embed(input_ids).tanh() + self.rotary(position_ids)[0].sum() * 0

@@ -25,10 +25,11 @@ from torch import nn
 from llmconv import PassError, RecipeError, Registry
 from llmconv.graph import IO, Graph, Model, balance, inputs_of, io_of, name_of, outputs_of, shape_of
 from llmconv.passes import PassManager
+from llmconv.sources import Architecture
 from llmconv.testing import PassTrial, try_pass
 from llmconv_plugins import passes
 from llmconv_plugins.passes import KVCacheIO, SplitModel
-from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
+from llmconv_plugins.sources.decoder import DecoderModule
 
 LAYERS = 3
 TOKENS = {"prompt": AR, "token": 1}
@@ -138,10 +139,10 @@ def _sizes(count: int, parts: int) -> list[list[int]]:
     return [[first, *rest] for first in range(1, count - parts + 2) for rest in _sizes(count - first, parts - 1)]
 
 
-class NarrowTable(Llama):
+class NarrowTable(DecoderModule):
     """Its embedding weighs little, unlike lm_head."""
 
-    def __init__(self, sizes: LlamaSizes) -> None:
+    def __init__(self, sizes: Architecture) -> None:
         super().__init__(sizes)
         self.embed_tokens = nn.Embedding(sizes.vocabulary, 1)
         self.widen = nn.Linear(1, sizes.hidden)
@@ -153,8 +154,8 @@ class NarrowTable(Llama):
         return self.lm_head(self.norm(x))
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(Llama, [{0, 1}, {2, 3}]), (NarrowTable, [{0, 1, 2}, {3}])])
-def test_parts_are_balanced_by_the_weights_in_them(kind: type[Llama], expected: list[set[int]]) -> None:
+@pytest.mark.parametrize(("kind", "expected"), [(DecoderModule, [{0, 1}, {2, 3}]), (NarrowTable, [{0, 1, 2}, {3}])])
+def test_parts_are_balanced_by_the_weights_in_them(kind: type[DecoderModule], expected: list[set[int]]) -> None:
     with torch.device("meta"):
         module = kind(replace(SIZES, layers=4, vocabulary=400))
     model = calibrated_model(module)

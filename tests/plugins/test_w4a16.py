@@ -28,10 +28,11 @@ from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.graph import Graph, Model, aten, is_weight, name_of, value_of
 from llmconv.passes import PassContext, PassManager
 from llmconv.quantization import CALIBRATION, Line, Nearest, nearest
+from llmconv.sources import Architecture
 from llmconv.weights import DictStore
 from llmconv_plugins import passes
 from llmconv_plugins.passes import W4A16, SplitModel, w4a16
-from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
+from llmconv_plugins.sources.decoder import DecoderModule
 
 REQUANTIZE = torch.ops.llmconv.requantize.default
 KV_OF_LAYER_0 = {
@@ -121,7 +122,7 @@ def test_the_cache_holds_the_largest_key_that_calibration_saw() -> None:
             largest = max(largest, float(value.abs().max()))
 
     graph = model().graphs[CALIBRATION]
-    decoder = Decoder([TorchRunner(graph, model().weights, observer=observe)], tuple(t.numpy() for t in graph.rope))
+    decoder = Decoder([TorchRunner(graph, model().weights, observer=observe)], graph.host_tables())
     for sample in samples():
         decoder.reset()
         decoder.read(sample)
@@ -226,7 +227,7 @@ def test_encodings_that_are_there_already_are_kept() -> None:
 def sqnr(quantized: Model) -> float:
     """Signal to quantization noise of the logits of a calibration sample, dB."""
     graph = quantized.graphs["token"]
-    rope, tokens = tuple(t.numpy() for t in graph.rope), samples()[0]
+    rope, tokens = graph.host_tables(), samples()[0]
     encodings = quantized.encodings.weights
     found = {n: nearest(quantized.weights.read(n), e) for n, e in encodings.items()} | quantized.encodings.quantized
     store = DictStore({n: encoded.dequantize() for n, encoded in found.items()})
@@ -340,10 +341,10 @@ def test_without_calibration_text_is_an_error(graph: bool, text: list[list[int]]
     assert "\n" not in str(caught.value)
 
 
-class Scaled(Llama):
+class Scaled(DecoderModule):
     """Multiplies by a weight, which w4a16 knows no form for."""
 
-    def __init__(self, sizes: LlamaSizes) -> None:
+    def __init__(self, sizes: Architecture) -> None:
         super().__init__(sizes)
         self.gain = torch.nn.Parameter(torch.ones(1, 1, sizes.vocabulary))
 

@@ -70,6 +70,8 @@ def tensors_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
             ("down_proj", hidden, inner),
         ):
             shapes[f"{layer}mlp.{name}.weight"] = (rows, columns)
+            if config.get("mlp_bias"):
+                shapes[f"{layer}mlp.{name}.bias"] = (rows,)
         for name in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{layer}{name}.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):

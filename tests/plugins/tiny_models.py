@@ -16,10 +16,11 @@ from llmconv.graph import Graph, Model, name_of, trace
 from llmconv.passes import Pass, PassContext, PassManager
 from llmconv.passes.verifier import Verifier
 from llmconv.quantization import CALIBRATION
+from llmconv.sources import Architecture, Rope
 from llmconv.testing import PassTrial, random_weights, try_pass
 from llmconv.weights import DictStore
 from llmconv_plugins.passes import W4A16, Decompose, KVCacheIO, LinearToConv, SplitHeads, SplitModel
-from llmconv_plugins.sources.llama_module import Llama, LlamaSizes
+from llmconv_plugins.sources.decoder import DecoderModule
 
 # No two of these lengths are equal, and neither is a number of heads, so that an axis is known by its length.
 HIDDEN, INTERMEDIATE, VOCABULARY, HEAD_DIM, LAYERS = 32, 40, 50, 14, 2
@@ -33,7 +34,7 @@ GRAPHS = (("prompt", AR, CONTEXT), ("token", 1, CONTEXT))  # name, ar, context: 
 FP32_ROUNDING = 1e-4  # sums in another order, at logits of magnitude 1 to 10
 
 
-SIZES = LlamaSizes(
+SIZES = Architecture(
     vocabulary=VOCABULARY,
     hidden=HIDDEN,
     intermediate=INTERMEDIATE,
@@ -42,15 +43,18 @@ SIZES = LlamaSizes(
     kv_heads=KV_HEADS,
     head_dim=HEAD_DIM,
     norm_eps=1e-5,
-    rope_theta=10000.0,
-    attention_bias=False,
+    positions=4096,
+    ropes=(Rope.plain(10000.0, HEAD_DIM),),
 )
 
 
-def llama(*, heads: int = HEADS, kv_heads: int = KV_HEADS, attention_bias: bool = False, layers: int = LAYERS) -> Llama:
+def llama(
+    *, heads: int = HEADS, kv_heads: int = KV_HEADS, attention_bias: bool = False, layers: int = LAYERS
+) -> DecoderModule:
     """A Llama without data."""
+    bias = {"qkv_bias": attention_bias, "o_bias": attention_bias}
     with torch.device("meta"):
-        return Llama(replace(SIZES, heads=heads, kv_heads=kv_heads, attention_bias=attention_bias, layers=layers))
+        return DecoderModule(replace(SIZES, heads=heads, kv_heads=kv_heads, layers=layers, **bias))
 
 
 class Block(nn.Module):
@@ -69,7 +73,7 @@ class Block(nn.Module):
 class Renamed(nn.Module):
     """Llama under names that no pass can know."""
 
-    def __init__(self, llama: Llama) -> None:
+    def __init__(self, llama: DecoderModule) -> None:
         super().__init__()
         self.table, self.rotary, self.scale, self.out = llama.embed_tokens, llama.rotary, llama.norm, llama.lm_head
         self.blocks = nn.ModuleList(Block(layer) for layer in llama.layers)
@@ -147,5 +151,5 @@ def named(graph: Graph, name: str) -> fx.Node:
 def logits(model: Model, *names: str, tokens: Sequence[int]) -> NDArray[np.float32]:
     """What a host reads from the named graphs, (tokens, vocabulary)."""
     graphs = [model.graphs[name] for name in names]
-    rope = graphs[0].rope and tuple(table.numpy() for table in graphs[0].rope)
-    return Decoder([TorchRunner(graph, model.weights) for graph in graphs], rope).read(list(tokens))
+    runners = [TorchRunner(graph, model.weights) for graph in graphs]
+    return Decoder(runners, graphs[0].host_tables()).read(list(tokens))

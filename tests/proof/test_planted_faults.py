@@ -18,6 +18,7 @@ from llmconv.passes.manager import PassManager
 from llmconv.prepare.trace import make_verifier, trace_graphs
 from llmconv.proof.in_files import encodings_hold
 from llmconv.proof.on_runtimes import lowering_holds
+from llmconv.sources import Rope
 from llmconv.weights import WeightStore
 
 BOTH = ["small_bundle", pytest.param("smollm2_bundle", marks=pytest.mark.slow)]
@@ -85,12 +86,10 @@ def test_step_2_catches_what_passes_could_do(subject: Subject, monkeypatch: pyte
         weights = faulty_weights(model, fault)
         assert verifier.error(graph, weights) > 10 * bound, fault
         assert weights.seen
-    assert graph.rope is not None
     assert model.config is not None
-    plain = graph.rope
-    positions = torch.arange(graph.context)[:, None]
-    angles = positions * (model.config.rope_theta * 1.2) ** -(torch.arange(plain[0].shape[1]) / plain[0].shape[1])
-    graph.rope = (angles.cos(), angles.sin())
+    plain, rope = graph.rope, model.config.ropes[0]
+    angles = torch.arange(graph.context)[:, None] * torch.tensor(Rope.plain(rope.theta * 1.2, rope.width).frequencies)
+    graph.rope = {"rope_cos": angles.cos(), "rope_sin": angles.sin()}
     assert verifier.error(graph, model.weights) > 10 * bound, "a wrong RoPE base"
     graph.rope = plain
     monkeypatch.setattr(decoder, "MASKED", 0.0)

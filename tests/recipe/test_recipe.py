@@ -18,7 +18,7 @@ from llmconv.recipe.recipe import json_schema
 SHIPPED = shipped.folder() / "tiny_llama.toml"
 MINIMAL = """
 [model]
-source = "llama"
+source = "decoder"
 checkpoint = "weights"
 
 [target]
@@ -211,7 +211,7 @@ def test_dict_and_back() -> None:
 
 def test_from_dict_leaves_its_argument_alone() -> None:
     values: dict[str, Any] = {
-        "model": {"source": "llama", "checkpoint": "weights"},
+        "model": {"source": "decoder", "checkpoint": "weights"},
         "target": {"name": "SM8550"},
         "graphs": {"token": {"ar": 1, "context": 16}},
         "backend": {"name": "onnx"},
@@ -235,8 +235,8 @@ def test_shipped_recipe_means_something(registry: Registry) -> None:
         ("passes.w4a16.weights={'lm_*' = {quantizer = 'clip'}}", "no quantizer named 'clip'"),
         ("backend.name=qn", "no backend named 'qn'; did you mean 'qnn'?"),
         ("backend.twin=never", "backend 'qnn': no option 'twin'; did you mean 'twins'?"),
-        ("model.source=lama", "no source named 'lama'; did you mean 'llama'?"),
-        ("model.options.heads=3", "source 'llama': no option 'heads'"),
+        ("model.source=decoders", "no source named 'decoders'; did you mean 'decoder'?"),
+        ("model.options.heads=3", "source 'decoder': no option 'heads'"),
         ("target.name=Galaxy S23 Ulta", "did you mean 'Samsung Galaxy S23 Ultra'?"),
     ],
 )

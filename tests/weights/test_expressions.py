@@ -147,7 +147,7 @@ def test_other_names_are_read_as_they_are_and_a_changed_one_from_below() -> None
 
 def test_an_expression_is_a_key_and_a_line() -> None:
     expression = Halved(Cut(Stored("model.qkv_proj.weight"), 0, 4096), 128)
-    assert str(expression) == "Halved(Cut(model.qkv_proj.weight, 0, 4096), 128)"
+    assert str(expression) == "Halved(Cut(model.qkv_proj.weight, 0, 4096), 128, 0)"
     assert {expression: 1}[Halved(Cut(Stored("model.qkv_proj.weight"), 0, 4096), 128)] == 1
     assert str(CASES["joined columns"][0]) == "Joined((left, right), 1)"
     texts = [str(e) for e, _, _ in CASES.values()]

@@ -78,7 +78,6 @@ def run_reference(job: BuildJob, graph: Graph, folder: Path) -> Reference:
         return outputs
 
     runner = PartsRunner(spec, run_part)
-    rope = graph.rope and (graph.rope[0].numpy(), graph.rope[1].numpy())
     ids: Sequence[int] = window(job, RUNS * graph.ar)
-    Decoder([runner], rope).read(ids[: reach(runner, len(ids))])
+    Decoder([runner], graph.host_tables()).read(ids[: reach(runner, len(ids))])
     return made

@@ -67,7 +67,7 @@ def before(graph: Graph, model: Model, vocabulary: int) -> onnx.ModelProto:
     Fewer tokens than the graph reads are padded on the right; ids from `vocabulary` on, which GenAI pads with, become
     0. (total_seq_len is taken because GenAI gives past_seq_len only together with it.)
     """
-    if graph.rope is None:
+    if not graph.rope:
         raise PassError(f"graph '{graph.name}' has no RoPE table")
     b = _Builder({TOKENS: ("int32", [1, "read"]), PAST: ("int32", [1, 1]), TOTAL: ("int32", [1])})
     nodes, kinds = _ports(graph, "in")
@@ -78,7 +78,7 @@ def before(graph: Graph, model: Model, vocabulary: int) -> onnx.ModelProto:
     start = b.start()
     last = np.array([graph.context - 1], np.int64)
     positions = b.emit("Min", b.emit("Add", start, np.arange(graph.ar, dtype=np.int64)), last)
-    for kind, table in zip(("rope_cos", "rope_sin"), graph.rope, strict=True):
+    for kind, table in graph.rope.items():
         rows = _integers(table, model, nodes[kinds[kind]])
         shape = shape_of(nodes[kinds[kind]])
         value = b.emit("Reshape", b.emit("Gather", rows, positions, axis=0), _ints(*shape))

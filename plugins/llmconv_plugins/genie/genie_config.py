@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmconv import Sampling
+from llmconv.sources import Rope
 from llmconv.target import Chipset
 
 CONFIG, EXTENSIONS, TOKENIZER = "genie_config.json", "htp_backend_ext_config.json", "tokenizer.json"
+LOCAL = "local_"  # before the names of a second table's inputs
 UNSET = -1
 SEEDS = 2**31
 
@@ -24,6 +27,7 @@ class GenieModel:
         context: positions of the widest graph.
         bos: what Genie puts in front of a text; None where the tokenizer's rules put nothing there.
         eos: ids that end the text, at least one.
+        ropes: the model's table, and that of layers with a window.
         sampling: as the checkpoint asks for it.
     """
 
@@ -32,7 +36,7 @@ class GenieModel:
     bos: int | None
     eos: tuple[int, ...]
     head_dim: int
-    rope_theta: float
+    ropes: tuple[Rope, ...]
     sampling: Sampling
 
 
@@ -52,7 +56,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
         "kv-dim": model.head_dim,
         "allow-async-init": False,
     }
-    rope = {"type": "rope", "rope-dim": model.head_dim // 2, "rope-theta": model.rope_theta}
+    ropes = [rope_config(rope, model.context) for rope in model.ropes]
     context = {
         "version": 1,
         "size": model.context,
@@ -69,7 +73,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "version": 1,
             "type": "binary",
             "binary": {"version": 1, "ctx-bins": list(binaries)},
-            "positional-encoding": rope,
+            "positional-encoding": ropes[0] if len(ropes) == 1 else [ropes[0], {**ropes[1], "prefix": LOCAL}],
         },
     }
     return {
@@ -82,6 +86,30 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "engine": engine,
         }
     }
+
+
+def rope_config(rope: Rope, context: int) -> dict[str, Any]:
+    """RoPE as Genie is to compute it.
+
+    Whatever stretches it is written as longrope with one list of factors for all lengths: Genie's other kinds compute
+    some tables otherwise than checkpoints mean them.
+
+    Args:
+        context: positions of the widest graph.
+    """
+    item = {"type": "rope", "rope-dim": rope.width // 2, "rope-theta": rope.theta}
+    if rope.is_plain:
+        return item
+    plain = Rope.plain(rope.theta, rope.width).frequencies
+    factors = [base / frequency for base, frequency in zip(plain, rope.frequencies, strict=True)]
+    scaling = {
+        "rope-type": "longrope",
+        "factor": math.exp((rope.factor**2 - 1) * math.log(context)),  # cos and sin * sqrt(1 + ln factor / ln context)
+        "original-max-position-embeddings": context,
+        "short-factor": factors,
+        "long-factor": factors,
+    }
+    return {**item, "rope-scaling": scaling}
 
 
 def extensions_config(chipset: Chipset) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ import torch
 from llmconv import BackendError, Bundle, CheckpointError
 from llmconv.backends import BuildJob
 from llmconv.bundle import Check
-from llmconv.graph import Graph, inputs_of, io_of, outputs_of, shape_of
+from llmconv.graph import ROTARIES, Graph, inputs_of, io_of, outputs_of, shape_of
+from llmconv.sources import Rope
 from llmconv_plugins.genie.genie_config import (
     CONFIG,
     EXTENSIONS,
+    LOCAL,
     TOKENIZER,
     GenieModel,
     device_config,
@@ -28,6 +30,8 @@ NAMES = {
     "attention_mask": "attention_mask",
     "rope_cos": "position_ids_cos",
     "rope_sin": "position_ids_sin",
+    "local_rope_cos": f"{LOCAL}position_ids_cos",
+    "local_rope_sin": f"{LOCAL}position_ids_sin",
     "past_key": "past_key_{}_in",
     "past_value": "past_value_{}_in",
     "new_key": "past_key_{}_out",
@@ -85,8 +89,8 @@ def _described(job: BuildJob) -> GenieModel:
         raise UnfitError("the source gives no sizes")
     graphs = list(model.graphs.values())
     for graph in graphs:
-        _check_tensors(graph, config.head_dim, config.vocabulary)
-        _check_rope(graph, config.head_dim, config.rope_theta)
+        _check_tensors(graph, config.head_dim, config.ropes[0].width, config.vocabulary)
+        _check_rope(graph, config.ropes)
     if not config.eos:
         raise UnfitError("no id ends the text")
     begin = () if job.tokenizer is None else job.tokenizer.begin
@@ -101,16 +105,15 @@ def _described(job: BuildJob) -> GenieModel:
         bos=begin[0] if begin else None,
         eos=config.eos,
         head_dim=config.head_dim,
-        rope_theta=config.rope_theta,
+        ropes=config.ropes,
         sampling=config.sampling,
     )
 
 
-def _check_tensors(graph: Graph, head_dim: int, vocabulary: int) -> None:
+def _check_tensors(graph: Graph, head_dim: int, turned: int, vocabulary: int) -> None:
     expected = {
         "attention_mask": (1, 1, graph.ar, graph.context),
-        "rope_cos": (1, 1, graph.ar, head_dim // 2),
-        "rope_sin": (1, 1, graph.ar, head_dim // 2),
+        **dict.fromkeys((kind for kinds in ROTARIES.values() for kind in kinds), (1, 1, graph.ar, turned // 2)),
         "logits": (1, graph.ar, vocabulary),
     }
     for name, io, shape in _tensors(graph):
@@ -132,12 +135,16 @@ def _tensors(graph: Graph) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
                 yield name, io[name], shape_of(node)
 
 
-def _check_rope(graph: Graph, head_dim: int, theta: float) -> None:
-    """Genie computes cos and sin itself: the model's must be those of plain RoPE."""
-    if graph.rope is None:
+def _check_rope(graph: Graph, ropes: Sequence[Rope]) -> None:
+    """Genie computes cos and sin itself: the model's must be those that the configuration describes."""
+    if not graph.rope:
         raise UnfitError(f"graph '{graph.name}' computes its own rotary embedding; add kv_cache_io")
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.arange(graph.context, dtype=torch.float64)[:, None] * frequencies
-    for found, plain in zip(graph.rope, (angles.cos(), angles.sin()), strict=True):
-        if found.shape != plain.shape or (found.double() - plain).abs().max() > ROPE_TOLERANCE:
-            raise UnfitError(f"the model's rotary embedding is not the plain one of theta {theta:g}")
+    for (cos, sin), rope in zip(ROTARIES.values(), ropes, strict=False):
+        if rope.factor < 1:
+            raise UnfitError(f"cos and sin are multiplied by {rope.factor:g}, and Genie has factors above 1 alone")
+        frequencies = torch.tensor(rope.frequencies, dtype=torch.float64)
+        angles = torch.arange(graph.context, dtype=torch.float64)[:, None] * frequencies
+        for kind, table in ((cos, angles.cos()), (sin, angles.sin())):
+            found, wanted = graph.rope.get(kind), rope.factor * table
+            if found is None or found.shape != wanted.shape or (found - wanted).abs().max() > ROPE_TOLERANCE:
+                raise UnfitError(f"the graphs' rotary embedding is not that of theta {rope.theta:g}, the source's")

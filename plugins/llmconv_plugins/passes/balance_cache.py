@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from llmconv.graph import MOVEMENT, SDPA, Model, aten, name_of, shape_of
+from llmconv.graph import ATTENTION, MOVEMENT, Model, aten, name_of, shape_of
 from llmconv.passes import PassContext
 from llmconv.quantization import observe_samples
 from llmconv_plugins.passes.channels import around, weights_of
@@ -40,9 +40,10 @@ class BalanceCache(ScalingPass):
 
     def ends(self, part: fx.GraphModule) -> Iterator[Ends | None]:
         """Of the keys and the values of each attention."""
-        for node in part.graph.find_nodes(op="call_function", target=SDPA):
-            yield _keys(node)
-            yield _values(node)
+        for node in part.graph.nodes:
+            if node.target in ATTENTION:
+                yield _keys(node)
+                yield _values(node)
 
     def factors(self, model: Model, context: PassContext, found: Sequence[Ends]) -> dict[str, Tensor]:
         """How large the numbers that share one become, over their geometric mean."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,10 +11,12 @@ from torch import fx
 
 from llmconv import PassError
 from llmconv.graph import (
+    ATTENTION,
     IO,
     ROLE,
-    SDPA,
+    ROTARIES,
     Graph,
+    Kind,
     ancestors_of,
     aten,
     drop_dead,
@@ -35,6 +38,7 @@ class Contract:
     """How a runtime names and lays out the cache.
 
     Attributes:
+        cos, sin: a second rotary's have `local_` before them.
         transposed: keys come and go as (G, 1, D, past) and (G, 1, D, ar), values as (G, 1, past, D) and (G, 1, ar, D);
             else both as (1, G, context, D) and (1, G, ar, D): the buffer of the whole context, of which the graph
             sees the first context - ar positions.
@@ -79,8 +83,9 @@ class KVCacheIO(GraphPass):
     """Keys and values of earlier tokens come in, those of the new tokens go out; the host keeps the cache.
 
     Given:  causal sdpa(q (1, H, T, D), k and v (1, G, T, D)); rotary's cos and sin computed from position_ids
-    Result: sdpa(q, past ++ k, past ++ v (1, G, context, D), mask (1, 1, T, context), additive); cos and sin
-            (1, 1, T, D / 2) are inputs. A graph with ar = context has no past inputs.
+    Result: sdpa(q, past ++ k, past ++ v (1, G, context, D), mask (1, 1, T, context), additive); cos and sin of each
+            rotary (1, 1, T, R / 2) are inputs, R channels of a head being turned. A graph with ar = context has no past
+            inputs.
     Not applied: a graph without causal sdpa is an error.
     Source: Genie's tensor contract, and the shared cache of ONNX Runtime GenAI.
 
@@ -96,14 +101,14 @@ class KVCacheIO(GraphPass):
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Rewrite the whole graph; it must not be split yet."""
-        attentions = [n for n in part.graph.nodes if n.target is SDPA and _causal(n)]
+        attentions = [n for n in part.graph.nodes if n.target in ATTENTION and _causal(n)]
         if not attentions:
             raise PassError(f"graph '{graph.name}' has no causal attention; was the pass listed twice?")
         names = CONTRACTS[self.contract]
-        graph.rope = _rope_table(part, graph.context)
+        graph.rope = _rope_tables(part, graph.context)
         like = value_of(attentions[0])
         mask = insert_input(part.graph, names.mask, like, (1, 1, graph.ar, graph.context), IO("attention_mask"))
-        _rope_inputs(part, names)
+        _rope_inputs(part, names, graph.rope)
         outputs, io = outputs_of(part), io_of(part)[1]
         for layer, node in enumerate(attentions):
             new = _cache(part, graph, node, layer, mask, names)
@@ -121,41 +126,43 @@ def _causal(node: fx.Node) -> bool:
     return bool(node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False))
 
 
-def _with_role(part: fx.GraphModule, role: str) -> fx.Node:
-    node: fx.Node
-    for node in part.graph.nodes:
-        if node.meta.get(ROLE) == role:
-            return node
-    raise PassError(f"the graph computes no {role}; its rotary embedding has no submodule 'rotary'")
+def _rope_roles(part: fx.GraphModule) -> dict[Kind, fx.Node]:
+    """Cos and sin of every table that something is turned by."""
+    made = {n.meta[ROLE]: n for n in part.graph.nodes if ROLE in n.meta}
+    found = {role: made[role] for roles in ROTARIES.values() for role in roles if role in made}
+    if not found:
+        raise PassError("the graph computes no rope_cos; its rotary embedding has no submodule 'rotary'")
+    return found
 
 
-def _rope_table(part: fx.GraphModule, context: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary's cos and sin at every position, (context, D / 2) each, from the graph's own nodes.
+def _rope_tables(part: fx.GraphModule, context: int) -> dict[Kind, torch.Tensor]:
+    """Each rotary's cos and sin at every position, (context, R / 2) each, from the graph's own nodes.
 
     Evaluated one graph run at a time, since the graph is traced at `ar` positions.
     """
     rotary = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
-    wanted = [_with_role(part, "rope_cos"), _with_role(part, "rope_sin")]
-    ancestors = ancestors_of(wanted)
+    wanted = _rope_roles(part)
+    ancestors = ancestors_of(list(wanted.values()))
     for node in part.graph.nodes:
         if node in ancestors:
             mapping[node] = rotary.node_copy(node, lambda n: mapping[n])
-    rotary.output([mapping[n] for n in wanted])
+    rotary.output([mapping[n] for n in wanted.values()])
     module = fx.GraphModule({}, rotary)
     ar = shape_of(inputs_of(part)["position_ids"])[1]
     runs = []
     for start in range(0, context, ar):
         runs.append(module(torch.arange(start, start + ar, dtype=torch.int32)[None]))
-    cos, sin = (torch.cat([run[i][0, 0] for run in runs])[:context] for i in (0, 1))
-    return cos, sin
+    return {role: torch.cat([run[i][0, 0] for run in runs])[:context] for i, role in enumerate(wanted)}
 
 
-def _rope_inputs(part: fx.GraphModule, names: Contract) -> None:
-    for role, name in (("rope_cos", names.cos), ("rope_sin", names.sin)):
-        old = _with_role(part, role)
-        new = insert_input(part.graph, name, value_of(old), shape_of(old), IO(role))  # type: ignore[arg-type]
-        old.replace_all_uses_with(new)
+def _rope_inputs(part: fx.GraphModule, names: Contract, kinds: Iterable[Kind]) -> None:
+    made = _rope_roles(part)
+    for kind in kinds:
+        name = names.cos if kind.endswith("cos") else names.sin
+        name = f"local_{name}" if kind.startswith("local_") else name
+        old = made[kind]
+        old.replace_all_uses_with(insert_input(part.graph, name, value_of(old), shape_of(old), IO(kind)))
 
 
 def _cache(
@@ -176,7 +183,7 @@ def _cache(
             values = insert(part.graph, aten.cat.default, ([old_values, v], 2), f"{base}.values")
     with part.graph.inserting_before(node):
         seen = insert(part.graph, aten.transpose.int, (keys, 2, 3), f"{base}.keys_seen")  # (1, G, S, D)
-        kwargs = {k: v for k, v in node.kwargs.items() if k in ("scale", "enable_gqa")}
+        kwargs = {k: v for k, v in node.kwargs.items() if k != "is_causal"}
         attention = insert(part.graph, node.target, (q, seen, values, mask), name_of(node), kwargs)  # type: ignore[arg-type]
     node.replace_all_uses_with(attention)
     part.graph.erase_node(node)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from llmconv import PassError
-from llmconv.graph import MADE_BY, SDPA, Model, aten, insert_weight, name_of, op_name, shape_of
+from llmconv.graph import ATTENTION, MADE_BY, Model, aten, insert_weight, name_of, op_name, shape_of
 from llmconv.passes import Pass, PassContext
 from llmconv.weights import Columns, Derived, Expression, Held, Rotated, Stored
 from llmconv_plugins.passes.channels import Table, around, keeps_channels
@@ -62,7 +62,7 @@ class Rotate(Pass):
 
     def _turn_heads(self, part: fx.GraphModule, table: Table) -> bool:
         """Turn what each head reads of v_proj and o_proj reads of it."""
-        found = [pair for node in part.graph.nodes if node.target == SDPA and (pair := around(node)) is not None]
+        found = [pair for node in part.graph.nodes if node.target in ATTENTION and (pair := around(node)) is not None]
         for pair in found:
             turn = rotation(pair.size, self.seed)
             for weight in pair.gives:

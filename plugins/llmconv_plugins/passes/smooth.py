@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from llmconv.encodings import WeightEncoding
-from llmconv.graph import SDPA, Model, aten, name_of, shape_of
+from llmconv.graph import ATTENTION, Model, aten, name_of, shape_of
 from llmconv.passes import PassContext
 from llmconv.quantization import Columns, channel_shares, nearest
 from llmconv_plugins.passes.channels import around, keeps_channels, weights_of
@@ -136,6 +136,6 @@ def _read_by(value: fx.Node, gives: list[str] | None, linears: Sequence[fx.Node]
 
 _FINDERS: dict[object, Callable[[fx.Node], Ends | None]] = {
     aten.rms_norm.default: _behind_norm,
-    SDPA: _behind_attention,
+    **dict.fromkeys(ATTENTION, _behind_attention),
     aten.mul.Tensor: _behind_product,
 }

@@ -7,10 +7,22 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from llmconv.graph import ELEMENTWISE, SDPA, Graph, aten, insert, io_of, name_of, outputs_of, set_outputs, shape_of
+from llmconv.graph import (
+    ATTENTION,
+    ELEMENTWISE,
+    NORMS,
+    Graph,
+    aten,
+    insert,
+    io_of,
+    name_of,
+    outputs_of,
+    set_outputs,
+    shape_of,
+)
 from llmconv.passes import GraphPass
 
-_ALONG_LAST = ELEMENTWISE | {aten.rms_norm.default}  # ops that leave every axis but the last alone
+_ALONG_LAST = ELEMENTWISE | NORMS  # ops that leave every axis but the last alone
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class SplitHeads(GraphPass):
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Split every attention of the part, then write its KV outputs as a concat of heads."""
         heads = _Heads(part.graph)
-        nodes = [n for n in part.graph.nodes if n.target is SDPA]
+        nodes = [n for n in part.graph.nodes if n.target in ATTENTION]
         nodes = [n for n in nodes if shape_of(n)[1] > 1]
         for node in nodes:
             _split(part.graph, node, heads)

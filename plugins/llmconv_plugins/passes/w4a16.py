@@ -13,9 +13,11 @@ from llmconv import PassError
 from llmconv.decoding import MASKED
 from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.graph import (
+    ELEMENTWISE,
     IO_META,
     MADE_BY,
     MOVEMENT,
+    NORMS,
     REQUANTIZE,
     Model,
     aten,
@@ -52,8 +54,8 @@ LINEAR, LM_HEAD = "linear", "lm_head"  # roles of weights
 
 WIDE_BLOCK, CRASHES = 64, range(7, 10)  # columns of a block; blocks of a row
 ALIGNED = 32  # columns
+_WIDE_USES = {(aten.embedding.default, 0), *((norm, 2) for norm in NORMS), (aten.layer_norm.default, 3)}
 _LINEAR_USES = {(aten.conv2d.default, 1), (aten.linear.default, 1)}
-_FIXED_INPUTS: dict[str, Range] = {"attention_mask": (MASKED, 0.0), "rope_cos": (-1.0, 1.0), "rope_sin": (-1.0, 1.0)}
 _FIXED_OPS: dict[object, Range] = {aten.softmax.int: (0.0, 1.0), aten.sigmoid.default: (0.0, 1.0)}
 
 
@@ -190,7 +192,7 @@ class W4A16(Pass):
             name, uses = name_of(node), _uses(node)
             if name in rules:
                 found[name] = WeightEncoding(rules[name].bits, rules[name].block)
-            elif uses <= {(aten.embedding.default, 0), (aten.rms_norm.default, 2)}:
+            elif uses <= _WIDE_USES:
                 found[name] = WeightEncoding(16)
             elif not uses <= {(aten.conv2d.default, 2), (aten.linear.default, 2)}:  # a bias follows its op's scales
                 raise PassError(f"weight '{name}' is used by {uses}, which has no quantized form")
@@ -231,8 +233,8 @@ def _logits_weights(part: fx.GraphModule) -> set[str]:
     for name, node in outputs_of(part).items():
         if io[name].kind == "logits":
             made = node
-            while made.target in MOVEMENT:
-                made = made.all_input_nodes[0]
+            while made.target in MOVEMENT or (made.target in ELEMENTWISE and len(made.all_input_nodes) == 1):
+                made = made.all_input_nodes[0]  # a cap of the logits
             weights = (weight_of(n) for n in made.all_input_nodes)
             found |= {name_of(n) for n in weights if n is not None}
     return found
@@ -240,10 +242,13 @@ def _logits_weights(part: fx.GraphModule) -> set[str]:
 
 def _fixed(model: Model) -> dict[str, Range]:
     fixed: dict[str, Range] = {}
+    for graph in model.graphs.values():
+        ranges: dict[str, Range] = {"attention_mask": (MASKED, 0.0)}
+        for kind, table in graph.rope.items():
+            ranges[kind] = (-float(table.abs().max()), float(table.abs().max()))
+        nodes = (node for part in graph.parts for node in inputs_of(part).values())
+        fixed |= {name_of(node): ranges[kind] for node in nodes if (kind := node.meta[IO_META].kind) in ranges}
     for part in _parts(model):
-        for node in inputs_of(part).values():
-            if node.meta[IO_META].kind in _FIXED_INPUTS:
-                fixed[name_of(node)] = _FIXED_INPUTS[node.meta[IO_META].kind]
         fixed |= {name_of(n): _FIXED_OPS[n.target] for n in part.graph.nodes if n.target in _FIXED_OPS}
     return fixed
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmconv import Bundle, Recipe, Sampling, apply
 from llmconv.graph import Graph
+from llmconv.sources import Rope
 from llmconv.target import find
 from llmconv.tokenizer import Tokenizer
 from llmconv_plugins.backends.onnx_backend import OnnxBackend
@@ -24,8 +25,9 @@ from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, GenieModel, d
 from llmconv_plugins.genie.genie_files import UnfitError, prove_genie_files
 from llmconv_plugins.genie.library import faults, schemas
 
+ROPE = Rope.plain(10000.0, 64)
 MODEL = GenieModel(
-    context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, rope_theta=10000.0, sampling=Sampling(0.8, 40, 0.95)
+    context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, ropes=(ROPE,), sampling=Sampling(0.8, 40, 0.95)
 )
 
 
@@ -148,8 +150,8 @@ def tiny_job(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> An
         ({"eos": ()}, "no id ends the text"),
         ({"eos": (2, 5000)}, "token 5000 is outside the vocabulary of 2048"),
         ({"vocabulary": 2047}, r"'logits' as \(1, 32, 2048\); Genie needs \(1, 32, 2047\)"),
-        ({"head_dim": 4}, r"'position_ids_cos' as \(1, 1, 32, 4\); Genie needs \(1, 1, 32, 2\)"),
-        ({"rope_theta": 5e5}, "rotary embedding is not the plain one of theta 500000"),
+        ({"ropes": (Rope.plain(1e4, 4),)}, r"'position_ids_cos' as \(1, 1, 32, 4\); Genie needs \(1, 1, 32, 2\)"),
+        ({"ropes": (Rope.plain(5e5, 8),)}, "rotary embedding is not that of theta 500000, the source's"),
     ],
 )
 def test_facts_are_compared_with_the_graphs(

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from llmconv import CheckpointError
+from llmconv.sources import Family, Keys
 from llmconv.tokenizer import Tokenizer
-from llmconv.weights import Expression, GGUFStore, Halved, Stored, WeightStore, set_of, shard_number
-from llmconv_plugins.sources.json_file import JsonFile
-from llmconv_plugins.sources.llama_huggingface import GENERATION, HuggingFaceLlama, in_transformers
-from llmconv_plugins.sources.llama_module import Llama
+from llmconv.weights import Checkpoint, Expression, GGUFStore, Halved, Stored, set_of, shard_number
+from llmconv_plugins.sources.decoder import DecoderModule
+from llmconv_plugins.sources.huggingface import GENERATION, HuggingFace, in_transformers
 
 SUFFIX = ".gguf"
 ARCHITECTURE = "llama"
@@ -67,14 +67,14 @@ _EOS, _ROLES = ("eos_token_id", "eot_token_id", "eom_token_id"), ("bos", "eos", 
 ROPE_FREQS = "rope_freqs.weight"
 
 
-class GGUFLlama(HuggingFaceLlama):
+class GGUF(HuggingFace):
     """A `.gguf` file, the first of a split set, or a folder with one of them.
 
     Keys of the architecture that are not known here are errors that name them: they may change what is computed.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(checkpoint)
+    def __init__(self, checkpoint: Path, families: Mapping[str, type[Family]]) -> None:
+        super().__init__(checkpoint, families)
         self.file = checkpoint if checkpoint.is_file() else _only(checkpoint)
         self.folder = self.file.parent
 
@@ -82,7 +82,7 @@ class GGUFLlama(HuggingFaceLlama):
     def _store(self) -> GGUFStore:
         store = GGUFStore(set_of(self.file))
         if (found := store.metadata.get("general.architecture")) != ARCHITECTURE:
-            raise CheckpointError(f"{self.file}: architecture {found!r} is not implemented by source 'llama'")
+            raise CheckpointError(f"{self.file}: architecture {found!r} is not implemented")
         return store
 
     @cached_property
@@ -111,16 +111,16 @@ class GGUFLlama(HuggingFaceLlama):
         for name, value in own.items():
             allowed = [head if x is None else x for x in _NEUTRAL.get(name, ())]
             if name not in _KEYS and value not in allowed:
-                raise CheckpointError(f"{self.file}: {prefix}{name} = {value!r} is not implemented by source 'llama'")
+                raise CheckpointError(f"{self.file}: {prefix}{name} = {value!r} is not implemented")
         if isinstance(epsilon := config.get("rms_norm_eps"), float):
             config["rms_norm_eps"] = float(f"{epsilon:.6g}")  # stored in single precision
         config["tie_word_embeddings"] = "output.weight" not in self._store
         config["attention_bias"] = "blk.0.attn_q.bias" in self._store
         return config
 
-    def table(self, name: str) -> JsonFile:
+    def table(self, name: str) -> Keys:
         """A file that the metadata stand for."""
-        return JsonFile(self.file, self._tables[name])
+        return Keys(self.file, self._tables[name])
 
     def has(self, name: str) -> bool:
         """Whether they stand for it."""
@@ -139,7 +139,7 @@ class GGUFLlama(HuggingFaceLlama):
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.of_gguf(self._store.metadata, self.file)
 
-    def open(self) -> WeightStore:
+    def open(self) -> Checkpoint:
         """The file's tensors.
 
         Raises:
@@ -147,27 +147,25 @@ class GGUFLlama(HuggingFaceLlama):
         """
         store = self._store
         if ROPE_FREQS in store and not torch.equal(factors := store.read(ROPE_FREQS), torch.ones_like(factors)):
-            raise CheckpointError(
-                f"{self.file}: {ROPE_FREQS} scales RoPE's frequencies, which source 'llama' does not implement"
-            )
+            raise CheckpointError(f"{self.file}: {ROPE_FREQS} scales RoPE's frequencies, which is not implemented")
         with torch.device("meta"):
-            parameters = [name for name, _ in Llama(self.describe().sizes).named_parameters()]
-        known = {stored for name in parameters for stored in self.weight(name).stored()}
+            parameters = [name for name, _ in DecoderModule(self.describe().architecture).named_parameters()]
+        known = {tensor for name in parameters for tensor in self.weight(name, store).stored()}
         if beyond := [name for name in store.names if name not in known and name != ROPE_FREQS]:
-            raise CheckpointError(f"{self.file}: tensor '{beyond[0]}' is not implemented by source 'llama'")
+            raise CheckpointError(f"{self.file}: tensor '{beyond[0]}' is not implemented")
         return store
 
     @cached_property
     def _head_dim(self) -> int:
-        return self.describe().sizes.head_dim
+        return self.describe().architecture.head_dim
 
-    def weight(self, name: str) -> Expression:
+    def weight(self, name: str, store: Checkpoint) -> Expression:
         """Under llama.cpp's words; queries' and keys' rows moved back from its pairs to RoPE's halves."""
         if name == "lm_head.weight" and self._json.values["tie_word_embeddings"]:
             name = "embed_tokens.weight"
         words = [_NAMES.get(word, word) for word in name.split(".") if word not in _GROUPS]
-        stored = Stored(".".join(words))
-        return Halved(stored, self._head_dim) if words[-2] in _PAIRED else stored
+        tensor = Stored(".".join(words))
+        return Halved(tensor, self._head_dim) if words[-2] in _PAIRED else tensor
 
     def reference(self) -> nn.Module | str:
         """The same file in transformers, which takes a set for its first file alone."""

@@ -1,4 +1,4 @@
-"""Llama in Meta's layout: params.json, tokenizer.model and consolidated.*.pth, one for each model-parallel rank."""
+"""Meta's layout: params.json, tokenizer.model and consolidated.*.pth, one for each model-parallel rank."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from llmconv import CheckpointError, Sampling
-from llmconv.weights import Expression, Halved, Joined, PickleStore, Stored, StoreUnion, WeightStore
-from llmconv_plugins.sources.json_file import JsonFile
-from llmconv_plugins.sources.llama_layout import Description, LlamaLayout, check_heads
-from llmconv_plugins.sources.llama_module import LlamaSizes
+from llmconv.sources import Keys
+from llmconv.weights import Checkpoint, Expression, Halved, Joined, PickleStore, Stored, StoreUnion
+from llmconv_plugins.sources.families.llama import Llama
+from llmconv_plugins.sources.layout import Description, Layout
 
 POSITIONS = 4096  # of Llama 2; params.json seldom says
 BOS, EOS = 1, 2  # of every SentencePiece tokenizer that Meta published for Llama
@@ -40,18 +40,18 @@ _SPLIT = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "wo": 1, "w2
 _ROTATED = ("wq", "wk")  # by RoPE, which turns neighbours in Meta's order of a head's rows
 
 
-class MetaLlama(LlamaLayout):
+class Meta(Layout):
     """Keys of params.json that are not known here are errors that name them: they may change what is computed."""
 
     config_name = "params.json"
 
     @cached_property
-    def _json(self) -> JsonFile:
-        found = JsonFile.read(self.file)
+    def _json(self) -> Keys:
+        found = Keys.read(self.file)
         for key, value in found.values.items():
             if key not in _KNOWN and value not in (None, False):
                 raise found.unsupported(key)
-        return JsonFile(self.file, {key: value for key, value in found.values.items() if value is not None})
+        return Keys(self.file, {key: value for key, value in found.values.items() if value is not None})
 
     def describe(self) -> Description:
         """The model's sizes."""
@@ -60,20 +60,21 @@ class MetaLlama(LlamaLayout):
         kv_heads = params.integer("n_kv_heads", heads)
         if hidden % heads:
             raise CheckpointError(f"{self.file}: dim = {hidden} is no multiple of n_heads = {heads}")
-        check_heads(params, ("n_heads", heads), ("n_kv_heads", kv_heads), hidden // heads)
-        sizes = LlamaSizes(
-            vocabulary=self._vocabulary(),
-            hidden=hidden,
-            intermediate=self._intermediate(hidden),
-            layers=params.integer("n_layers"),
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=hidden // heads,
-            norm_eps=params.number("norm_eps", 1e-5),
-            rope_theta=params.number("rope_theta", 10000.0),
-            attention_bias=False,
-        )
-        return Description(sizes, params.integer("max_seq_len", POSITIONS), BOS, (EOS,), Sampling())
+        if heads % kv_heads:
+            raise CheckpointError(f"{self.file}: n_heads = {heads} is no multiple of n_kv_heads = {kv_heads}")
+        config = {
+            "vocab_size": self._vocabulary(),
+            "hidden_size": hidden,
+            "intermediate_size": self._intermediate(hidden),
+            "num_hidden_layers": params.integer("n_layers"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "rms_norm_eps": params.number("norm_eps", 1e-5),
+            "rope_theta": params.number("rope_theta", 10000.0),
+            "max_position_embeddings": params.integer("max_seq_len", POSITIONS),
+        }
+        family = Llama(Keys(self.file, config))
+        return Description(family, family.described, BOS, (EOS,), Sampling())
 
     def _vocabulary(self) -> int:
         if self._json.values.get("vocab_size", -1) == -1:  # as Llama 2 writes it
@@ -94,19 +95,19 @@ class MetaLlama(LlamaLayout):
 
     @cached_property
     def _head_dim(self) -> int:
-        return self.describe().sizes.head_dim
+        return self.describe().architecture.head_dim
 
-    def open(self) -> WeightStore:
+    def open(self) -> Checkpoint:
         """All ranks' files, each under its name where there are several."""
         if len(self._files) == 1:
             return PickleStore(self._files)
         return StoreUnion({file.name: PickleStore([file]) for file in self._files})
 
-    def weight(self, name: str) -> Expression:
+    def weight(self, name: str, store: Checkpoint) -> Expression:
         """Under Meta's words for Hugging Face's: the ranks joined, queries' and keys' rows moved for RoPE's halves."""
-        stored = ".".join(_NAMES.get(word, word) for word in name.split("."))
-        kind = stored.split(".")[-2]  # layers.0.attention.wq.weight -> wq
-        ranks = [Stored(f"{file.name}/{stored}") for file in self._files] if len(self._files) > 1 else [Stored(stored)]
+        tensor = ".".join(_NAMES.get(word, word) for word in name.split("."))
+        kind = tensor.split(".")[-2]  # layers.0.attention.wq.weight -> wq
+        ranks = [Stored(f"{file.name}/{tensor}") for file in self._files] if len(self._files) > 1 else [Stored(tensor)]
         axis = _SPLIT.get(kind)
         joined = ranks[0] if axis is None or len(ranks) == 1 else Joined(tuple(ranks), axis)
         return Halved(joined, self._head_dim) if kind in _ROTATED else joined

@@ -1,4 +1,4 @@
-"""What the layouts of Llama checkpoints have in common: each gives sizes, tokenizer and weights of one checkpoint."""
+"""What the layouts of checkpoints have in common: each gives architecture, tokenizer and weights of one checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from llmconv import CheckpointError, Sampling
+from llmconv import Sampling
+from llmconv.sources import Architecture, Family
 from llmconv.tokenizer import Tokenizer
-from llmconv.weights import Expression, WeightStore
-from llmconv_plugins.sources.json_file import JsonFile
-from llmconv_plugins.sources.llama_module import LlamaSizes
+from llmconv.weights import Checkpoint, Expression
 
 # Hugging Face's names of files that say how to talk with a model; none has to be there
 TALK = (
@@ -28,29 +27,31 @@ TALK = (
 class Description:
     """What a layout's small files say of the model."""
 
-    sizes: LlamaSizes
-    positions: int
+    family: Family
+    architecture: Architecture
     bos: int | None
     eos: tuple[int, ...]
     sampling: Sampling
 
 
-class LlamaLayout(ABC):
-    """One way in which a checkpoint holds a Llama.
+class Layout(ABC):
+    """One way in which a checkpoint holds a decoder.
 
     Args:
         folder: the checkpoint's.
+        families: by model type.
     """
 
     config_name: ClassVar[str]  # of the file that names the sizes
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, families: Mapping[str, type[Family]]) -> None:
         self.folder = folder
+        self.families = families
         self.file = folder / self.config_name
 
     @abstractmethod
     def describe(self) -> Description:
-        """The model's sizes, from the small files alone."""
+        """What is computed, from the small files alone."""
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the folder."""
@@ -67,25 +68,13 @@ class LlamaLayout(ABC):
         return {file.name: file.read_bytes() for file in files}
 
     @abstractmethod
-    def open(self) -> WeightStore:
+    def open(self) -> Checkpoint:
         """The checkpoint's tensors, by their names there."""
 
     @abstractmethod
-    def weight(self, name: str) -> Expression:
+    def weight(self, name: str, store: Checkpoint) -> Expression:
         """What a parameter of the module is, of these tensors."""
 
     @abstractmethod
     def reference(self) -> nn.Module | str:
         """As of `Source.reference`."""
-
-
-def check_heads(file: JsonFile, heads: tuple[str, int], kv_heads: tuple[str, int], head_dim: int) -> None:
-    """Refuse numbers of heads that do not share keys evenly, and heads that RoPE cannot halve.
-
-    Args:
-        heads: key of the file and its value, as is kv_heads.
-    """
-    if heads[1] % kv_heads[1]:
-        raise CheckpointError(f"{file.path}: {heads[0]} = {heads[1]} is no multiple of {kv_heads[0]} = {kv_heads[1]}")
-    if head_dim % 2:
-        raise CheckpointError(f"{file.path}: head_dim = {head_dim} is odd; RoPE rotates halves")

@@ -1,9 +1,9 @@
-"""The Llama family, in Hugging Face's layout, in Meta's, and in a GGUF file."""
+"""Decoders of all families, in Hugging Face's layout, in Meta's, and in a GGUF file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -12,21 +12,28 @@ import torch
 from torch import nn
 
 from llmconv import CheckpointError
-from llmconv.sources import ModelConfig, Source
+from llmconv.sources import Family, ModelConfig, Source
 from llmconv.tokenizer import Tokenizer
 from llmconv.weights import Derived, WeightStore
-from llmconv_plugins.sources.llama_gguf import SUFFIX, GGUFLlama
-from llmconv_plugins.sources.llama_huggingface import ADAPTER, HuggingFaceLlama
-from llmconv_plugins.sources.llama_layout import Description, LlamaLayout
-from llmconv_plugins.sources.llama_meta import MetaLlama
-from llmconv_plugins.sources.llama_module import Llama
+from llmconv_plugins.sources.decoder import DecoderModule
+from llmconv_plugins.sources.families import FAMILIES
+from llmconv_plugins.sources.gguf import GGUF, SUFFIX
+from llmconv_plugins.sources.huggingface import ADAPTER, HuggingFace
+from llmconv_plugins.sources.layout import Description, Layout
+from llmconv_plugins.sources.meta import Meta
+
+
+def _built_in() -> dict[str, type[Family]]:
+    return {kind: family for family in FAMILIES for kind in family.types}
 
 
 @dataclass(frozen=True)
-class LlamaSource(Source):
-    """Llama checkpoints: a folder with config.json (Hugging Face's), with params.json (Meta's), or a GGUF file."""
+class DecoderSource(Source):
+    """Decoder-only models: a folder with config.json (Hugging Face's), with params.json (Meta's), or a GGUF file."""
 
-    name: ClassVar[str] = "llama"
+    name: ClassVar[str] = "decoder"
+
+    families: Mapping[str, type[Family]] = field(default_factory=_built_in, init=False, repr=False, compare=False)
 
     @classmethod
     def reads(cls, checkpoint: Path) -> bool:
@@ -34,14 +41,14 @@ class LlamaSource(Source):
         return _layout(checkpoint) is not None
 
     @cached_property
-    def _layout(self) -> LlamaLayout:
+    def _layout(self) -> Layout:
         if not self.checkpoint.exists():
             raise CheckpointError(
                 f"{self.checkpoint}: no such file or folder; set model.checkpoint or pass --checkpoint"
             )
         if self.checkpoint.is_file() and self.checkpoint.suffix.lower() != SUFFIX:
             raise CheckpointError(f"{self.checkpoint}: no folder and no {SUFFIX} file; give the checkpoint's folder")
-        return (_layout(self.checkpoint) or HuggingFaceLlama)(self.checkpoint)  # which says what is missing
+        return (_layout(self.checkpoint) or HuggingFace)(self.checkpoint, self.families)  # which says what is missing
 
     @cached_property
     def _description(self) -> Description:
@@ -49,31 +56,38 @@ class LlamaSource(Source):
 
     def config(self) -> ModelConfig:
         """The model's sizes."""
-        found, sizes = self._description, self._description.sizes
+        found, architecture = self._description, self._description.architecture
         return ModelConfig(
-            family="llama",
-            layers=sizes.layers,
-            hidden=sizes.hidden,
-            heads=sizes.heads,
-            kv_heads=sizes.kv_heads,
-            head_dim=sizes.head_dim,
-            vocabulary=sizes.vocabulary,
-            positions=found.positions,
+            family=found.family.types[0],
+            layers=architecture.layers,
+            hidden=architecture.hidden,
+            heads=architecture.heads,
+            kv_heads=architecture.kv_heads,
+            head_dim=architecture.head_dim,
+            vocabulary=architecture.vocabulary,
+            positions=architecture.positions,
+            window=architecture.window,
             bos=found.bos,
             eos=found.eos,
-            rope_theta=sizes.rope_theta,
+            ropes=architecture.ropes,
             sampling=found.sampling,
         )
 
+    def uses(self) -> tuple[object, ...]:
+        """The family."""
+        return (self._description.family,)
+
     def module(self) -> nn.Module:
         """The module, without data."""
+        architecture = self._description.architecture
         with torch.device("meta"):
-            return Llama(self._description.sizes)
+            return DecoderModule(architecture)
 
     def weights(self) -> WeightStore:
         """The checkpoint's tensors by the module's names, in the module's shapes."""
         shapes = {name: list(parameter.shape) for name, parameter in self.module().named_parameters()}
-        store = Derived(self._layout.open(), {name: self._layout.weight(name) for name in shapes})
+        opened = self._layout.open()
+        store = Derived(opened, {name: self._layout.weight(name, opened) for name in shapes})
         for name, asked in shapes.items():
             if (found := list(store.shape(name))) != asked:
                 raise CheckpointError(
@@ -95,11 +109,11 @@ class LlamaSource(Source):
         return self._layout.reference()
 
 
-def _layout(checkpoint: Path) -> type[LlamaLayout] | None:
+def _layout(checkpoint: Path) -> type[Layout] | None:
     if checkpoint.is_file():
-        return GGUFLlama if checkpoint.suffix.lower() == SUFFIX else None
-    if any((checkpoint / name).is_file() for name in (HuggingFaceLlama.config_name, ADAPTER)):
-        return HuggingFaceLlama
-    if (checkpoint / MetaLlama.config_name).is_file() or any(checkpoint.glob("consolidated.*.pth")):
-        return MetaLlama
-    return GGUFLlama if any(checkpoint.glob(f"*{SUFFIX}")) else None
+        return GGUF if checkpoint.suffix.lower() == SUFFIX else None
+    if any((checkpoint / name).is_file() for name in (HuggingFace.config_name, ADAPTER)):
+        return HuggingFace
+    if (checkpoint / Meta.config_name).is_file() or any(checkpoint.glob("consolidated.*.pth")):
+        return Meta
+    return GGUF if any(checkpoint.glob(f"*{SUFFIX}")) else None

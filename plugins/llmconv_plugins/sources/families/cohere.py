@@ -1,0 +1,39 @@
+"""Command R7B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from llmconv.sources import FULL, SLIDING, Architecture, Family
+
+
+class Cohere2(Family):
+    """A shared LayerNorm before attention and MLP, side by side; RoPE on neighbours, in layers with a window alone."""
+
+    types: ClassVar = ("cohere2",)
+    defaults: ClassVar = {
+        **{"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "sliding_window": 4096, "sliding_window_pattern": 4},
+        **{"tie_word_embeddings": True, "max_position_embeddings": 8192, "bos_token_id": 5, "eos_token_id": 255001},
+    }
+    epsilon: ClassVar = "layer_norm_eps"
+    paired: ClassVar = True
+
+    def architecture(self) -> Architecture:
+        """With biases where the file asks for them."""
+        bias = self.keys.flag("attention_bias")
+        return replace(super().architecture(), norm="layer", parallel="shared", qkv_bias=bias, o_bias=bias)
+
+    def turns(self, layer: int, kind: str) -> bool:
+        """Where there is a window."""
+        return kind == SLIDING and self.keys.get("sliding_window") is not None
+
+    def multipliers(self) -> Mapping[str, float]:
+        """The logits' is folded into lm_head."""
+        return {"lm_head": self.keys.number("logit_scale")}
+
+    def default_layer_types(self, layers: int) -> list[str]:
+        """Every fourth sees all."""
+        every = self.keys.integer("sliding_window_pattern")
+        return [SLIDING if (i + 1) % every else FULL for i in range(layers)]

@@ -1,0 +1,26 @@
+"""Granite 3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from llmconv.sources import Architecture
+from llmconv_plugins.sources.families.llama import Llama
+
+
+class Granite(Llama):
+    """Llama with constants: on the embedding, on what attention and MLP give, on the scores, on the logits."""
+
+    types: ClassVar = ("granite",)
+
+    def architecture(self) -> Architecture:
+        """The scores' constant stands in place of 1 / sqrt(head_dim)."""
+        return replace(super().architecture(), attention_scale=self.keys.number("attention_multiplier", 1.0))
+
+    def multipliers(self) -> Mapping[str, float]:
+        """The others are folded into weights."""
+        residual = self.keys.number("residual_multiplier", 1.0)
+        embedding, logits = self.keys.number("embedding_multiplier", 1.0), 1 / self.keys.number("logits_scaling", 1.0)
+        return {"embed_tokens": embedding, "o_proj": residual, "down_proj": residual, "lm_head": logits}

@@ -1,0 +1,42 @@
+"""OLMo 2 and 3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from llmconv.sources import FULL, SLIDING, Architecture, Family, Keys
+
+
+class Olmo2(Family):
+    """Llama with norms behind attention and MLP instead of before, and over all heads' queries and keys at once."""
+
+    types: ClassVar = ("olmo2",)
+    defaults: ClassVar = {"rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": 50279}
+    names: ClassVar = {
+        "attention_output_norm": "post_attention_layernorm",
+        "mlp_output_norm": "post_feedforward_layernorm",
+    }
+
+    def architecture(self) -> Architecture:
+        """With biases where the file asks for them."""
+        bias = self.keys.flag("attention_bias")
+        found = replace(super().architecture(), norms_before=False, norms_after=True, qk_norm="whole")
+        return replace(found, qkv_bias=bias, o_bias=bias)
+
+
+class Olmo3(Olmo2):
+    """Windows on three layers of four; what stretches RoPE is for the others."""
+
+    types: ClassVar = ("olmo3",)
+    defaults: ClassVar = {"sliding_window": 4096, "rope_theta": 500000.0}
+
+    def rope_tables(self) -> dict[str, Keys]:
+        """As transformers reads them."""
+        given, scaling = self.keys.table("rope_parameters"), self.keys.table("rope_scaling")
+        full = {**given.table(FULL).values, **scaling.values}
+        return {FULL: Keys(self.keys.path, full), SLIDING: given.table(SLIDING)}
+
+    def default_layer_types(self, layers: int) -> list[str]:
+        """Every fourth sees all."""
+        return [SLIDING if (i + 1) % 4 else FULL for i in range(layers)]
