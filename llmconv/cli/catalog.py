@@ -1,4 +1,4 @@
-"""Commands that list what there is: passes and other plugins, targets."""
+"""Commands that list what there is: passes and other plugins, families of models, targets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ def passes() -> None:
     display.show(table)
     for where, why in registry.broken.items():
         display.note(f"plugin {where} cannot be loaded: {why}")
+
+
+def families() -> None:
+    """List the families of models that checkpoints may be of, by config.json's model_type."""
+    from llmconv.plugins.registry import Registry
+
+    table = Table("model_type", "what it is", "compared with", "from")
+    for distribution, family in Registry.load().registered_families:
+        said = (family.__doc__ or "").strip().partition("\n")[0]
+        table.add_row(", ".join(family.types), said, family.compared_with, distribution)
+    display.show(table)
+    display.note(
+        "Where layers see a window, graphs see at most that many positions. Not read: mixtures of experts, state-space "
+        "and convolution layers, compressed keys (MLA), images."
+    )
 
 
 def targets() -> None:

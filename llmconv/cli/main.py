@@ -36,6 +36,7 @@ app.command()(talk.chat)
 app.command()(inspect.inspect)
 app.command()(bundles.export)
 app.command()(catalog.passes)
+app.command()(catalog.families)
 app.command()(catalog.targets)
 app.add_typer(recipes.app, name="recipe")
 

@@ -145,8 +145,9 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache) ->
             args, kwargs = pytree.tree_unflatten([next(rest) if isinstance(x, fx.Node) else x for x in leaves], spec)
             return replacement(*args, **kwargs)
 
-        fakes = [value_of(t) for t in tensors]
-        with fake_mode_of(fakes):
+        vals = [value_of(t) for t in tensors]
+        with fake_mode_of(vals):  # values of one shape may share a fake tensor, which make_fx would take for one argument
+            fakes = [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in vals]
             cache[key] = make_fx(call, pre_dispatch=True)(*fakes)
     traced = cache[key]
     mapping = dict(zip((n for n in traced.graph.nodes if n.op == "placeholder"), tensors, strict=True))

@@ -143,15 +143,19 @@ class Registry:
         """The family of each model type, but for types that two families claim."""
         found: dict[str, tuple[str, type[Family]]] = {}
         twice: set[str] = set()
-        for distribution, families in self._call(_FAMILIES):
-            for family in families:
-                for kind in family.types:
-                    other, _ = found.setdefault(kind, (distribution, family))
-                    if found[kind][1] is not family:
-                        twice.add(kind)
-                        both = f"model type '{kind}' comes from both {other} and {distribution}; uninstall one"
-                        self._break(f"{distribution} (family {family.__name__})", PluginError(both))
+        for distribution, family in self.registered_families:
+            for kind in family.types:
+                other, first = found.setdefault(kind, (distribution, family))
+                if first is not family:
+                    twice.add(kind)
+                    both = f"model type '{kind}' comes from both {other} and {distribution}; uninstall one"
+                    self._break(f"{distribution} (family {family.__name__})", PluginError(both))
         return {kind: family for kind, (_, family) in found.items() if kind not in twice}
+
+    @cached_property
+    def registered_families(self) -> list[tuple[str, type[Family]]]:
+        """Every family that a plugin brings, with its distribution."""
+        return [(distribution, family) for distribution, found in self._call(_FAMILIES) for family in found]
 
     def source(self, name: str, options: Mapping[str, Any]) -> Source:
         """A source that knows all families.

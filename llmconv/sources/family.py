@@ -51,6 +51,7 @@ class Family:
         norm_bias: whether a norm that subtracts the mean has a bias; zeros where it has none.
         paired: whether RoPE turns neighbouring channels, where the decoder turns halves.
         epsilon: the key of what norms add to the mean of squares.
+        compared_with: what its numbers are tested against, with the version.
         text: the key of the table that describes the text model, in files of a larger one.
     """
 
@@ -65,6 +66,7 @@ class Family:
     paired: ClassVar[bool] = False
     epsilon: ClassVar[str] = "rms_norm_eps"
     text: ClassVar[str | None] = None
+    compared_with: ClassVar[str] = ""
 
     def __init__(self, config: Keys) -> None:
         values = {self.aliases.get(key, key): value for key, value in config.values.items()}

@@ -82,7 +82,7 @@ class _TokensLast:
             return
         args = tuple(self.of(x) if isinstance(x, fx.Node) else x for x in node.args)
         with self.graph.inserting_before(node):
-            twin = insert(self.graph, node.target, args, name_of(node))  # type: ignore[arg-type]
+            twin = insert(self.graph, node.target, args, name_of(node), node.kwargs)  # type: ignore[arg-type]
         self._stand_in(node, twin)
 
     def _stand_in(self, node: fx.Node, twin: fx.Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -133,7 +134,7 @@ class _Heads:
             rows = self._columns(args[0], h, shape_of(node)[-1])  # type: ignore[arg-type]
             return self._insert(node, aten.unsqueeze.default, (rows, axis), h)
         if target in _ALONG_LAST and axis < rank - 1:
-            return self._insert(node, target, tuple(self._operand(x, node, axis, h) for x in args), h)
+            return self._insert(node, target, tuple(self._operand(x, node, axis, h) for x in args), h, node.kwargs)
         return self._insert(node, aten.slice.Tensor, (node, axis, h, h + 1), h)
 
     def _operand(self, x: Any, node: fx.Node, axis: int, h: int) -> Any:
@@ -158,10 +159,12 @@ class _Heads:
             ]
         return self._insert(x, aten.linear.default, (x.args[0], *params), h)
 
-    def _insert(self, after: fx.Node, target: Any, args: tuple[Any, ...], h: int) -> fx.Node:
+    def _insert(
+        self, after: fx.Node, target: Any, args: tuple[Any, ...], h: int, kwargs: Mapping[str, Any] | None = None
+    ) -> fx.Node:
         """Insert behind the node whose head this is."""
         place = self.last_input if after.op == "placeholder" else after
         while place.next.op in ("placeholder", "get_attr"):  # inputs stay together at the top
             place = place.next
         with self.graph.inserting_after(place):
-            return insert(self.graph, target, args, f"{name_of(after)}.h{h}")
+            return insert(self.graph, target, args, f"{name_of(after)}.h{h}", kwargs)

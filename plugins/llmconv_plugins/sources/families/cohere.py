@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Architecture, Family
+from llmconv.sources import FULL, SLIDING, Architecture
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Cohere2(Family):
+class Cohere2(Compared):
     """A shared LayerNorm before attention and MLP, side by side; RoPE on neighbours, in layers with a window alone."""
 
     types: ClassVar = ("cohere2",)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import Architecture, Family
+from llmconv.sources import Architecture
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Ernie45(Family):
+class Ernie45(Compared):
     """Llama whose RoPE turns neighbours; biases everywhere where the file asks for them."""
 
     types: ClassVar = ("ernie4_5",)

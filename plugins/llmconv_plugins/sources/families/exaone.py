@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Architecture, Family
+from llmconv.sources import FULL, SLIDING, Architecture
+from llmconv_plugins.sources.families.compared import Compared
 from llmconv_plugins.sources.families.llama import Llama
 from llmconv_plugins.sources.families.olmo import Olmo2
 
@@ -28,7 +29,7 @@ class Exaone(Llama):
     prefixes: ClassVar = ("transformer.",)
 
 
-class Exaone4(Family):
+class Exaone4(Compared):
     """Norms behind attention and MLP, and over each head's queries and keys; RoPE in layers with a window alone."""
 
     types: ClassVar = ("exaone4",)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Activation, Architecture, Family, Keys
+from llmconv.sources import FULL, SLIDING, Activation, Architecture, Keys
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Gemma(Family):
+class Gemma(Compared):
     """Llama with norms that multiply by 1 + w, a table of embeddings times sqrt(width), and gelu by tanh."""
 
     types: ClassVar[tuple[str, ...]] = ("gemma",)

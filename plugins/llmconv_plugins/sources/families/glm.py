@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import Architecture, Family
+from llmconv.sources import Architecture
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Glm(Family):
+class Glm(Compared):
     """Llama with biases on queries, keys and values, a fused MLP, and RoPE on neighbours of half of each head."""
 
     types: ClassVar = ("glm",)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Architecture, Family
+from llmconv.sources import FULL, SLIDING, Architecture
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Llama(Family):
+class Llama(Compared):
     """Llama 1 to 3, SmolLM 2, Falcon 3, Yi, and DeepSeek's distillations into it."""
 
     types: ClassVar = ("llama",)

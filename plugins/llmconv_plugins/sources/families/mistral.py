@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmconv.sources import Family
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Mistral(Family):
+class Mistral(Compared):
     """Llama whose every layer sees a window, unless the file says null."""
 
     types: ClassVar = ("mistral",)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Architecture, Family, Keys
+from llmconv.sources import FULL, SLIDING, Architecture, Keys
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Olmo2(Family):
+class Olmo2(Compared):
     """Llama with norms behind attention and MLP instead of before, and over all heads' queries and keys at once."""
 
     types: ClassVar = ("olmo2",)

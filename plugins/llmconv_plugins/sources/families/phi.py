@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import Architecture, Family, Keys
+from llmconv.sources import Architecture, Keys
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Phi3(Family):
+class Phi3(Compared):
     """Llama with fused projections; longer texts by factors of RoPE's frequencies, turned in part in Phi 4 mini."""
 
     types: ClassVar = ("phi3",)
@@ -29,7 +30,7 @@ def _renamed(table: Mapping[str, object]) -> dict[str, object]:
     return {k: "longrope" if k in ("type", "rope_type") and v in ("su", "yarn") else v for k, v in table.items()}
 
 
-class Phi(Family):
+class Phi(Compared):
     """A shared LayerNorm before attention and an MLP of two projections, side by side; biases everywhere."""
 
     types: ClassVar = ("phi",)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import Architecture, Family
+from llmconv.sources import Architecture
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Qwen2(Family):
+class Qwen2(Compared):
     """Llama with biases on queries, keys and values."""
 
     types: ClassVar = ("qwen2",)
@@ -19,7 +20,7 @@ class Qwen2(Family):
         return replace(super().architecture(), qkv_bias=True)
 
 
-class Qwen3(Family):
+class Qwen3(Compared):
     """Llama with a norm over each head's queries and keys."""
 
     types: ClassVar = ("qwen3",)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import Architecture, Family
+from llmconv.sources import Architecture
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class StableLM(Family):
+class StableLM(Compared):
     """Llama with LayerNorm and RoPE on a quarter of each head; side by side, and with norms of each head, as asked."""
 
     types: ClassVar = ("stablelm",)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import Architecture, Family
+from llmconv.sources import Architecture
+from llmconv_plugins.sources.families.compared import Compared
 
 
-class Starcoder2(Family):
+class Starcoder2(Compared):
     """LayerNorms, an MLP of two projections with gelu by tanh, and biases everywhere."""
 
     types: ClassVar = ("starcoder2",)
