@@ -146,7 +146,9 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache) ->
             return replacement(*args, **kwargs)
 
         vals = [value_of(t) for t in tensors]
-        with fake_mode_of(vals):  # values of one shape may share a fake tensor, which make_fx would take for one argument
+        with fake_mode_of(
+            vals
+        ):  # values of one shape may share a fake tensor, which make_fx would take for one argument
             fakes = [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in vals]
             cache[key] = make_fx(call, pre_dispatch=True)(*fakes)
     traced = cache[key]

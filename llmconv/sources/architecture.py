@@ -18,7 +18,7 @@ class Architecture:
         positions: that it knows.
         ropes: tables of cos and sin, one or two: the first is the model's, the second that of layers with a window.
         rope_of: of each layer, which of them turns its queries and keys; None for none; by default the first for all.
-        norm: root mean square alone, or with the mean subtracted and a bias.
+        norm: root mean square alone, or with the mean subtracted first; `norm_bias` adds to what comes of it.
         norms_before, norms_after: whether attention and MLP have a norm before them, and one on what they give.
         parallel: whether the MLP reads what attention reads ("shared" norm), or the same stream by a norm of its own.
         qk_norm: of queries and keys: over each "head" with one weight, over each by a weight of "each" its own, over
@@ -42,6 +42,7 @@ class Architecture:
     ropes: tuple[Rope, ...]
     rope_of: tuple[int | None, ...] = ()
     norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = False
     norms_before: bool = True
     norms_after: bool = False
     parallel: Literal["shared", "own"] | None = None

@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
-
 from llmconv.errors import CheckpointError
 from llmconv.sources.architecture import Activation, Architecture
 from llmconv.sources.keys import Keys
 from llmconv.sources.rope import Rope, rope_from
-from llmconv.weights.expressions import Affine, Cut, Expression, Halved, Held, Stored
+from llmconv.weights.expressions import Affine, Cut, Expression, Halved, Stored
 from llmconv.weights.store import Checkpoint
 
-QK_NORMS = ("q_norm", "k_norm")
 SLIDING, FULL = "sliding_attention", "full_attention"  # of layer_types
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -48,7 +45,6 @@ class Family:
         prefixes: of all tensors but lm_head's; the first under which the checkpoint has an embedding.
         fused: tensor that holds the rows of several projections -> those, in order.
         norm_shift: what is added to a norm's stored weight.
-        norm_bias: whether a norm that subtracts the mean has a bias; zeros where it has none.
         paired: whether RoPE turns neighbouring channels, where the decoder turns halves.
         epsilon: the key of what norms add to the mean of squares.
         compared_with: what its numbers are tested against, with the version.
@@ -62,7 +58,6 @@ class Family:
     prefixes: ClassVar[tuple[str, ...]] = ("model.",)
     fused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     norm_shift: ClassVar[float] = 0.0
-    norm_bias: ClassVar[bool] = False
     paired: ClassVar[bool] = False
     epsilon: ClassVar[str] = "rms_norm_eps"
     text: ClassVar[str | None] = None
@@ -197,11 +192,7 @@ class Family:
             store: of those; their names and shapes are looked at.
         """
         *before, kind, last = name.split(".")
-        norm = next((word for word in (*before, kind) if "norm" in word), None)
-        if norm is not None:
-            if last == "bias" and not self.norm_bias:
-                a = self.described
-                return Held(torch.zeros(a.head_dim if norm in QK_NORMS else a.hidden))
+        if "norm" in ".".join([*before, kind]):
             x: Expression = Stored(self.stored(name, store))
             return Affine(x, shift=self.norm_shift) if self.norm_shift and last == "weight" else x
         x = self._rows(name, store)

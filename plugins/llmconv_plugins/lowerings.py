@@ -77,13 +77,9 @@ def norm_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, float]:
     """
     given: tuple[Any, ...] = (*node.args, None, None)
     x, normalized, weight, epsilon = given[:4]
-    _check_last_axis(node, _node(x), normalized)
-    return x, _node(weight), torch.finfo(torch.float32).eps if epsilon is None else float(epsilon)
-
-
-def _check_last_axis(node: fx.Node, x: fx.Node, normalized: Any) -> None:
-    if list(normalized) != list(shape_of(x)[-1:]):
+    if list(normalized) != list(shape_of(_node(x))[-1:]):
         raise LoweringError(f"'{name_of(node)}': only a norm over the last axis has a lowering")
+    return x, _node(weight), torch.finfo(torch.float32).eps if epsilon is None else float(epsilon)
 
 
 def _rms_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
@@ -91,13 +87,10 @@ def _rms_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
     return low.emit("RMSNormalization", node, [low.value(x), low.weight(weight)], axis=-1, epsilon=epsilon)
 
 
-def _layer_norm(low: Lowering, node: fx.Node) -> gs.Tensor:
-    """With the bias that QNN asks for."""
-    given: tuple[Any, ...] = (*node.args, None, None, 1e-5)
-    x, normalized, weight, bias, epsilon = given[:5]
-    _check_last_axis(node, _node(x), normalized)
-    inputs = [low.value(x), low.weight(_node(weight)), low.weight(_node(bias))]
-    return low.emit("LayerNormalization", node, inputs, axis=-1, epsilon=float(epsilon))
+def _mean(low: Lowering, node: fx.Node) -> gs.Tensor:
+    x, dims, keep = (*node.args, False)[:3]
+    axes = [int(d) % len(shape_of(_node(x))) for d in dims]  # type: ignore[union-attr, arg-type]
+    return low.emit("ReduceMean", node, [low.value(x), low.integers(axes)], keepdims=int(bool(keep)))
 
 
 def _gelu(low: Lowering, node: fx.Node) -> gs.Tensor:
@@ -161,7 +154,7 @@ TABLE: LoweringTable = {
     aten.softmax.int: _softmax,
     aten.embedding.default: _embedding,
     aten.rms_norm.default: _rms_norm,
-    aten.layer_norm.default: _layer_norm,
+    aten.mean.dim: _mean,
     aten.gelu.default: _gelu,
     aten.conv2d.default: _conv2d,
     REQUANTIZE: _requantize,

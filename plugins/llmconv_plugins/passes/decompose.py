@@ -1,4 +1,4 @@
-"""Decompose sdpa and silu into primitive ops, whose values each carry an encoding."""
+"""Decompose sdpa, silu, tanh and layer_norm into primitive ops, whose values each carry an encoding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from llmconv import PassError
@@ -16,17 +17,21 @@ from llmconv.passes import RewritePass
 
 @dataclass(frozen=True)
 class Decompose(RewritePass):
-    """Attention and silu as the ops that the NPU has; norms stay whole.
+    """Attention, silu, tanh and layer_norm as the ops that the NPU has; rms_norm stays whole.
 
-    Given:  sdpa(q (1, H, T, D), k and v (1, G, S, D), mask (1, 1, T, S)); silu(x)
-    Result: softmax(q @ k^T * scale + mask) @ v, scaled after the matmul, then capped where scores are; x * sigmoid(x)
-    Not applied: norms, whose mean of squares does not fit 16 bits. Causal sdpa without a mask is an error.
+    Given:  sdpa(q (1, H, T, D), k and v (1, G, S, D), mask (1, 1, T, S)); silu(x); tanh(x); layer_norm(x, w, b)
+    Result: softmax(q @ k^T * scale + mask) @ v, scaled after the matmul, then capped where scores are; x * sigmoid(x);
+            2 sigmoid(2 x) - 1, since QNN 2.51 computes Tanh beside a product wrong; rms_norm(x - mean(x), w) + b
+    Not applied: rms_norm, whose mean of squares does not fit 16 bits. Causal sdpa without a mask is an error.
     Source: QNN's operators; facts of RMSNorm with massive activations.
     """
 
     name: ClassVar[str] = "decompose"
     runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads")
-    targets: ClassVar[tuple[torch._ops.OpOverload, ...]] = (SDPA, CAPPED_ATTENTION, aten.silu.default)
+    targets: ClassVar[tuple[torch._ops.OpOverload, ...]] = (
+        *(SDPA, CAPPED_ATTENTION, aten.silu.default),
+        *(aten.tanh.default, aten.layer_norm.default),
+    )
 
     def applies(self, node: fx.Node) -> bool:
         """Every silu, and attention that has a mask."""
@@ -36,7 +41,9 @@ class Decompose(RewritePass):
 
     def replacement_for(self, target: torch._ops.OpOverload) -> Callable[..., Tensor]:
         """Dispatch on the op."""
-        return _attention if target in ATTENTION else _silu
+        if target in _SINGLE:
+            return _SINGLE[target]
+        return _attention
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Replace, then cancel the transposes of keys that are kept transposed."""
@@ -64,9 +71,34 @@ def _attention(
         scale if scale is not None else q.shape[-1] ** -0.5
     )  # (1, H, T, S)
     if cap is not None:
-        scores = torch.tanh(scores / cap) * cap
+        scores = torch.sigmoid(scores * (2 / cap)) * (2 * cap) - cap
     return torch.matmul(torch.softmax(scores + mask, dim=-1), v)  # (1, H, T, D)
 
 
 def _silu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    return torch.sigmoid(x * 2) * 2 - 1
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    epsilon: float = 1e-5,
+    cudnn: bool = True,
+) -> Tensor:
+    if len(normalized) > 1:
+        raise PassError(f"a layer_norm over {len(normalized)} axes has no form on the NPU; only the last one has")
+    normed = F.rms_norm(x - x.mean(-1, keepdim=True), normalized, weight, epsilon)
+    return normed if bias is None else normed + bias
+
+
+_SINGLE: dict[torch._ops.OpOverload, Callable[..., Tensor]] = {
+    aten.layer_norm.default: _layer_norm,
+    aten.silu.default: _silu,
+    aten.tanh.default: _tanh,
+}

@@ -108,7 +108,9 @@ class _Heads:
         self.last_input = self.graph.find_nodes(op="placeholder")[-1]
 
     def of(self, node: fx.Node, axis: int, h: int) -> fx.Node:
-        """Head `h` of `node`, whose head axis is `axis`."""
+        """Head `h` of `node`, whose head axis is `axis`; an input of one head, or of none, is that itself."""
+        if node.op == "placeholder" and shape_of(node)[axis] == 1:
+            return node
         key = (node, axis, h)
         if key not in self.made:
             self.made[key] = self._make(node, axis, h)

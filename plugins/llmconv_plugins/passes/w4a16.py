@@ -17,7 +17,6 @@ from llmconv.graph import (
     IO_META,
     MADE_BY,
     MOVEMENT,
-    NORMS,
     REQUANTIZE,
     Model,
     aten,
@@ -54,7 +53,7 @@ LINEAR, LM_HEAD = "linear", "lm_head"  # roles of weights
 
 WIDE_BLOCK, CRASHES = 64, range(7, 10)  # columns of a block; blocks of a row
 ALIGNED = 32  # columns
-_WIDE_USES = {(aten.embedding.default, 0), *((norm, 2) for norm in NORMS), (aten.layer_norm.default, 3)}
+_WIDE_USES = {(aten.embedding.default, 0), (aten.rms_norm.default, 2), (aten.add.Tensor, 1)}
 _LINEAR_USES = {(aten.conv2d.default, 1), (aten.linear.default, 1)}
 _FIXED_OPS: dict[object, Range] = {aten.softmax.int: (0.0, 1.0), aten.sigmoid.default: (0.0, 1.0)}
 

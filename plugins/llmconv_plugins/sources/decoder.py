@@ -48,10 +48,11 @@ class EachHead(nn.Module):
         return torch.cat([norm(x[:, h : h + 1]) for h, norm in enumerate(self.norms)], dim=1)
 
 
-def norm(a: Architecture, width: int) -> nn.Module:
+def norm(a: Architecture, width: int, bias: bool | None = None) -> nn.Module:
     """A norm over the last axis."""
-    kind = nn.RMSNorm if a.norm == "rms" else nn.LayerNorm
-    return kind(width, eps=a.norm_eps)
+    if a.norm == "rms":
+        return nn.RMSNorm(width, eps=a.norm_eps)
+    return nn.LayerNorm(width, eps=a.norm_eps, bias=a.norm_bias if bias is None else bias)
 
 
 class SelfAttention(nn.Module):
@@ -70,7 +71,7 @@ class SelfAttention(nn.Module):
         if self.a.qk_norm is None:
             return nn.Identity()
         if self.a.qk_norm == "each":
-            return EachHead([norm(self.a, self.a.head_dim) for _ in range(heads)])
+            return EachHead([norm(self.a, self.a.head_dim, bias=False) for _ in range(heads)])
         return norm(self.a, self.a.head_dim if self.a.qk_norm == "head" else heads * self.a.head_dim)
 
     def forward(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:

@@ -19,11 +19,10 @@ class Nemotron(Llama):
     }
     epsilon: ClassVar = "norm_eps"
     norm_shift: ClassVar = 1.0
-    norm_bias: ClassVar = True
 
     def architecture(self) -> Architecture:
         """As Llama, with these."""
-        return replace(super().architecture(), norm="layer", gated=False)
+        return replace(super().architecture(), norm="layer", norm_bias=True, gated=False)
 
 
 class Jais2(Llama):
@@ -35,8 +34,7 @@ class Jais2(Llama):
         **{"max_position_embeddings": 8192, "bos_token_id": 0, "eos_token_id": 150024},
     }
     epsilon: ClassVar = "layer_norm_eps"
-    norm_bias: ClassVar = True
 
     def architecture(self) -> Architecture:
         """As Llama, with these."""
-        return replace(super().architecture(), norm="layer", gated=False)
+        return replace(super().architecture(), norm="layer", norm_bias=True, gated=False)

@@ -40,9 +40,8 @@ class Phi(Compared):
     }
     names: ClassVar = {"o_proj": "dense", "up_proj": "fc1", "down_proj": "fc2", "norm": "final_layernorm"}
     epsilon: ClassVar = "layer_norm_eps"
-    norm_bias: ClassVar = True
 
     def architecture(self) -> Architecture:
         """Attention and MLP read the same."""
-        found = replace(super().architecture(), norm="layer", parallel="shared", gated=False)
+        found = replace(super().architecture(), norm="layer", norm_bias=True, parallel="shared", gated=False)
         return replace(found, qkv_bias=True, o_bias=True, mlp_bias=True, head_bias=True)

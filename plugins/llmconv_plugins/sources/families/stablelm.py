@@ -19,7 +19,6 @@ class StableLM(Compared):
     }
     names: ClassVar = {"q_norm": "q_layernorm", "k_norm": "k_layernorm"}
     epsilon: ClassVar = "layer_norm_eps"
-    norm_bias: ClassVar = True
 
     def architecture(self) -> Architecture:
         """Side by side they read the same."""
@@ -27,6 +26,7 @@ class StableLM(Compared):
         return replace(
             super().architecture(),
             norm="layer",
+            norm_bias=True,
             qkv_bias=keys.flag("use_qkv_bias"),
             qk_norm="each" if keys.flag("qk_layernorm") else None,
             parallel="shared" if keys.flag("use_parallel_residual") else None,

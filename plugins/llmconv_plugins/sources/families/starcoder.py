@@ -19,10 +19,9 @@ class Starcoder2(Compared):
     }
     names: ClassVar = {"up_proj": "c_fc", "down_proj": "c_proj"}
     epsilon: ClassVar = "norm_epsilon"
-    norm_bias: ClassVar = True
 
     def architecture(self) -> Architecture:
         """One key for all biases."""
         bias = self.keys.flag("use_bias")
-        found = replace(super().architecture(), norm="layer", gated=False)
+        found = replace(super().architecture(), norm="layer", norm_bias=True, gated=False)
         return replace(found, qkv_bias=bias, o_bias=bias, mlp_bias=bias)
