@@ -1,0 +1,39 @@
+"""The recipes of popular models: as their template makes them, and each fits its phone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from popular_models import POPULAR, RECIPES, recipe
+
+import llmconv
+from llmconv import Recipe, Registry
+from llmconv.recipe import shipped
+
+
+@pytest.mark.parametrize("name", POPULAR)
+def test_a_recipe_is_what_the_template_makes(name: str) -> None:
+    assert (RECIPES / f"{name}.toml").read_text() == recipe(POPULAR[name])
+    assert name in shipped.names()
+    Recipe.load(RECIPES / f"{name}.toml").check(Registry.load())
+
+
+@pytest.mark.parametrize("name", POPULAR)
+def test_sizes_are_those_of_the_published_model(name: str, tmp_path: Path) -> None:
+    """Parameters as the publisher counts them, off by at most the 2 % that rounding in the name allows."""
+    (tmp_path / "config.json").write_text(json.dumps(POPULAR[name].config))
+    module = Registry.load().source("decoder", {"checkpoint": tmp_path}).module()
+    tied = POPULAR[name].config.get("tie_word_embeddings", POPULAR[name].config["model_type"].startswith("gemma"))
+    counted = sum(p.numel() for n, p in module.named_parameters() if not (tied and n == "lm_head.weight"))
+    assert counted == pytest.approx(POPULAR[name].parameters, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POPULAR)
+def test_the_plan_holds_for_the_phone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(POPULAR[name].config))
+    made = llmconv.plan(Recipe.load(RECIPES / f"{name}.toml", [f"model.checkpoint='{tmp_path}'"]))
+    assert [limit.message(made.chipset.name) for limit in made.limits if limit.verdict != "ok"] == []
+    assert len(made.parts) == POPULAR[name].parts
