@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Activation] = {
 SAY_NOTHING = {
     *("architectures", "auto_map", "cache_implementation", "chunk_size_feed_forward", "dtype", "id2label"),
     *("initializer_range", "is_llama_config", "label2id", "max_length", "model_type", "num_logits_to_keep"),
-    *("pretraining_tp", "rms_norm_init", "task_specific_params", "torch_dtype", "transformers.js_config"),
+    *("pretraining_tp", "return_dict", "task_specific_params", "torch_dtype", "transformers.js_config"),
     *("transformers_version", "unsloth_fixed", "unsloth_version", "use_cache", "use_mambapy"),
 }
 SAY_NOTHING_AT_THE_END = ("_token_id", "_dropout", "_pdrop", "_token")

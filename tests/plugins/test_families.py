@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_families import POSITIONS, SIZES, TINY, VOCABULARY, write
+from tiny_families import EVEN, POSITIONS, SIZES, TINY, VOCABULARY, write
 from tiny_models import STRUCTURAL
 from torch import nn
 from transformers import AutoConfig
@@ -34,6 +34,7 @@ from llmconv_plugins.sources.families import FAMILIES
 EXACT = 100.0  # dB: float32 sums in another order; measured 115 and more
 WRONG = 60.0  # dB: what any switch costs that is broken; measured 45 and less
 LENGTHS = (40, 100)
+GRAPHS = {"prompt": (3, 9), "token": (1, 9), "whole": (9, 9)}
 
 Array = NDArray[np.float32]
 
@@ -162,13 +163,13 @@ def test_passes_leave_the_numbers(saved: Callable[[str], Saved], name: str) -> N
     """Each pass is compared with the source by the manager."""
     one = saved(name)
     passes = (Rotate(), *STRUCTURAL, SplitModel(parts=2))
-    trial = try_pass(passes[-1], one.source.module(), after=passes[:-1], graphs=(("prompt", 3, 9), ("token", 1, 9)))
+    trial = try_pass(passes[-1], one.source.module(), after=passes[:-1], graphs=GRAPHS)
     assert max(trial.report.errors.values()) < 1e-3
     assert not {"sdpa", "capped_attention", "silu", "linear"} & {op for ops in trial.after.values() for op in ops}
 
 
 def minimal(kind: str) -> dict[str, Any]:
-    return {**{key: SIZES[key] for key in list(SIZES)[:6]}, "model_type": kind}
+    return {**{key: SIZES[key] for key in list(SIZES)[:6]}, **EVEN, "model_type": kind}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.types[0])

@@ -75,7 +75,7 @@ TINY: dict[str, dict[str, Any]] = {
     "olmo3": {**WINDOW, "rope_scaling": {**YARN, "attention_factor": 1.2}},
     "exaone": {"rope_scaling": LLAMA3},
     "exaone4": {**WINDOW, "rope_scaling": LLAMA3},
-    "exaone4-full": {"sliding_window": None},
+    "exaone4-full": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
     "glm": WIDE,
     "glm4": {**WIDE, "attention_bias": True},
     "stablelm": {**EVEN, "use_qkv_bias": True},
