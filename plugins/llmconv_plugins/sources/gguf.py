@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -103,10 +104,26 @@ class GGUF(HuggingFace):
         return store
 
     def reference(self) -> nn.Module | str:
-        """The same file in transformers, which takes a set for its first file alone."""
+        """The same file in transformers, where its reader of GGUF leaves out nothing that the file says."""
         if len(self._store.files) > 1:
             return "transformers does not read a GGUF file that is split"
-        return in_transformers(self.folder, gguf_file=self.file.name)
+        told = self._told.values
+        if "rope_scaling" in told:
+            return "transformers does not read from a GGUF file what scales RoPE"
+        try:
+            model = in_transformers(self.folder, gguf_file=self.file.name)
+        except (ValueError, RuntimeError) as error:  # of an architecture, or of shapes, that it does not read
+            return f"transformers does not read this GGUF file: {str(error).splitlines()[0]}"
+        if isinstance(model, str):
+            return model
+        read = model.model.config  # type: ignore[union-attr]  # of its class
+        other = [key for key, value in told.items() if not _same(getattr(read, key, value), value)]
+        return f"transformers reads another {other[0]} from this GGUF file" if other else model
+
+
+def _same(read: Any, told: Any) -> bool:
+    """Whether they are equal, but for what single precision loses."""
+    return isclose(read, told, rel_tol=1e-6) if isinstance(read, float) and told else bool(read == told)
 
 
 def _in_file(told: GGUFConfig, family: type[Family]) -> type[Family]:
@@ -119,7 +136,7 @@ def _in_file(told: GGUFConfig, family: type[Family]) -> type[Family]:
     class InFile(family):  # type: ignore[misc, valid-type]
         norm_shift = 0.0
         paired = family.paired or told.architecture in PAIRED
-        fused = {**family.fused, **(_QKV if "blk.0.attn_qkv.weight" in told.store else {})}
+        fused: ClassVar = {**family.fused, **(_QKV if "blk.0.attn_qkv.weight" in told.store else {})}
 
         def stored(self, name: str, store: Checkpoint) -> str:
             """The converter's name of what it finds under Hugging Face's."""

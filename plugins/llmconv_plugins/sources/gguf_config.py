@@ -26,9 +26,7 @@ MODEL_TYPES = {
 }
 PAIRED = ("llama", "granite", "smollm3", "arcee")  # rows of q and k brought from RoPE's halves to neighbours
 _FREQS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
-
 ROPE_FACTORS = {_FREQS, _SHORT, _LONG}
-
 _EPSILON = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon")
 # key of the architecture -> keys of config.json, of which each family knows one at most
 _KEYS = {
@@ -184,9 +182,8 @@ class GGUFConfig:
             ),
             "query_pre_attn_scalar": width if (self.architecture, layers) in _SCALED_BY_WIDTH else self._head,
             "rope_theta": 10000.0,
-            "sliding_window": None,
-            "sliding_window_pattern": 1,
             "use_sliding_window": bool(own.get(_WINDOW)),
+            **({} if own.get(_WINDOW) else {"sliding_window": None, "sliding_window_pattern": 1}),
         }
 
     @property
