@@ -81,12 +81,19 @@ def test_its_description_is_a_hugging_face_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "qwen2"}, "architecture 'qwen2' is not implemented"),
+        ({"architecture": "mamba"}, "architecture 'mamba' is not implemented"),
         ({"metadata": {"llama.expert_count": 8}}, "llama.expert_count = 8 is not implemented"),
         ({"metadata": {"llama.rope.scaling.type": "linear"}}, "llama.rope.scaling.type = 'linear' is not implemented"),
         ({"metadata": {"llama.attention.new_kind": 1}}, "llama.attention.new_kind = 1 is not implemented"),
         ({"metadata": {"llama.attention.value_length": 8}}, "llama.attention.value_length = 8 is not implemented"),
-        ({"extra": {"rope_freqs.weight": np.full(HEAD // 2, 8, np.float32)}}, r"rope_freqs\.weight scales RoPE's"),
+        ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "llama.rope.scaling.type = 'longrope' is not"),
+        ({"metadata": {"llama.rope.scaling.attn_factor": 1.5}}, "llama.rope.scaling.attn_factor = 1.5 is not"),
+        ({"metadata": {"llama.rope.dimension_count": 8}}, "llama.rope.dimension_count = 8 is not implemented"),
+        ({"metadata": {"llama.attn_logit_softcapping": 50.0}}, "llama.attn_logit_softcapping = 50.0 is not"),
+        (
+            {"extra": {"rope_freqs.weight": np.full(3, 8, np.float32)}},
+            "short_factor must be a list of 8 numbers, not a",
+        ),
         (
             {"extra": {"blk.0.attn_sinks.weight": np.ones(4, np.float32)}},
             "'blk.0.attn_sinks.weight' is not",

@@ -1,0 +1,127 @@
+"""Each architecture of llama.cpp that is of a family we have: its file computes what the model it was written from does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf_of_models import write_model
+from tiny_families import LLAMA3, POSITIONS, VOCABULARY, make
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from llmconv import CheckpointError
+from llmconv.decoding import Decoder, TorchRunner
+from llmconv.encodings import Noise
+from llmconv.graph import trace
+from llmconv_plugins.sources.decoder_source import DecoderSource
+from llmconv_plugins.sources.gguf_config import MODEL_TYPES
+
+EXACT = 100.0  # dB: float32 sums in another order; measured 115 and more
+TOKENS = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(5)).tolist()
+HEAD = {"head_dim": 12}  # as wide as hidden / heads, which files of some architectures do not say
+SCALAR = {"query_pre_attn_scalar": 20}  # the width of a head, which llama.cpp takes for it
+STRETCH = math.sqrt(1 + math.log(POSITIONS / (POSITIONS - 8)) / math.log(POSITIONS - 8))
+LINEAR = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
+LOCAL = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+
+# tiny model, changes of its config; architecture, changes of the keys
+CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    ("llama", {}, "llama", {}),
+    ("llama-biases", {}, "llama", {}),
+    ("llama-llama3", {}, "llama", {}),
+    ("llama-linear", {}, "llama", {}),
+    ("llama-linear", {}, "llama", {"rope__scaling__type": None}),
+    ("mistral", {}, "llama", {}),
+    ("qwen2", {}, "qwen2", {}),
+    (
+        "qwen2",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+        "qwen2",
+        {},
+    ),
+    ("qwen3", {}, "qwen3", {}),
+    ("phi", {}, "phi2", {}),
+    ("phi3", {}, "phi3", {"rope__scaling__original_context_length": POSITIONS}),
+    (
+        "phi3-longrope",
+        {},
+        "phi3",
+        {"rope__scaling__original_context_length": POSITIONS - 8, "rope__scaling__attn_factor": STRETCH},
+    ),
+    ("phi3-partial", {}, "phi3", {"rope__scaling__original_context_length": POSITIONS}),
+    ("smollm3", {}, "smollm3", {}),
+    ("granite", {}, "granite", {}),
+    ("arcee", {}, "arcee", {}),
+    ("gemma", {}, "gemma", {}),
+    ("gemma2", SCALAR, "gemma2", {}),
+    ("gemma3_text", SCALAR, "gemma3", {}),
+    ("gemma3_text", SCALAR, "gemma3", {"rope__freq_base_swa": None}),
+    ("gemma3_text", {**SCALAR, "rope_parameters": {**LINEAR, **LOCAL}}, "gemma3", {}),
+    ("gemma3_text", {**SCALAR, "layer_types": ["full_attention"] * 6}, "gemma3", {"attention__sliding_window": None}),
+    ("olmo2", {}, "olmo2", {}),
+    ("olmo3", {}, "olmo2", {}),
+    ("llama", {"rope_scaling": LLAMA3, "rms_norm_eps": 1e-5}, "exaone", {}),
+    ("exaone4", {}, "exaone4", {}),
+    ("exaone4-full", {"layer_types": ["full_attention"] * 4}, "exaone4", {}),
+    ("glm", HEAD, "chatglm", {}),
+    ("glm4", {}, "glm4", {}),
+    ("stablelm", {}, "stablelm", {}),
+    ("stablelm-parallel", {"qk_layernorm": False}, "stablelm", {}),
+    (
+        "hunyuan_v1_dense",
+        {},
+        "hunyuan-dense",
+        {"rope__freq_base": 1e4 * 1000 ** (20 / 18), "rope__scaling__factor": 1.0, "context_length": 1 << 18},
+    ),
+    ("ernie4_5", {}, "ernie4_5", {}),
+    ("cohere2", {}, "cohere2", {}),
+    ("seed_oss", {}, "seed_oss", {}),
+    ("jais2", {}, "jais2", {}),
+    ("nemotron", {}, "nemotron", {}),
+    ("starcoder2", {}, "starcoder2", {}),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    transformers_logging.set_verbosity_error()
+    yield
+    transformers_logging.set_verbosity_warning()
+
+
+def expected(model: nn.Module) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        found = model(torch.tensor([TOKENS]))
+    return np.asarray(getattr(found, "logits", found)[0])
+
+
+def logits(source: DecoderSource) -> np.ndarray[Any, Any]:
+    graph = trace(source.module(), len(TOKENS), len(TOKENS), "source")
+    return Decoder([TorchRunner(graph, source.weights())], None).read(TOKENS)
+
+
+def test_every_architecture_is_tried() -> None:
+    assert {architecture for _, _, architecture, _ in CASES} == set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "architecture", "changes"), CASES, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_a_file_computes_what_its_model_does(
+    tmp_path: Path, name: str, config: dict[str, Any], architecture: str, changes: dict[str, Any]
+) -> None:
+    model = make(name, **config)
+    source = DecoderSource(write_model(tmp_path / "x.gguf", model, architecture, **changes))
+    ratio = Noise().add(expected(model), logits(source)).sqnr
+    print(f"{architecture} {name}: {ratio:.1f} dB")
+    assert ratio > EXACT
+    (tmp_path / "copy").mkdir()
+    for file, content in source.description().items():
+        (tmp_path / "copy" / file).write_bytes(content)
+    assert DecoderSource(tmp_path / "copy").config() == source.config()
