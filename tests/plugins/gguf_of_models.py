@@ -34,8 +34,13 @@ ATTRIBUTES = {
 YARN = {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 
 
-def write_model(file: Path, model: nn.Module, architecture: str, **changes: Any) -> Path:
-    """Write all of a model; `changes` are keys of the architecture, __ for a dot, None for those that are left out."""
+def write_model(file: Path, model: nn.Module, architecture: str, *, joined: bool = False, **changes: Any) -> Path:
+    """Write all of a model.
+
+    Args:
+        joined: queries, keys and values in one tensor (the converter's --fuse-qkv).
+        changes: keys of the architecture, __ for a dot; None for those that are left out.
+    """
     config: Any = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
@@ -50,10 +55,14 @@ def write_model(file: Path, model: nn.Module, architecture: str, **changes: Any)
         if architecture in ADD_ONE and name.endswith("norm.weight"):
             value = value + 1
         stored[names.get_name(name, try_suffixes=(".weight", ".bias"))] = value
+    for i in range(config.num_hidden_layers if joined else 0):
+        for last in ("weight", "bias"):
+            parts = [stored.pop(f"blk.{i}.attn_{part}.{last}") for part in "qkv"]
+            stored[f"blk.{i}.attn_qkv.{last}"] = np.concatenate(parts)
     said = {**keys(config, architecture), **{key.replace("__", "."): value for key, value in changes.items()}}
     full = byte_level(merges=())
     tokens = {name: full[name][: config.vocab_size] for name in ("tokens", "kinds")}
-    given = {f"{architecture}.{key}": value for key, value in said.items()}
+    given = {f"{architecture}.{key}": value for key, value in said.items()} | {"tokenizer.ggml.padding_token_id": 0}
     return write_tensors(file, architecture, given, stored, {**full, **tokens})
 
 
@@ -75,6 +84,8 @@ def keys(config: Any, architecture: str) -> dict[str, Any]:
         said["rope.freq_base"] = float(rope["rope_theta"])
     if architecture in PERMUTED or rope.get("partial_rotary_factor") is not None:
         said["rope.dimension_count"] = int(head * rope.get("partial_rotary_factor", 1.0))
+    if architecture == "phi3":
+        said["rope.scaling.original_context_length"] = config.original_max_position_embeddings
     for key, attributes in ATTRIBUTES.items():
         found = [getattr(config, name) for name in attributes if getattr(config, name, None) is not None]
         if found:

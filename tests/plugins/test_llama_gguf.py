@@ -139,6 +139,22 @@ def test_digits_are_read_one_by_one(tmp_path: Path) -> None:
     assert [whole.decode([i]) for i in whole.encode("th 12")] == ["th", " ", "12"]
 
 
+@pytest.mark.parametrize(
+    ("names", "cut"),
+    [
+        (("gpt-2", "exaone4", "granite-docling"), ["1234"]),
+        (("qwen2", "hunyuan", "kormo", "seed-coder", "stablelm2", "starcoder"), ["1", "2", "3", "4"]),
+        (("llama-bpe", "glm4", "chatglm-bpe", "hunyuan-dense", "jais-2", "midm-2.0"), ["12", "3", "4"]),
+    ],
+)
+def test_digits_are_cut_as_llama_cpp_does(tmp_path: Path, names: tuple[str, ...], cut: list[str]) -> None:
+    made = byte_level(merges=("1 2", "3 4", "12 34"))
+    for name in names:
+        file = write(tmp_path / f"{name}.gguf", tokenizer={**made, "pre": name})
+        tokenizer = DecoderSource(file).tokenizer()
+        assert [tokenizer.decode([i]) for i in tokenizer.encode("1234") if i > 1] == cut
+
+
 def test_control_tokens_are_tokens_where_they_are_meant(tmp_path: Path) -> None:
     tokenizer = DecoderSource(write(tmp_path / "x.gguf")).tokenizer()
     assert tokenizer.control == {name: i for i, name in enumerate(CONTROL)}
