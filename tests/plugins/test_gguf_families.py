@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,3 +155,9 @@ def test_transformers_is_no_reference_where_it_leaves_something_out(
     found = DecoderSource(write_model(tmp_path / "x.gguf", make(name), architecture)).reference()
     assert isinstance(found, str)
     assert found.startswith(f"transformers {why}")
+
+
+@pytest.mark.parametrize(("layers", "width"), [(4, 20), (46, 12)])
+def test_scores_of_the_largest_gemma_are_scaled_by_a_heads_share(tmp_path: Path, layers: int, width: int) -> None:
+    file = write_model(tmp_path / "x.gguf", make("gemma2", num_hidden_layers=layers), "gemma2")
+    assert json.loads(DecoderSource(file).description()["config.json"])["query_pre_attn_scalar"] == width

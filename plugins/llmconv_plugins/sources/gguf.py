@@ -130,8 +130,10 @@ def _in_file(told: GGUFConfig, family: type[Family]) -> type[Family]:
     """A family whose tensors have llama.cpp's names and order of rows, and whose norms have their 1 added."""
     import gguf  # noqa: PLC0415  0.1 s that those without such a file should not pay
 
-    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == told.architecture)
-    names = gguf.get_tensor_name_map(architecture, told.own["block_count"])
+    found = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == told.architecture]
+    if not found:
+        raise CheckpointError(f"architecture {told.architecture!r} is newer than the gguf library; pip install -U gguf")
+    names = gguf.get_tensor_name_map(found[0], told.own["block_count"])
 
     class InFile(family):  # type: ignore[misc, valid-type]
         norm_shift = 0.0

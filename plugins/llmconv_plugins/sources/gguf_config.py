@@ -51,6 +51,7 @@ _KEYS = {
 }
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 _SCALING = "rope.scaling."
+_ORIGINAL = f"{_SCALING}original_context_length"
 # kind of `rope.scaling.type` -> key below it -> key of rope_scaling
 _ROPES = {
     "none": {},
@@ -72,10 +73,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
 }
 # keys that say nothing that the tensors or other keys do not say
-_SAY_NOTHING = ("rope.scaling.original_context_length", "rope.scaling.finetuned", "use_parallel_residual")
+_SAY_NOTHING = (_ORIGINAL, "rope.scaling.finetuned", "use_parallel_residual")
 # what llama.cpp takes where a file of an architecture lacks a key
 _ASSUMED: dict[str, dict[str, Any]] = {"gemma2": {_WINDOW: 4096}}
-_SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3", 62)}  # layers of the 27B models, whose heads are not hidden / heads wide
+# architecture and layers of the 27B models, whose scores are scaled by a head's share of the stream, not by its width
+_SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3", 62)}
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,25 @@ class GGUFConfig:
         """The family's; OLMo 3 is written as an OLMo 2 with windows."""
         return "olmo3" if self.architecture == "olmo2" and self.own.get(_WINDOW) else MODEL_TYPES[self.architecture]
 
+    def _whole(self, name: str, default: int = 0) -> int:
+        """A whole number; 0 for what is none, which the family then refuses."""
+        value = self.own.get(name, default)
+        return value if type(value) is int else 0
+
+    @property
+    def _share(self) -> int:
+        """Of each head in the width of the stream."""
+        return self._whole("embedding_length") // max(1, self._whole("attention.head_count"))
+
     @property
     def _head(self) -> int:
-        """How wide a head is, as far as the file says enough."""
-        width: int = self.own.get("embedding_length", 0) // max(1, self.own.get("attention.head_count", 1))
-        return int(self.own.get("attention.key_length", width))
+        """How wide a head is."""
+        return self._whole("attention.key_length", self._share)
 
     @property
     def _turned(self) -> int:
         """Channels of a head that RoPE turns."""
-        return int(self.own.get("rope.dimension_count", self._head))
+        return self._whole("rope.dimension_count", self._head)
 
     def _not_implemented(self, name: str) -> CheckpointError:
         found = f"{self.architecture}.{name} = {self.own[name]!r}"
@@ -139,10 +150,9 @@ class GGUFConfig:
             "tie_word_embeddings": "output.weight" not in self.store,
         }
         part = {"partial_rotary_factor": self._turned / max(1, self._head)}
-        probe = self.families[self.model_type](
-            Keys(self.store.files[0], {**found, **sizes, "head_dim": self._head, **part})
-        )
-        probe.architecture()
+        sizes |= {**found, "head_dim": self._head, **part}
+        probe = self.families[self.model_type](Keys(self.store.files[0], sizes))
+        probe.architecture()  # which asks for all keys that the family knows
         probe.multipliers()
         known = probe.keys.asked
         found |= {key: value for key, value in {**part, **self._assumed}.items() if key in probe.keys.defaults}
@@ -172,15 +182,12 @@ class GGUFConfig:
     @property
     def _assumed(self) -> dict[str, Any]:
         """What llama.cpp takes where a file is silent, and a family's default may be something else."""
-        own, layers = self.own, self.own.get("block_count")
-        width = own.get("embedding_length", 0) // max(1, own.get("attention.head_count", 1))
+        own, model = self.own, (self.architecture, self.own.get("block_count"))
         return {
             "head_dim": self._head,
             "num_key_value_heads": own.get("attention.head_count"),
-            "original_max_position_embeddings": own.get(
-                _SCALING + "original_context_length", own.get("context_length")
-            ),
-            "query_pre_attn_scalar": width if (self.architecture, layers) in _SCALED_BY_WIDTH else self._head,
+            "original_max_position_embeddings": own.get(_ORIGINAL, own.get("context_length")),
+            "query_pre_attn_scalar": self._share if model in _SCALED_BY_WIDTH else self._head,
             "rope_theta": 10000.0,
             "use_sliding_window": bool(own.get(_WINDOW)),
             **({} if own.get(_WINDOW) else {"sliding_window": None, "sliding_window_pattern": 1}),
@@ -219,7 +226,7 @@ class GGUFConfig:
             if torch.equal(factors, torch.ones_like(factors)):
                 return {}
         elif _SHORT in self.store:
-            original = self.own.get(_SCALING + "original_context_length", context)
+            original = self.own.get(_ORIGINAL, context)
             short, long = (self.store.read(name).tolist() for name in (_SHORT, _LONG))
         else:
             return {}
