@@ -77,17 +77,37 @@ def write(
         split: tensors a file of a set, whose first file is given back.
     """
     tokenizer = tokenizer or byte_level()
+    sizes = {
+        "block_count": LAYERS,
+        "context_length": 256,
+        "embedding_length": HIDDEN,
+        "feed_forward_length": INNER,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "rope.freq_base": 50000.0,
+        "rope.dimension_count": HEAD,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    given = {**{f"{architecture}.{name}": value for name, value in sizes.items()}, **(metadata or {})}
+    stored = {**tensors(len(tokenizer["tokens"]), tied), **(extra or {})}
+    for name, value in stored.items():
+        if heads := {"attn_q": HEADS, "attn_k": KV_HEADS}.get(name.split(".")[-2]):
+            stored[name] = pairs(value, heads)
+    return write_tensors(file, architecture, given, stored, tokenizer, kind, split)
+
+
+def write_tensors(
+    file: Path,
+    architecture: str,
+    metadata: dict[str, Any],
+    stored: dict[str, np.ndarray],
+    tokenizer: dict[str, Any],
+    kind: Kind = Kind.F32,
+    split: int = 0,
+) -> Path:
+    """Write these as they are, with a tokenizer; as of `write`."""
     options = {"split_max_tensors": split} if split else {}
     writer = gguf.GGUFWriter(str(file), architecture, **options)
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(256)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_freq_base(50000.0)
-    writer.add_rope_dimension_count(HEAD)
-    writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model(tokenizer["model"])
     if "pre" in tokenizer:
         writer.add_tokenizer_pre(tokenizer["pre"])
@@ -103,19 +123,17 @@ def write(
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": TEMPLATE,
-        **(metadata or {}),
+        **metadata,
     }
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for name, value in given.items():
         if value is not None:
-            adders[type(value)](name, value)
-    for name, value in {**tensors(len(tokenizer["tokens"]), tied), **(extra or {})}.items():
-        heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(name.split(".")[-2])
-        stored = pairs(value, heads) if heads else value
-        if stored.ndim > 1 and kind != Kind.F32:
-            writer.add_tensor(name, gguf.quantize(stored, kind), raw_dtype=kind)
+            {**adders, list: writer.add_array}[type(value)](name, value)
+    for name, value in stored.items():
+        if value.ndim > 1 and kind != Kind.F32:
+            writer.add_tensor(name, gguf.quantize(value, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(name, np.ascontiguousarray(stored, np.float32))
+            writer.add_tensor(name, np.ascontiguousarray(value, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

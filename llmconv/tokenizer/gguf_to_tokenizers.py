@@ -44,15 +44,31 @@ _GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_END}"
 )
+_SEED = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_END}"
+_JAIS2 = _LLAMA3.replace(
+    r"\s+(?!\S)|\s+", "|".join([*(rf"\s{{{2**i}}}(?!\S)" for i in range(9, 1, -1)), r"\s{1,2}(?!\S)", r"\s{1}"])
+)
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_END}",
+)
 _DIGITS = r"\p{N}"
 # `tokenizer.ggml.pre` -> what llama.cpp's llama-vocab.cpp does for it
 _PRE = {
     **dict.fromkeys(("default", "gpt-2", "olmo", "jais", "mpt", "phi-2", "trillion"), _Pre((_GPT2,))),
+    **dict.fromkeys(("exaone4", "granite-docling", "gigachat", "a.x-4.0", "mellum"), _Pre((_GPT2,))),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _Pre((_DIGITS, _GPT2))),
     **dict.fromkeys(("exaone", "minerva-7b"), _Pre((_DIGITS, _GPT2))),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), _Pre((_LLAMA3,), whole=True, bos=True)),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _Pre((_LLAMA3,))),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), _Pre((_QWEN2,))),
+    "midm-2.0": _Pre((_LLAMA3,), whole=True, bos=True),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _Pre((_LLAMA3,))),
+    "glm4": _Pre((_LLAMA3,), whole=True),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "kormo"), _Pre((_QWEN2,))),
+    **dict.fromkeys(("hunyuan-dense", "deepseek-v3"), _Pre(_DEEPSEEK3)),
+    "seed-coder": _Pre((_SEED,)),
+    "jais-2": _Pre((_JAIS2,)),
     "tekken": _Pre((_TEKKEN,), whole=True, bos=True),
     **dict.fromkeys(("gpt-4o", "llama4"), _Pre((_GPT4O,))),
 }

@@ -81,12 +81,19 @@ def test_its_description_is_a_hugging_face_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "qwen2"}, "architecture 'qwen2' is not implemented"),
+        ({"architecture": "mamba"}, "architecture 'mamba' is not implemented"),
         ({"metadata": {"llama.expert_count": 8}}, "llama.expert_count = 8 is not implemented"),
         ({"metadata": {"llama.rope.scaling.type": "linear"}}, "llama.rope.scaling.type = 'linear' is not implemented"),
         ({"metadata": {"llama.attention.new_kind": 1}}, "llama.attention.new_kind = 1 is not implemented"),
         ({"metadata": {"llama.attention.value_length": 8}}, "llama.attention.value_length = 8 is not implemented"),
-        ({"extra": {"rope_freqs.weight": np.full(HEAD // 2, 8, np.float32)}}, r"rope_freqs\.weight scales RoPE's"),
+        ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "llama.rope.scaling.type = 'longrope' is not"),
+        ({"metadata": {"llama.rope.scaling.attn_factor": 1.5}}, "llama.rope.scaling.attn_factor = 1.5 is not"),
+        ({"metadata": {"llama.rope.dimension_count": 8}}, "llama.rope.dimension_count = 8 is not implemented"),
+        ({"metadata": {"llama.attn_logit_softcapping": 50.0}}, "llama.attn_logit_softcapping = 50.0 is not"),
+        (
+            {"extra": {"rope_freqs.weight": np.full(3, 8, np.float32)}},
+            "short_factor must be a list of 8 numbers, not a",
+        ),
         (
             {"extra": {"blk.0.attn_sinks.weight": np.ones(4, np.float32)}},
             "'blk.0.attn_sinks.weight' is not",
@@ -130,6 +137,22 @@ def test_digits_are_read_one_by_one(tmp_path: Path) -> None:
     whole = DecoderSource(write(tmp_path / "y.gguf", tokenizer={**made, "pre": "gpt-2"})).tokenizer()
     assert [cut.decode([i]) for i in cut.encode("th 12")] == ["th", " ", "1", "2"]
     assert [whole.decode([i]) for i in whole.encode("th 12")] == ["th", " ", "12"]
+
+
+@pytest.mark.parametrize(
+    ("names", "cut"),
+    [
+        (("gpt-2", "exaone4", "granite-docling"), ["1234"]),
+        (("qwen2", "hunyuan", "kormo", "seed-coder", "stablelm2", "starcoder"), ["1", "2", "3", "4"]),
+        (("llama-bpe", "glm4", "chatglm-bpe", "hunyuan-dense", "jais-2", "midm-2.0"), ["12", "3", "4"]),
+    ],
+)
+def test_digits_are_cut_as_llama_cpp_does(tmp_path: Path, names: tuple[str, ...], cut: list[str]) -> None:
+    made = byte_level(merges=("1 2", "3 4", "12 34"))
+    for name in names:
+        file = write(tmp_path / f"{name}.gguf", tokenizer={**made, "pre": name})
+        tokenizer = DecoderSource(file).tokenizer()
+        assert [tokenizer.decode([i]) for i in tokenizer.encode("1234") if i > 1] == cut
 
 
 def test_control_tokens_are_tokens_where_they_are_meant(tmp_path: Path) -> None:

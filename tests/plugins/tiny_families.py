@@ -95,9 +95,9 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str) -> nn.Module:
+def make(name: str, **changes: Any) -> nn.Module:
     """A model with weights so large that no part of it could be missed."""
-    config = AutoConfig.for_model(name.partition("-")[0], **{**SIZES, **TINY[name]})
+    config = AutoConfig.for_model(name.partition("-")[0], **{**SIZES, **TINY[name], **changes})
     torch.manual_seed(1)
     model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():

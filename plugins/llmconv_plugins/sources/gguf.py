@@ -1,12 +1,13 @@
-"""Llama in a GGUF file, as llama.cpp's converter writes it: read as the Hugging Face folder that it tells of."""
+"""A decoder in a GGUF file, as llama.cpp's converter writes it: read as the Hugging Face folder that it tells of."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,57 +15,15 @@ from torch import nn
 from llmconv import CheckpointError
 from llmconv.sources import Family, Keys
 from llmconv.tokenizer import Tokenizer
-from llmconv.weights import Checkpoint, Expression, GGUFStore, Halved, Stored, set_of, shard_number
+from llmconv.weights import Checkpoint, GGUFStore, set_of, shard_number
 from llmconv_plugins.sources.decoder import DecoderModule
+from llmconv_plugins.sources.gguf_config import PAIRED, ROPE_FACTORS, GGUFConfig
 from llmconv_plugins.sources.huggingface import GENERATION, HuggingFace, in_transformers
 
 SUFFIX = ".gguf"
-ARCHITECTURE = "llama"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-
-# `llama.` + key -> the key of config.json
-_KEYS = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-}
-# likewise, with the values that change nothing; None stands for the size of a head
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "attention.value_length": (None,),
-    "rope.dimension_count": (None,),
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (1.0, 0.0),
-    "rope.scale_linear": (1.0, 0.0),
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "attention.causal": (True,),
-}
-_NAMES = {
-    "embed_tokens": "token_embd",
-    "lm_head": "output",
-    "norm": "output_norm",
-    "layers": "blk",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_output",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-}
-_GROUPS = ("self_attn", "mlp")  # words of the module's names that llama.cpp's lack
-_PAIRED = ("attn_q", "attn_k")  # rows in the order of RoPE on neighbours
 _EOS, _ROLES = ("eos_token_id", "eot_token_id", "eom_token_id"), ("bos", "eos", "unknown", "padding")
-ROPE_FREQS = "rope_freqs.weight"
+_QKV = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 
 
 class GGUF(HuggingFace):
@@ -80,10 +39,11 @@ class GGUF(HuggingFace):
 
     @cached_property
     def _store(self) -> GGUFStore:
-        store = GGUFStore(set_of(self.file))
-        if (found := store.metadata.get("general.architecture")) != ARCHITECTURE:
-            raise CheckpointError(f"{self.file}: architecture {found!r} is not implemented")
-        return store
+        return GGUFStore(set_of(self.file))
+
+    @cached_property
+    def _told(self) -> GGUFConfig:
+        return GGUFConfig(self._store, self.families)
 
     @cached_property
     def _tables(self) -> dict[str, dict[str, Any]]:
@@ -99,24 +59,8 @@ class GGUF(HuggingFace):
                 talk[f"{short}_token"] = tokens["tokens"][i]
         if isinstance(template := given.get("tokenizer.chat_template"), str):
             talk["chat_template"] = template
-        config = {**self._sizes(given), "bos_token_id": named["bos"], "eos_token_id": named["eos"]}
+        config = {**self._told.values, "bos_token_id": named["bos"], "eos_token_id": named["eos"]}
         return {self.config_name: config, TOKENIZER_CONFIG: talk, GENERATION: {"eos_token_id": ends or None}}
-
-    def _sizes(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        prefix = f"{ARCHITECTURE}."
-        own = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
-        config: dict[str, Any] = {"model_type": "llama", "vocab_size": len(given.get("tokenizer.ggml.tokens", ()))}
-        config |= {key: own[name] for name, key in _KEYS.items() if name in own}
-        head = config.get("head_dim", own.get("embedding_length", 0) // max(1, own.get("attention.head_count", 1)))
-        for name, value in own.items():
-            allowed = [head if x is None else x for x in _NEUTRAL.get(name, ())]
-            if name not in _KEYS and value not in allowed:
-                raise CheckpointError(f"{self.file}: {prefix}{name} = {value!r} is not implemented")
-        if isinstance(epsilon := config.get("rms_norm_eps"), float):
-            config["rms_norm_eps"] = float(f"{epsilon:.6g}")  # stored in single precision
-        config["tie_word_embeddings"] = "output.weight" not in self._store
-        config["attention_bias"] = "blk.0.attn_q.bias" in self._store
-        return config
 
     def table(self, name: str) -> Keys:
         """A file that the metadata stand for."""
@@ -139,39 +83,70 @@ class GGUF(HuggingFace):
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.of_gguf(self._store.metadata, self.file)
 
+    @cached_property
+    def family(self) -> Family:
+        """That of the architecture, with tensors as the file has them."""
+        config = self._json
+        return _in_file(self._told, self.families[self._told.model_type])(config)
+
     def open(self) -> Checkpoint:
         """The file's tensors.
 
         Raises:
-            CheckpointError: it has one that the module lacks, or scales RoPE.
+            CheckpointError: it has one that the module lacks.
         """
         store = self._store
-        if ROPE_FREQS in store and not torch.equal(factors := store.read(ROPE_FREQS), torch.ones_like(factors)):
-            raise CheckpointError(f"{self.file}: {ROPE_FREQS} scales RoPE's frequencies, which is not implemented")
         with torch.device("meta"):
             parameters = [name for name, _ in DecoderModule(self.describe().architecture).named_parameters()]
-        known = {tensor for name in parameters for tensor in self.weight(name, store).stored()}
-        if beyond := [name for name in store.names if name not in known and name != ROPE_FREQS]:
+        known = {tensor for name in parameters for tensor in self.weight(name, store).stored()} | ROPE_FACTORS
+        if beyond := [name for name in store.names if name not in known]:
             raise CheckpointError(f"{self.file}: tensor '{beyond[0]}' is not implemented")
         return store
 
-    @cached_property
-    def _head_dim(self) -> int:
-        return self.describe().architecture.head_dim
-
-    def weight(self, name: str, store: Checkpoint) -> Expression:
-        """Under llama.cpp's words; queries' and keys' rows moved back from its pairs to RoPE's halves."""
-        if name == "lm_head.weight" and self._json.values["tie_word_embeddings"]:
-            name = "embed_tokens.weight"
-        words = [_NAMES.get(word, word) for word in name.split(".") if word not in _GROUPS]
-        tensor = Stored(".".join(words))
-        return Halved(tensor, self._head_dim) if words[-2] in _PAIRED else tensor
-
     def reference(self) -> nn.Module | str:
-        """The same file in transformers, which takes a set for its first file alone."""
+        """The same file in transformers, where its reader of GGUF leaves out nothing that the file says."""
         if len(self._store.files) > 1:
             return "transformers does not read a GGUF file that is split"
-        return in_transformers(self.folder, gguf_file=self.file.name)
+        told = self._told.values
+        if "rope_scaling" in told:
+            return "transformers does not read from a GGUF file what scales RoPE"
+        try:
+            model = in_transformers(self.folder, gguf_file=self.file.name)
+        except (ValueError, RuntimeError) as error:  # of an architecture, or of shapes, that it does not read
+            return f"transformers does not read this GGUF file: {str(error).splitlines()[0]}"
+        if isinstance(model, str):
+            return model
+        read = model.model.config  # type: ignore[union-attr]  # of its class
+        other = [key for key, value in told.items() if not _same(getattr(read, key, value), value)]
+        return f"transformers reads another {other[0]} from this GGUF file" if other else model
+
+
+def _same(read: Any, told: Any) -> bool:
+    """Whether they are equal, but for what single precision loses."""
+    return isclose(read, told, rel_tol=1e-6) if isinstance(read, float) and told else bool(read == told)
+
+
+def _in_file(told: GGUFConfig, family: type[Family]) -> type[Family]:
+    """A family whose tensors have llama.cpp's names and order of rows, and whose norms have their 1 added."""
+    import gguf  # noqa: PLC0415  0.1 s that those without such a file should not pay
+
+    found = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == told.architecture]
+    if not found:
+        raise CheckpointError(f"architecture {told.architecture!r} is newer than the gguf library; pip install -U gguf")
+    names = gguf.get_tensor_name_map(found[0], told.own["block_count"])
+
+    class InFile(family):  # type: ignore[misc, valid-type]
+        norm_shift = 0.0
+        paired = family.paired or told.architecture in PAIRED
+        fused: ClassVar = {**family.fused, **(_QKV if "blk.0.attn_qkv.weight" in told.store else {})}
+
+        def stored(self, name: str, store: Checkpoint) -> str:
+            """The converter's name of what it finds under Hugging Face's."""
+            found: str = super().stored(name, store)
+            return names.get_name(found, try_suffixes=(".weight", ".bias")) or found
+
+    InFile.__module__ = family.__module__  # by which a recipe's work knows the code that it depends on
+    return InFile
 
 
 def _only(folder: Path) -> Path:
