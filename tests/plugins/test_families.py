@@ -122,6 +122,7 @@ SWITCHES: dict[str, Callable[[Architecture], Architecture]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_switch_that_is_broken_is_seen(saved: Callable[[str], Saved], name: str) -> None:
     one, tokens = saved(name), some_tokens(40)
@@ -158,6 +159,7 @@ def test_a_weight_that_is_read_otherwise_is_seen(
     assert one.ratio(tokens, source.module(), weights) < WRONG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_passes_leave_the_numbers(saved: Callable[[str], Saved], name: str) -> None:
     """Each pass is compared with the source by the manager."""
