@@ -194,7 +194,7 @@ class _TunedInterpreter(_Interpreter):
         (x, weight, *rest), _ = self.fetch_args_kwargs_from_env(n)
         bias, *others = rest or [None]
         shape = [1] * x.ndim
-        shape[CHANNELS[n.target]] = -1
+        shape[CHANNELS[n.target]] = -1  # type: ignore[index]
         found = n.target(x, weight, None, *others) * factors.reshape(shape)  # type: ignore[operator]
         return found if bias is None else found + bias.reshape(shape)
 

@@ -13,7 +13,7 @@ from llmconv import PassError
 from llmconv.encodings import Encoded, WeightEncoding
 from llmconv.graph import Graph, trace
 from llmconv.passes import PassContext, PassManager
-from llmconv.quantization import Known, Nearest, nearest, tune, tuning
+from llmconv.quantization import CALIBRATION, Known, Nearest, nearest, tune, tuning
 from llmconv.quantization.linears import linear_inputs
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore
@@ -49,6 +49,21 @@ def test_the_divergence_falls_and_integers_stay(graph: Graph, weights: DictStore
         assert (after[name].scale > 0).all()
         assert (after[name].multipliers is None) == (block == 0)
     assert any(not torch.equal(after[name].scale, known.scale) for name, known in before.items())
+
+
+def test_split_heads_are_tuned_as_whole_projections_are(graph: Graph, weights: DictStore, tmp_path: Path) -> None:
+    def losses(of: Graph) -> list[float]:
+        found: list[float] = []
+        tune(
+            of, weights, rounded(graph, weights), SAMPLES, 3, tmp_path, progress=lambda _step, loss: found.append(loss)
+        )
+        return found
+
+    model = calibrated_model(llama())
+    PassManager(STRUCTURAL).run(model, PassContext(SAMPLES))
+    whole = losses(graph)
+    assert losses(model.graphs[CALIBRATION]) == pytest.approx(whole, rel=1e-3)
+    assert whole[-1] < whole[0]
 
 
 def test_the_same_seed_gives_the_same_scales(graph: Graph, weights: DictStore, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tens
     """For each block of so many columns the scale of least error, (rows, blocks)."""
     counts = importance.reshape(-1, size)
     found = []
-    for rows in weight.split(max(1, _ROWS // weight.shape[1])):
+    for rows in torch.split(weight, max(1, _ROWS // weight.shape[1])):
         some = rows.reshape(len(rows), -1, size)
         largest = scales_of(some.reshape(-1, size), Grid(grid.bits))[0].reshape(len(rows), -1)
         best, least = largest, torch.full_like(largest, float("inf"))
