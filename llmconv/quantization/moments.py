@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 DAMPING_LIMIT = 1.0  # of the mean diagonal; more than that, and the moments say nothing
-_STRIP = 1024  # rows of the moments that are summed at once: what is left of their diagonal is known from symmetry
+_STRIP = 512  # rows of the moments that are summed at once: what is left of their diagonal is known from symmetry
 _PIECES = 8  # of a triangle's columns, whose zeros are left out of the work
 logger = logging.getLogger(__name__)
 

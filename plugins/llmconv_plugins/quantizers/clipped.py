@@ -46,7 +46,7 @@ def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> tuple[Tens
 
 def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tensor:
     """For each block of so many columns the scale of least error, (rows, blocks)."""
-    counts = importance.reshape(-1, size)
+    counts = importance.reshape(-1, size).contiguous()  # a diagonal's numbers lie far apart
     found = []
     for rows in torch.split(weight, max(1, _ROWS // weight.shape[1])):
         some = rows.reshape(len(rows), -1, size)
