@@ -2,9 +2,9 @@
 
 Run: python benchmarks/quality.py RECIPE [--methods nearest gptq …] [--windows 24] [--tokens 256] [--outliers]
 Each method runs in a process of its own: the seconds are those of calibration and quantization, the memory its peak.
-With --outliers, a tenth of each norm's channels is scaled up by factors to 100 and the columns behind it down by the
-same, which changes no output: what activation outliers of larger models do to weights. Q4_0 is llama.cpp's, as the
-`gguf` library makes it, on every weight but lm_head, which has 8 bits a row in all methods.
+With --outliers, the tenth of each norm's channels that say most is scaled up by factors of 10 to 100 and the columns
+behind it down by the same, which changes no output: what activation outliers of larger models do to weights. Q4_0 is
+llama.cpp's, as the `gguf` library makes it, on every weight but lm_head, which has 8 bits a row in all methods.
 """
 
 from __future__ import annotations
@@ -77,20 +77,18 @@ METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
 
 
 def with_outliers(model: Model, seed: int = 0) -> None:
-    """Scale a tenth of each norm's channels up, and the columns of the linears behind it down."""
+    """Scale the tenth of each norm's channels that say most up, and the columns of the linears behind it down."""
     table: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(seed)
     part = model.graphs[CALIBRATION].parts[0]
     for norm in part.graph.find_nodes(op="call_function", target=aten.rms_norm.default):
-        weight = norm.args[2]
-        width = model.weights.shape(name_of(weight))[0]
-        factors = torch.ones(width)
-        chosen = torch.randperm(width, generator=generator)[: width // 10]
-        factors[chosen] = 100 ** torch.rand(len(chosen), generator=generator)
-        table[name_of(weight)] = Columns(Stored(name_of(weight)), Held(factors))
-        for user in norm.users:
-            read = name_of(user.args[1])
-            table[read] = Columns(Stored(read), Held(factors), divide=True)
+        name, readers = name_of(norm.args[2]), [name_of(user.args[1]) for user in norm.users]
+        weight, columns = model.weights.read(name), torch.cat([model.weights.read(read) for read in readers])
+        chosen = (weight.abs() * columns.norm(dim=0)).topk(len(weight) // 10).indices
+        factors = torch.ones(len(weight))
+        factors[chosen] = 10 ** (1 + torch.rand(len(chosen), generator=generator))
+        table[name] = Columns(Stored(name), Held(factors))
+        table |= {read: Columns(Stored(read), Held(factors), divide=True) for read in readers}
     model.weights = Derived(model.weights, table)
 
 

@@ -53,8 +53,8 @@ def operations(sizes: Architecture, tokens: int, samples: int) -> float:
     total = 0.0
     for columns, rows in inputs:
         total += 2 * 2 * read * rows * columns  # both models' outputs
-        total += 2 * 2 * read * columns**2  # both moments
-        total += (1 / 3 + 2 / 3 + 1 / 3 + 2) * columns**3  # two factors, an inverse, a solution
+        total += (1 + 2) * read * columns**2  # moments: own ones, which are symmetric, and those with the float model's
+        total += (1 / 3 + 1 / 3 + 2) * columns**3  # a factor, its inverse, a solution
         total += 3 * rows * columns**2  # toward float, and columns that make good what others lose
     attention = 2 * 2 * 2 * samples * tokens**2 * wide
     return sizes.layers * (total + attention)

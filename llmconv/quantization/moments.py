@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 DAMPING_LIMIT = 1.0  # of the mean diagonal; more than that, and the moments say nothing
+_STRIP = 512  # rows of the moments that are summed at once: what is left of their diagonal is known from symmetry
+_PIECES = 8  # of a triangle's columns, whose zeros are left out of the work
 logger = logging.getLogger(__name__)
 
 
@@ -31,25 +33,31 @@ class Moments:
     """Sums over the tokens of calibration text, x being an input (columns,) and f the float model's.
 
     Attributes:
-        own: sum of x x^T, (columns, columns) float32.
-        cross: sum of f x^T, likewise; None where f is not known.
+        cross: sum of f x^T, (columns, columns) float32; None where f is not known.
     """
 
     def __init__(self, columns: int, with_float: bool = False) -> None:
-        self.own = torch.zeros(columns, columns)
+        self._right = torch.zeros(columns, columns)  # `own` from the diagonal on, and of each strip's square all
         self.cross = torch.zeros(columns, columns) if with_float else None
         self._known: dict[float, Factors | None] = {}
 
     def add(self, x: Tensor, of_float: Tensor | None = None) -> None:
         """Add tokens, (tokens, columns) float32."""
-        self.own.addmm_(x.T, x)
+        for start in range(0, x.shape[1], _STRIP):
+            strip = slice(start, start + _STRIP)
+            self._right[strip, start:].addmm_(x[:, strip].T, x[:, start:])
         if self.cross is not None and of_float is not None:
             self.cross.addmm_(of_float.T, x)
 
     @property
+    def own(self) -> Tensor:
+        """Sum of x x^T, (columns, columns) float32."""
+        return self._right.triu().add_(self._right.triu(1).T)
+
+    @property
     def importance(self) -> Tensor:
         """The mean square of each column, but for a factor, (columns,): how much an error in it costs."""
-        return self.own.diagonal()
+        return self._right.diagonal()
 
     def factors(self, damping: float) -> Factors | None:
         """With so much of the mean diagonal added to the moments; more where they are not positive definite.
@@ -61,32 +69,41 @@ class Moments:
         return self._known[damping]
 
     def _factors(self, damping: float) -> Factors | None:
-        mean = float(self.importance.mean())
+        own, mean = self.own, float(self.importance.mean())
         order = torch.argsort(self.importance, descending=True, stable=True)
+        back = order.flip(0)  # H = L L^T from the last column on: L^-1 from the first one on is U
         while 0 < mean < float("inf") and damping <= DAMPING_LIMIT:
-            damped = self.own[order][:, order].double()
+            damped = own[back][:, back].double()  # of 11,008 inputs it takes a gigabyte
             damped.diagonal().add_(damping * mean)
             lower, failed = torch.linalg.cholesky_ex(damped)
-            del damped  # of 11,008 inputs each of these takes a gigabyte
+            del damped
             if not failed:
-                toward_float = self._toward_float(damping * mean, order, lower)
-                inverse = torch.cholesky_inverse(lower)
-                del lower
-                upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return Factors(order, upper.float(), toward_float)
+                upper = _inverse(lower).float().flip(0, 1)
+                return Factors(order, upper, self._toward_float(own, back, lower.float()))
             logger.debug("moments are not positive definite with a damping of %g; trying ten times as much", damping)
             damping *= 10
         return None
 
-    def _toward_float(self, damping: float, order: Tensor, lower: Tensor) -> Tensor | None:
-        """(C + d) (H + d)^-1, which is I where the inputs are the float model's."""
+    def _toward_float(self, own: Tensor, back: Tensor, lower: Tensor) -> Tensor | None:
+        """I + (C - H) (H + d)^-1, in float32 as H and C are.
+
+        Args:
+            lower: of H + d with its columns in the order of `back`.
+        """
         if self.cross is None:
             return None
-        cross = self.cross.T[order].double()
-        cross[torch.arange(len(order)), order] += damping
-        solved = torch.cholesky_solve(cross, lower)  # in order: H^-1 C^T
-        del cross
+        solved = torch.cholesky_solve((self.cross - own).T[back], lower)
         found = torch.empty(solved.shape)
-        found[order] = solved.float()
+        found[back] = solved
+        found.diagonal().add_(1)
         return found.T.contiguous()
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    """Of a lower triangle, some columns at a time."""
+    found, size = torch.zeros_like(lower), -(-len(lower) // _PIECES)
+    for start in range(0, len(lower), size):
+        below = lower[start:, start:]
+        unit = torch.eye(len(below), size, dtype=lower.dtype)
+        found[start:, start : start + size] = torch.linalg.solve_triangular(below, unit, upper=False)[:, : len(below)]
+    return found

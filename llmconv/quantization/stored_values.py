@@ -33,7 +33,7 @@ class StoredValues:
             if name not in self._writing:
                 self._strides[name] = value.stride()
                 self._writing[name] = self._begin(name, array)
-            self._writing[name].write(array.tobytes())
+            self._writing[name].write(array.data)
 
     def _begin(self, name: str, array: np.ndarray) -> BinaryIO:
         self._paths[name] = self._folder / f"{next(self._numbers)}.npy"
@@ -54,7 +54,7 @@ class StoredValues:
 
     def read(self, name: str, sample: int) -> torch.Tensor:
         """A value of one sample, laid out as it was added."""
-        stored = torch.from_numpy(np.array(np.load(self._paths[name], mmap_mode="r")[sample]))
+        stored = torch.from_numpy(np.asarray(np.load(self._paths[name], mmap_mode="c")[sample]))
         stride = self._strides.get(name, stored.stride())
         return torch.empty_strided(stored.shape, stride, dtype=stored.dtype).copy_(stored)
 

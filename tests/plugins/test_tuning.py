@@ -13,7 +13,7 @@ from llmconv import PassError
 from llmconv.encodings import Encoded, WeightEncoding
 from llmconv.graph import Graph, trace
 from llmconv.passes import PassContext, PassManager
-from llmconv.quantization import Known, Nearest, nearest, tune, tuning
+from llmconv.quantization import CALIBRATION, Known, Nearest, nearest, tune, tuning
 from llmconv.quantization.linears import linear_inputs
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore
@@ -39,9 +39,9 @@ def rounded(graph: Graph, weights: DictStore, block: int = 0) -> dict[str, Encod
 
 
 @pytest.mark.parametrize("block", [0, 8])
-def test_the_divergence_falls_and_integers_stay(graph: Graph, weights: DictStore, block: int) -> None:
+def test_the_divergence_falls_and_integers_stay(graph: Graph, weights: DictStore, block: int, tmp_path: Path) -> None:
     before, losses = rounded(graph, weights, block), []
-    after = tune(graph, weights, before, SAMPLES, STEPS, progress=lambda _step, loss: losses.append(loss))
+    after = tune(graph, weights, before, SAMPLES, STEPS, tmp_path, progress=lambda _step, loss: losses.append(loss))
     assert len(losses) == STEPS
     assert losses[-1] < losses[0]
     for name, known in before.items():
@@ -51,13 +51,28 @@ def test_the_divergence_falls_and_integers_stay(graph: Graph, weights: DictStore
     assert any(not torch.equal(after[name].scale, known.scale) for name, known in before.items())
 
 
-def test_the_same_seed_gives_the_same_scales(graph: Graph, weights: DictStore) -> None:
-    first, second = (tune(graph, weights, rounded(graph, weights), SAMPLES, 3) for _ in range(2))
+def test_split_heads_are_tuned_as_whole_projections_are(graph: Graph, weights: DictStore, tmp_path: Path) -> None:
+    def losses(of: Graph) -> list[float]:
+        found: list[float] = []
+        tune(
+            of, weights, rounded(graph, weights), SAMPLES, 3, tmp_path, progress=lambda _step, loss: found.append(loss)
+        )
+        return found
+
+    model = calibrated_model(llama())
+    PassManager(STRUCTURAL).run(model, PassContext(SAMPLES))
+    whole = losses(graph)
+    assert losses(model.graphs[CALIBRATION]) == pytest.approx(whole, rel=1e-3)
+    assert whole[-1] < whole[0]
+
+
+def test_the_same_seed_gives_the_same_scales(graph: Graph, weights: DictStore, tmp_path: Path) -> None:
+    first, second = (tune(graph, weights, rounded(graph, weights), SAMPLES, 3, tmp_path) for _ in range(2))
     assert all(torch.equal(first[name].scale, second[name].scale) for name in first)
 
 
-def test_norms_are_tuned_too_and_have_16_bits(graph: Graph, weights: DictStore) -> None:
-    found = tune(graph, weights, rounded(graph, weights), SAMPLES, STEPS)
+def test_norms_are_tuned_too_and_have_16_bits(graph: Graph, weights: DictStore, tmp_path: Path) -> None:
+    found = tune(graph, weights, rounded(graph, weights), SAMPLES, STEPS, tmp_path)
     norms = {name: e for name, e in found.items() if e.grid.bits == 16}
     assert norms
     for name, encoded in norms.items():
@@ -65,12 +80,12 @@ def test_norms_are_tuned_too_and_have_16_bits(graph: Graph, weights: DictStore) 
         assert not torch.equal(encoded.dequantize(), untouched)
 
 
-def test_no_divergence_is_an_error_not_a_model_of_nan(graph: Graph, weights: DictStore) -> None:
+def test_no_divergence_is_an_error_not_a_model_of_nan(graph: Graph, weights: DictStore, tmp_path: Path) -> None:
     known = rounded(graph, weights)
     name = next(iter(known))
     broken = Encoded(known[name].ints, known[name].scale * float("nan"), 0, known[name].grid)
     with pytest.raises(PassError, match="tuning diverges at step 0"):
-        tune(graph, weights, {**known, name: broken}, SAMPLES, 1)
+        tune(graph, weights, {**known, name: broken}, SAMPLES, 1, tmp_path)
 
 
 def test_the_pass_writes_what_came_of_tuning(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from llmconv.encodings import Encoded, Grid, PerBlock
 from llmconv.quantization import Moments, Quantizer, on_block_grid, scales_of
 
 RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
-_ROWS = 1 << 19  # elements of the rows that are searched at once: small enough for a cache
+_ROWS = 1 << 17  # elements of the rows that are searched at once: small enough for a cache
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,24 @@ def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> tuple[Tens
         importance: (columns,), what a squared error in a column counts.
     """
     if isinstance(grid.granularity, PerBlock):
-        size = grid.granularity.columns
-        blocks = weight.reshape(-1, size)
-        counts = importance.reshape(-1, size).repeat(len(weight), 1)
-        return on_block_grid(_searched(blocks, grid, counts).reshape(len(weight), -1))
-    return _searched(weight, grid, importance.expand_as(weight)), *scales_of(weight, grid)[1:]
+        return on_block_grid(_searched(weight, grid, importance, grid.granularity.columns))
+    return _searched(weight, grid, importance, weight.shape[1])[:, 0], *scales_of(weight, grid)[1:]
 
 
-def _searched(rows: Tensor, grid: Grid, counts: Tensor) -> Tensor:
-    """For each row the scale of least error, (rows,)."""
-    step = max(1, _ROWS // rows.shape[1])
+def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tensor:
+    """For each block of so many columns the scale of least error, (rows, blocks)."""
+    counts = importance.reshape(-1, size).contiguous()  # a diagonal's numbers lie far apart
     found = []
-    for start in range(0, len(rows), step):
-        some, count = rows[start : start + step], counts[start : start + step]
-        largest, _, _ = scales_of(some, Grid(grid.bits))
+    for rows in torch.split(weight, max(1, _ROWS // weight.shape[1])):
+        some = rows.reshape(len(rows), -1, size)
+        largest = scales_of(some.reshape(-1, size), Grid(grid.bits))[0].reshape(len(rows), -1)
         best, least = largest, torch.full_like(largest, float("inf"))
+        negative, work = some.neg(), torch.empty_like(some)
         for ratio in RATIOS:
             trial = largest * ratio
-            rounded = (some / trial[:, None]).round_().clamp_(grid.low, grid.top).mul_(trial[:, None])
-            error = rounded.sub_(some).square_().mul_(count).sum(dim=1)
+            torch.div(some, trial[..., None], out=work).round_().clamp_(grid.low, grid.top)
+            torch.addcmul(negative, work, trial[..., None], out=work)
+            error = work.square_().mul_(counts).sum(dim=2)
             best = torch.where(error < least, trial, best)
             least = torch.minimum(error, least)
         found.append(best)

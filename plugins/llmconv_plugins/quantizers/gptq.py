@@ -14,7 +14,8 @@ from llmconv.encodings import Encoded, Grid, scales_along
 from llmconv.quantization import DAMPING_LIMIT, Moments, Quantizer
 from llmconv_plugins.quantizers.clipped import clipped_scales
 
-LAZY = 128  # columns whose errors reach those behind them at once
+LAZY = 256  # columns whose errors reach those behind them at once
+PANEL = 16  # of those, columns whose errors reach the rest of them at once: few enough for a cache
 logger = logging.getLogger(__name__)
 
 
@@ -73,17 +74,19 @@ def _rounded(weight: Tensor, steps: Tensor, grid: Grid, order: Tensor, upper: Te
     """
     left = weight.T[order].contiguous()  # (columns, rows): a column lies in one piece
     step = steps.T[order].contiguous()
-    ints = torch.empty(left.shape, dtype=torch.int8)
+    ints, errors = torch.empty(left.shape, dtype=torch.int8), torch.empty(LAZY, left.shape[1])
     for start in range(0, len(left), LAZY):
         stop = min(start + LAZY, len(left))
-        here, errors = upper[start:stop, start:stop], torch.empty(stop - start, left.shape[1])
-        block = left[start:stop]
-        for i in range(stop - start):
-            rounded = (block[i] / step[start + i]).round_().clamp_(grid.low, grid.top)
-            ints[start + i] = rounded
-            errors[i] = (block[i] - rounded * step[start + i]) / here[i, i]
-            block[i + 1 :].addr_(here[i, i + 1 :], errors[i], alpha=-1)
-        left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+        for first in range(start, stop, PANEL):
+            last = min(first + PANEL, stop)
+            for i in range(first, last):
+                rounded = (left[i] / step[i]).round_().clamp_(grid.low, grid.top)
+                ints[i] = rounded
+                error = torch.addcmul(left[i], rounded, step[i], value=-1, out=errors[i - start])
+                error.div_(upper[i, i])
+                left[i + 1 : last].addr_(upper[i, i + 1 : last], error, alpha=-1)
+            left[last:stop].addmm_(upper[first:last, last:stop].T, errors[first - start : last - start], alpha=-1)
+        left[stop:].addmm_(upper[start:stop, stop:].T, errors[: stop - start], alpha=-1)
     found = torch.empty_like(ints)
     found[order] = ints
     return found.T.contiguous()
