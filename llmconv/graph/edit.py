@@ -90,6 +90,15 @@ def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node])
     return copy
 
 
+def copy_part(part: fx.GraphModule) -> fx.GraphModule:
+    """A part that may be changed while the other stays; they share values, and weights without data."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in part.graph.nodes:
+        copies[node] = copy_node(graph, node, copies)
+    return graph_module(part, graph)
+
+
 def insert_input(graph: fx.Graph, name: str, like: torch.Tensor, shape: Iterable[int], io: IO) -> fx.Node:
     """Append a float32 input after the inputs that exist."""
     last = graph.find_nodes(op="placeholder")[-1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,11 +17,14 @@ from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
 from llmconv.graph import ops
-from llmconv.graph.edit import finish, graph_module, set_outputs
+from llmconv.graph.edit import copy_part, finish, graph_module, set_outputs
 from llmconv.graph.model import IO, IO_META, NAME, ROLE, Graph, aten, op_name, output_node
 from llmconv.work.collector import collector_paused
 
+KEPT = 8  # traces: those of a recipe's graphs, and of the source at the lengths that verification and proof read
+
 _ONE_AT_A_TIME = threading.Lock()  # torch.export, and what is set around it, are switches of the whole process
+_traces: OrderedDict[tuple[bytes, int], fx.GraphModule] = OrderedDict()  # the latest used last
 
 
 def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
@@ -28,17 +32,42 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
 
     The module lies on the meta device and has one submodule `rotary` that returns (cos, sin).
     Every node of the result carries a structural name: the path of the module that made it, then the op.
+    A proof traces what the conversion has traced: the last traces are kept, and copied for modules that equal theirs.
 
     Raises:
         PassError: the module has no submodule `rotary`.
     """
+    with _ONE_AT_A_TIME, collector_paused():
+        content = _content(module)
+        if content is None:
+            return Graph(name, ar, context, [_trace(module, ar)])
+        key = (content, ar)
+        if key not in _traces:
+            _traces[key] = _trace(module, ar)
+        _traces.move_to_end(key)
+        while len(_traces) > KEPT:
+            _traces.popitem(last=False)
+        return Graph(name, ar, context, [copy_part(_traces[key])])
+
+
+def _content(module: nn.Module) -> bytes | None:
+    """All that makes the module what it is; None where it holds weights, or what cannot be written down."""
+    if not all(parameter.is_meta for parameter in module.parameters()):
+        return None
+    try:
+        return pickle.dumps(module)
+    except Exception:  # of whatever the module holds
+        return None
+
+
+def _trace(module: nn.Module, ar: int) -> fx.GraphModule:
     ids, positions = (torch.zeros(1, ar, dtype=torch.int32, device="meta") for _ in range(2))
     rotary = next((m for path, m in module.named_modules() if path.split(".")[-1] == "rotary"), None)
     if rotary is None:
         raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
     hook = rotary.register_forward_hook(_mark_rotary)
     try:
-        with _ONE_AT_A_TIME, torch.no_grad(), collector_paused(), _no_stack_traces(), _use_lazy_graph_module(True):
+        with torch.no_grad(), _no_stack_traces(), _use_lazy_graph_module(True):
             exported = torch.export.export(module, (ids, positions), strict=False)
             gm = exported.module(check_guards=False)
     finally:
@@ -49,7 +78,7 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         raise PassError(f"{type(module).__name__}.forward takes {names} instead of input_ids and position_ids")
     gm = graph_module(gm, gm.graph)
     _normalize(gm)
-    return Graph(name, ar, context, [gm])
+    return gm
 
 
 @contextmanager
