@@ -25,6 +25,8 @@ from llmconv.graph import aten, evaluate, insert, name_of, trace
 from llmconv.tokenizer import Tokenizer
 from llmconv.weights import DictStore
 
+pytestmark = pytest.mark.usefixtures("thawed")
+
 THREADS, TIMES = 4, 3
 
 

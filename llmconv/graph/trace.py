@@ -24,7 +24,16 @@ from llmconv.work.collector import collector_paused
 KEPT = 8  # traces: those of a recipe's graphs, and of the source at the lengths that verification and proof read
 
 _ONE_AT_A_TIME = threading.Lock()  # torch.export, and what is set around it, are switches of the whole process
-_traces: OrderedDict[tuple[bytes, int], fx.GraphModule] = OrderedDict()  # the latest used last
+
+
+class _Kept(threading.local):
+    """The last traces, the latest used last; of each thread, since one fake mode must not serve two at once."""
+
+    def __init__(self) -> None:
+        self.traces: OrderedDict[tuple[bytes, int], fx.GraphModule] = OrderedDict()
+
+
+_kept = _Kept()
 
 
 def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
@@ -41,13 +50,13 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         content = _content(module)
         if content is None:
             return Graph(name, ar, context, [_trace(module, ar)])
-        key = (content, ar)
-        if key not in _traces:
-            _traces[key] = _trace(module, ar)
-        _traces.move_to_end(key)
-        while len(_traces) > KEPT:
-            _traces.popitem(last=False)
-        return Graph(name, ar, context, [copy_part(_traces[key])])
+        traces, key = _kept.traces, (content, ar)
+        if key not in traces:
+            traces[key] = _trace(module, ar)
+        traces.move_to_end(key)
+        while len(traces) > KEPT:
+            traces.popitem(last=False)
+        return Graph(name, ar, context, [copy_part(traces[key])])
 
 
 def _content(module: nn.Module) -> bytes | None:

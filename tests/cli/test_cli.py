@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,9 +131,8 @@ def test_prompt_beyond_the_context_is_refused(run: Run, small_bundle: Bundle) ->
     assert "the context has room for 128" in last_line(outcome)
 
 
-def test_verify_runs_the_proof_again(run: Run, small_recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run("apply", small_recipe, "--backend", "onnx", "--output", out, "--no-verify")
+def test_verify_runs_the_proof_again(run: Run, small_onnx: Bundle, tmp_path: Path) -> None:
+    out = shutil.copytree(small_onnx.folder, tmp_path / "out")
     assert "proof" not in Bundle(out).report
     outcome = run("verify", out)
     assert outcome.code == 0
@@ -140,9 +140,8 @@ def test_verify_runs_the_proof_again(run: Run, small_recipe: Path, tmp_path: Pat
     assert {c["step"] for c in Bundle(out).report["proof"]} == {1, 2, 3, 6}
 
 
-def test_changed_file_fails_the_proof(run: Run, small_recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run("apply", small_recipe, "--backend", "onnx", "--output", out, "--no-verify")
+def test_changed_file_fails_the_proof(run: Run, small_onnx: Bundle, tmp_path: Path) -> None:
+    out = shutil.copytree(small_onnx.folder, tmp_path / "out")
     data = out / "onnx" / "part_1_of_2.data"
     data.write_bytes(data.read_bytes()[:-1] + b"\x55")
     outcome = run("verify", out)
@@ -151,7 +150,8 @@ def test_changed_file_fails_the_proof(run: Run, small_recipe: Path, tmp_path: Pa
 
 
 def test_interrupt_leaves_finished_steps_alone(small_recipe: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "llmconv", "apply", str(small_recipe), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "llmconv", "apply", str(small_recipe), "--no-verify"]
+    command += ["--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
