@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def test_help_imports_no_torch(command: tuple[str, ...], shown: str) -> None:
 def test_module_runs_as_the_command_does() -> None:
     done = subprocess.run([sys.executable, "-m", "llmconv", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0.1.0"
+
+
+def test_threads_that_wait_leave_their_cores_to_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run("targets")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"  # as its user has it
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    run("targets")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_passes_and_their_distribution(run: Run) -> None:
