@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: two threads each would wait for one another
@@ -41,10 +42,10 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     return folder
 
 
-def convert(recipe: Path, folder: Path, *changes: str) -> None:
+def convert(recipe: Path, folder: Path, *changes: str, verify: bool = True) -> None:
     if importlib.util.find_spec("onnxruntime_qnn") is None:
         pytest.skip("onnxruntime-qnn is not installed")
-    apply(Recipe.load(recipe, [*changes, f"output.folder='{folder}'"]))
+    apply(Recipe.load(recipe, [*changes, f"output.folder='{folder}'"]), verify=verify)
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +62,18 @@ def small_bundle(small_recipe: Path, once: Once) -> Bundle:
 
 @pytest.fixture(scope="session")
 def small_published(small_recipe: Path, once: Once) -> Bundle:
-    """The form of the published Llama-2: prompt 128 of 128 without past, token 1 of 128, in 2 parts; proved."""
-    return Bundle(once("small_published", lambda folder: convert(small_recipe, folder, *PUBLISHED)))
+    """The form of the published Llama-2: prompt 128 of 128 without past, token 1 of 128, in 2 parts; not proved."""
+    return Bundle(once("small_published", lambda folder: convert(small_recipe, folder, *PUBLISHED, verify=False)))
+
+
+@pytest.fixture(scope="session")
+def small_onnx(small_recipe: Path, once: Once) -> Bundle:
+    """The small recipe's bundle up to ONNX, not proved."""
+
+    def make(folder: Path) -> None:
+        apply(Recipe.load(small_recipe, [f"output.folder='{folder}'"], backend="onnx"), verify=False)
+
+    return Bundle(once("small_onnx", make))
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +125,21 @@ def genai_tiny(tiny_bundle: Bundle, once: Once) -> Bundle:
 
 FIRST = "test_real_model.py"  # one worker converts the real model while the other does all else
 SLOW = {"tiny_bundle", "published_bundle", "genai_tiny", "published"}  # a minute and more of compiling or laying out
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports have made from being walked at each of thousands of collections."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Nothing is frozen, as in a program that has just begun."""
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

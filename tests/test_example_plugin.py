@@ -12,7 +12,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ("scale_queries", "fold_norm", "fuse_gate_up")
-SMALL = ("graphs.prompt.ar=16", "graphs.prompt.context=32", "graphs.token.context=32")
+SMALL = ("graphs.prompt.ar=16", "graphs.prompt.context=32", "graphs.token.context=32", "calibration.tokens=32")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import os
 import sys
 import traceback
 from importlib.metadata import version
@@ -55,6 +56,9 @@ def _root(
 def main() -> None:
     """Run the command line; a `LlmconvError` is one line on stderr and exit code 2."""
     atexit.register(gc.freeze)  # else a second and more goes to taking graphs apart, node by node
+    # Torch's threads else spin while they wait, on cores that the compiler, the simulator and others need: beside one
+    # busy process, small models then take ten times as long. OpenMP reads it once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except LlmconvError as error:

@@ -47,8 +47,15 @@ def drop_dead(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-# What was inferred for each graph, whose values belong to one fake mode.
+# What was inferred for each graph and its copies, whose values belong to one fake mode.
 _VALUES: WeakKeyDictionary[fx.Graph, dict[Any, torch.Tensor]] = WeakKeyDictionary()
+
+
+def copy_of(graph: fx.Graph) -> fx.Graph:
+    """An empty graph for copies of a graph's nodes."""
+    copy = fx.Graph()
+    _VALUES[copy] = _VALUES.setdefault(graph, {})
+    return copy
 
 
 def insert(
@@ -88,6 +95,15 @@ def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node])
     copy.args, copy.kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
     copy.meta = dict(node.meta)
     return copy
+
+
+def copy_part(part: fx.GraphModule) -> fx.GraphModule:
+    """A part that may be changed while the other stays; they share values, and weights without data."""
+    graph = copy_of(part.graph)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in part.graph.nodes:
+        copies[node] = copy_node(graph, node, copies)
+    return graph_module(part, graph)
 
 
 def insert_input(graph: fx.Graph, name: str, like: torch.Tensor, shape: Iterable[int], io: IO) -> fx.Node:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from llmconv.errors import PassError
-from llmconv.graph.edit import copy_node, finish, graph_module, nodes_between, set_outputs
+from llmconv.graph.edit import copy_node, copy_of, finish, graph_module, nodes_between, set_outputs
 from llmconv.graph.model import IO, IO_META, MADE_BY, NAME, Graph, inputs_of, io_of, name_of, output_node, outputs_of
 
 
@@ -66,7 +66,7 @@ def _copied(
     made_by: str,
 ) -> fx.GraphModule:
     """The nodes that `results` need, back to the inputs or to `source`, which becomes the input `name`."""
-    graph = fx.Graph()
+    graph = copy_of(whole.graph)
     copies: dict[fx.Node, fx.Node] = {}
     if source is not None:
         copies[source] = graph.placeholder(name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,11 +17,26 @@ from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
 from llmconv.graph import ops
-from llmconv.graph.edit import finish, graph_module, set_outputs
+from llmconv.graph.edit import copy_part, finish, graph_module, set_outputs
 from llmconv.graph.model import IO, IO_META, NAME, ROLE, ROTARIES, Graph, Kind, aten, op_name, output_node
 from llmconv.work.collector import collector_paused
 
+KEPT = 8  # traces: those of a recipe's graphs, and of the source at the lengths that verification and proof read
+
 _ONE_AT_A_TIME = threading.Lock()  # torch.export, and what is set around it, are switches of the whole process
+
+
+Content = tuple[bytes, tuple[type, ...]]
+
+
+class _Kept(threading.local):
+    """The last traces, the latest used last; of each thread, since one fake mode must not serve two at once."""
+
+    def __init__(self) -> None:
+        self.traces: OrderedDict[tuple[Content, int], fx.GraphModule] = OrderedDict()
+
+
+_kept = _Kept()
 
 
 def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
@@ -29,17 +45,43 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
     The module lies on the meta device and has one submodule `rotary` that returns (cos, sin), and perhaps a second one,
     `rotary_local`.
     Every node of the result carries a structural name: the path of the module that made it, then the op.
+    A proof traces what the conversion has traced: the last traces are kept, and copied for modules that equal theirs.
 
     Raises:
         PassError: the module has no submodule `rotary`.
     """
+    with _ONE_AT_A_TIME, collector_paused():
+        content = _content(module)
+        if content is None:
+            return Graph(name, ar, context, [_trace(module, ar)])
+        traces, key = _kept.traces, (content, ar)
+        if key not in traces:
+            traces[key] = _trace(module, ar)
+        traces.move_to_end(key)
+        while len(traces) > KEPT:
+            traces.popitem(last=False)
+        return Graph(name, ar, context, [copy_part(traces[key])])
+
+
+def _content(module: nn.Module) -> Content | None:
+    """All that makes the module what it is; None where it holds weights, or what cannot be written down."""
+    if not all(parameter.is_meta for parameter in module.parameters()):
+        return None
+    try:
+        written = pickle.dumps(module)  # names classes, which a notebook may define again
+    except Exception:  # of whatever the module holds
+        return None
+    return written, tuple(type(m) for m in module.modules())
+
+
+def _trace(module: nn.Module, ar: int) -> fx.GraphModule:
     ids, positions = (torch.zeros(1, ar, dtype=torch.int32, device="meta") for _ in range(2))
     found = {path.split(".")[-1]: m for path, m in module.named_modules()}
     if "rotary" not in found:
         raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
     hooks = [found[name].register_forward_hook(_marks(roles)) for name, roles in ROTARIES.items() if name in found]
     try:
-        with _ONE_AT_A_TIME, torch.no_grad(), collector_paused(), _no_stack_traces(), _use_lazy_graph_module(True):
+        with torch.no_grad(), _no_stack_traces(), _use_lazy_graph_module(True):
             exported = torch.export.export(module, (ids, positions), strict=False)
             gm = exported.module(check_guards=False)
     finally:
@@ -51,7 +93,7 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         raise PassError(f"{type(module).__name__}.forward takes {names} instead of input_ids and position_ids")
     gm = graph_module(gm, gm.graph)
     _normalize(gm)
-    return Graph(name, ar, context, [gm])
+    return gm
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +39,7 @@ NEAR = 4.0  # times what roundings move a logit by: the gap of two choices that 
 # A simulator takes its time for each weight in each run, and as much again for every 32 tokens: this many weights are a
 # minute or two. A small model fills the numbers above.
 SIMULATED = 500_000_000
+SIDE_BY_SIDE = 20_000_000  # weights up to which all graphs are simulated at once: they take little memory
 LOWERING_TOKENS = 40  # compared between the graph and ONNX Runtime
 RANGES = "activations: calibrate on text like what the model will read, or put pass rotate first"
 
@@ -119,27 +123,51 @@ def runtimes_agree(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
         if lacking := subject.runtime(other).lacks(subject.bundle):
             yield Check(4, f"{other} against {first}", f"not run: the bundle lacks {lacking}")
             continue
-        for name, graph in subject.bundle.graphs.items():
-            subject.progress("prove", f"{name} on {other}")
-            comparison = Comparison()
-            with subject.open(first, name) as (a,), subject.open(other, name) as (b,):
-                pair = PairedRunner(a, b, comparison)
-                decoder, runs = subject.decoder(pair), round(SIMULATED / (subject.elements * (1 + graph.ar / 32)))
-                if graph.ar > 1:
-                    _read_held_out(decoder, subject.windows, min(GREEDY_POSITIONS, max(1, runs) * graph.ar))
-                else:
-                    _continue_greedily(decoder, subject.windows[0], runs)
-            tensors = {tensor: noise.decibels for tensor, noise in pair.noise.items()}
-            del a, b, pair, decoder
-            precision["runtimes"].append({"graph": name, "first": first, "second": other, "tensors": tensors})
-            yield from _compared(f"{name} on {other} against {first}", comparison, graph.ar, _cost(subject))
+        names = list(subject.bundle.graphs)
+        at_once = len(names) if subject.elements <= SIDE_BY_SIDE else 1
+        for some in (names[i : i + at_once] for i in range(0, len(names), at_once)):
+            subject.progress("prove", f"{', '.join(some)} on {other}")
+            found = _at_once(partial(_on_both, subject, first, other), some)
+            for name, (comparison, tensors) in zip(some, found, strict=True):
+                precision["runtimes"].append({"graph": name, "first": first, "second": other, "tensors": tensors})
+                ar = subject.bundle.graphs[name].ar
+                yield from _compared(f"{name} on {other} against {first}", comparison, ar, _cost(subject))
 
 
-def _read_held_out(decoder: Decoder, windows: Sequence[Sequence[int]], positions: int) -> None:
+Apart = tuple[Comparison, dict[str, float | None]]  # two runtimes in all, and tensor by tensor in dB
+
+
+def _at_once(compare: Callable[[threading.Event, str], Apart], names: Sequence[str]) -> list[Apart]:
+    """Graphs compared side by side; the first that fails stops the others."""
+    stop = threading.Event()
+    if len(names) == 1:
+        return [compare(stop, names[0])]
+    with ThreadPoolExecutor(len(names)) as pool:
+        try:
+            return list(pool.map(partial(compare, stop), names))
+        except BaseException:  # also Ctrl-C: what runs ends before the pool is left
+            stop.set()
+            raise
+
+
+def _on_both(subject: Subject, first: str, other: str, stop: threading.Event, name: str) -> Apart:
+    """A graph on two runtimes, until all is read or `stop` is set."""
+    graph, comparison = subject.bundle.graphs[name], Comparison()
+    with subject.open(first, name) as (a,), subject.open(other, name) as (b,):
+        pair = PairedRunner(a, b, comparison)
+        decoder, runs = subject.decoder(pair), round(SIMULATED / (subject.elements * (1 + graph.ar / 32)))
+        if graph.ar > 1:
+            _read_held_out(decoder, subject.windows, min(GREEDY_POSITIONS, max(1, runs) * graph.ar), stop)
+        else:
+            _continue_greedily(decoder, subject.windows[0], runs, stop)
+    return comparison, {tensor: noise.decibels for tensor, noise in pair.noise.items()}
+
+
+def _read_held_out(decoder: Decoder, windows: Sequence[Sequence[int]], positions: int, stop: threading.Event) -> None:
     """Whole runs of held-out text, without padding, until so many positions are read."""
     runner, read = decoder.runners[0], 0
     for window in windows:
-        if read >= positions:
+        if read >= positions or stop.is_set():
             return
         wanted = -(-(positions - read) // runner.ar) * runner.ar
         length = min(wanted, reach(runner, len(window)) // runner.ar * runner.ar)
@@ -148,11 +176,13 @@ def _read_held_out(decoder: Decoder, windows: Sequence[Sequence[int]], positions
         read += length
 
 
-def _continue_greedily(decoder: Decoder, window: Sequence[int], runs: int) -> None:
+def _continue_greedily(decoder: Decoder, window: Sequence[int], runs: int, stop: threading.Event) -> None:
     """A few held-out tokens, then what the first runtime writes, in so many runs."""
     prompt = min(GREEDY_PROMPT, max(LEAST_PROMPT, runs // 4))
     logits = decoder.read(window[:prompt])
     for _ in range(min(GREEDY_TOKENS, max(LEAST_TOKENS, runs + 1 - prompt)) - 1):
+        if stop.is_set():
+            return
         logits = decoder.read([int(logits[-1].argmax())])
 
 

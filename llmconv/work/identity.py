@@ -67,10 +67,16 @@ def _of_package(name: str, file: Path | None) -> list[str]:
     modules = {at: source for d in installed for at, source in _modules_of(d)}
     if file not in modules.values():  # installed to be edited, or not at all
         modules = dict(_modules_around(name, file))
+    return [*(f"{d} {version(d)}" for d in installed), _hashed(tuple(sorted(modules.items())))]
+
+
+@cache
+def _hashed(modules: tuple[tuple[str, Path], ...]) -> str:
+    """Of all modules together; a package of many plugins is read once."""
     hashed = hashlib.sha256()
-    for at, source in sorted(modules.items()):
+    for at, source in modules:
         hashed.update(f"{at}\n".encode() + source.read_bytes())
-    return [*(f"{d} {version(d)}" for d in installed), hashed.hexdigest()]
+    return hashed.hexdigest()
 
 
 _distributions = cache(packages_distributions)  # a look at everything that is installed

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from llmconv import Bundle
+from llmconv.cli import main
 
 LLMCONV = [sys.executable, "-m", "llmconv", "chat"]
 GREEDY = ("--temperature", "0")
@@ -142,11 +143,19 @@ def test_stdin_and_prompt_give_the_same_answer_alone(small_bundle: Bundle) -> No
         (("--prompt", "word " * 200), "tokens by itself, and the context holds 128; say less"),
     ],
 )
-def test_what_cannot_be_answered(small_bundle: Bundle, arguments: tuple[str, ...], said: str) -> None:
-    done = once(small_bundle.folder, "--prompt", "x", *arguments)
-    assert done.returncode == 2
-    assert done.stdout == b""
-    assert said in done.stderr.decode().splitlines()[-1]
+def test_what_cannot_be_answered(
+    small_bundle: Bundle,
+    arguments: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["llmconv", "chat", str(small_bundle.folder), "--prompt", "x", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    out, err = capsys.readouterr()
+    assert (left.value.code, out) == (2, "")
+    assert said in err.splitlines()[-1]
 
 
 def test_an_empty_stdin_and_no_bundle(tmp_path: Path) -> None:

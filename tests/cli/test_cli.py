@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,6 +55,15 @@ def test_help_imports_no_torch(command: tuple[str, ...], shown: str) -> None:
 def test_module_runs_as_the_command_does() -> None:
     done = subprocess.run([sys.executable, "-m", "llmconv", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0.1.0"
+
+
+def test_threads_that_wait_leave_their_cores_to_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run("targets")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"  # as its user has it
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    run("targets")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_passes_and_their_distribution(run: Run) -> None:
@@ -130,9 +141,8 @@ def test_prompt_beyond_the_context_is_refused(run: Run, small_bundle: Bundle) ->
     assert "the context has room for 128" in last_line(outcome)
 
 
-def test_verify_runs_the_proof_again(run: Run, small_recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run("apply", small_recipe, "--backend", "onnx", "--output", out, "--no-verify")
+def test_verify_runs_the_proof_again(run: Run, small_onnx: Bundle, tmp_path: Path) -> None:
+    out = shutil.copytree(small_onnx.folder, tmp_path / "out")
     assert "proof" not in Bundle(out).report
     outcome = run("verify", out)
     assert outcome.code == 0
@@ -140,9 +150,8 @@ def test_verify_runs_the_proof_again(run: Run, small_recipe: Path, tmp_path: Pat
     assert {c["step"] for c in Bundle(out).report["proof"]} == {1, 2, 3, 6}
 
 
-def test_changed_file_fails_the_proof(run: Run, small_recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run("apply", small_recipe, "--backend", "onnx", "--output", out, "--no-verify")
+def test_changed_file_fails_the_proof(run: Run, small_onnx: Bundle, tmp_path: Path) -> None:
+    out = shutil.copytree(small_onnx.folder, tmp_path / "out")
     data = out / "onnx" / "part_1_of_2.data"
     data.write_bytes(data.read_bytes()[:-1] + b"\x55")
     outcome = run("verify", out)
@@ -151,7 +160,8 @@ def test_changed_file_fails_the_proof(run: Run, small_recipe: Path, tmp_path: Pa
 
 
 def test_interrupt_leaves_finished_steps_alone(small_recipe: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "llmconv", "apply", str(small_recipe), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "llmconv", "apply", str(small_recipe), "--no-verify"]
+    command += ["--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llmconv import Bundle
+from llmconv import Bundle, Recipe, apply
 from llmconv.cli import main
 
 KEYS = ["task", "metric", "on", "value", "error", "count"]
@@ -151,9 +150,8 @@ def test_without_the_checkpoint_a_runtime_alone_is_measured(run: Run, orphan: Pa
 
 
 def test_a_graph_that_gives_its_last_logits_alone(run: Run, small_recipe: Path, tmp_path: Path) -> None:
-    apply = [sys.executable, "-m", "llmconv", "apply", str(small_recipe), "--output", str(tmp_path / "out")]
-    options = ["--backend", "onnx", "--no-verify", "--set", "passes.kv_cache_io.logits=last"]
-    subprocess.run([*apply, *options], check=True, capture_output=True)
+    changes = [f"output.folder='{tmp_path / 'out'}'", "passes.kv_cache_io.logits=last"]
+    apply(Recipe.load(small_recipe, changes, backend="onnx"), verify=False)
     code, out, err = run(tmp_path / "out", *FEW, "--tasks", "perplexity", "--on", "torch")
     assert (code, out) == (2, "")
     assert "graph 'prompt' gives the last row of its logits alone; it cannot be measured" in err.splitlines()[-1]

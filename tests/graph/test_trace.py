@@ -8,7 +8,23 @@ from tiny_graphs import VOCABULARY, TinyCausal, tiny_causal
 from torch import Tensor, fx, nn
 
 from llmconv import PassError
-from llmconv.graph import IO, ROLE, Graph, aten, inputs_of, io_of, is_weight, name_of, outputs_of, shape_of, trace
+from llmconv.graph import (
+    IO,
+    IO_META,
+    ROLE,
+    Graph,
+    aten,
+    finish,
+    inputs_of,
+    io_of,
+    is_weight,
+    name_of,
+    output_node,
+    outputs_of,
+    set_outputs,
+    shape_of,
+    trace,
+)
 
 AR, CONTEXT = 3, 8
 
@@ -102,7 +118,7 @@ def test_no_node_is_bound_to_the_meta_device(nodes: dict[str, fx.Node]) -> None:
 
 def test_the_module_is_left_as_it_was() -> None:
     module = tiny_causal()
-    trace(module, 1, 4, "token")
+    trace(module, 7, 7, "alone")  # a length that nothing else traces
     assert not module.rotary._forward_hooks
 
 
@@ -120,3 +136,39 @@ def test_module_without_rotary_is_refused() -> None:
         module: nn.Module = Plain()
     with pytest.raises(PassError, match="rotary"):
         trace(module, 1, 4, "token")
+
+
+def test_modules_that_equal_one_another_are_traced_once_and_their_graphs_are_not_the_same() -> None:
+    first, second = (trace(tiny_causal(), 5, 5, name) for name in ("first", "second"))
+    kept = [n.name for n in second.parts[0].graph.nodes]
+    assert [n.name for n in first.parts[0].graph.nodes] == kept
+    set_outputs(first.parts[0], {}, {})
+    finish(first.parts[0])
+    first.parts[0].register_parameter("more", nn.Parameter(torch.empty(1, device="meta")))
+    for graph in (second, trace(tiny_causal(), 5, 5, "third")):
+        assert [n.name for n in graph.parts[0].graph.nodes] == kept
+        assert list(output_node(graph.parts[0]).meta[IO_META]) == list(outputs_of(graph.parts[0])) == ["logits"]
+        assert "more" not in dict(graph.parts[0].named_parameters())
+
+
+class Scaled(TinyCausal):
+    """Another number than its weights' shapes could tell."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return super().forward(input_ids, position_ids) * self.factor
+
+
+def test_a_module_that_computes_something_else_has_a_trace_of_its_own() -> None:
+    def factors(module: nn.Module) -> list[object]:
+        nodes = trace(module, 5, 5, "g").parts[0].graph.find_nodes(op="call_function", target=aten.mul.Tensor)
+        return [n.args[1] for n in nodes if isinstance(n.args[1], float)]
+
+    with torch.device("meta"):
+        one, other = Scaled(2.0), Scaled(3.0)
+    assert (factors(one), factors(other)) == ([2.0], [3.0])
+    one.factor = 4.0
+    assert factors(one) == [4.0]

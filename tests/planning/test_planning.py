@@ -35,7 +35,7 @@ LLAMA_2_7B = {
     "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
 }
-SPLIT_HEADS_LAYERS = 4  # of Llama-2-7B that are laid out here; splitting the heads of all 32 takes 10 s
+FEW_HEADS = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8}  # splitting all takes 10 s
 
 Planned = Callable[..., Plan]
 
@@ -209,7 +209,7 @@ def test_parts_at_once_are_bounded_by_jobs_and_memory(published: Plan) -> None:
 
 
 def test_split_heads_change_no_size(tmp_path: Path, tiny_recipe: Path) -> None:
-    folder = config_alone(tmp_path / "c", tiny_recipe, **{**LLAMA_2_7B, "num_hidden_layers": SPLIT_HEADS_LAYERS})
+    folder = config_alone(tmp_path / "c", tiny_recipe, **{**LLAMA_2_7B, **FEW_HEADS})
     recipe = Recipe.load(RECIPES / "llama2_7b_chat_ar128.toml", [f"model.checkpoint='{folder}'"])
     whole = recipe.model_copy(update={"passes": [p for p in recipe.passes if p.name != "split_heads"]})
     a, b = (llmconv.plan(r).parts for r in (recipe, whole))
@@ -227,7 +227,7 @@ def test_apply_stops_before_the_work(tiny_recipe: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(machine, "memory_at_hand", lambda: 10**7)
     recipe = Recipe.load(tiny_recipe, [f"output.folder='{tmp_path / 'out'}'"])
     with pytest.raises(ResourceError, match=r"10\.00 MB are at hand"):
-        llmconv.apply(recipe)
+        llmconv.apply(recipe, verify=False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,12 @@ class Exaone(Llama):
     """Llama under names of its own."""
 
     types: ClassVar = ("exaone",)
-    defaults: ClassVar = {"rms_norm_eps": 1e-5, "rope_theta": 500000.0, "eos_token_id": 361}
+    defaults: ClassVar = {
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "eos_token_id": 361,
+        "max_position_embeddings": 4096,
+    }
     aliases: ClassVar = {
         "num_layers": "num_hidden_layers",
         "layer_norm_epsilon": "rms_norm_eps",

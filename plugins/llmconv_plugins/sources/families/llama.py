@@ -39,7 +39,12 @@ class Helium(Llama):
     """Llama whose RoPE turns neighbours."""
 
     types: ClassVar = ("helium",)
-    defaults: ClassVar = {"rms_norm_eps": 1e-8, "rope_theta": 100000.0, "max_position_embeddings": 4096}
+    defaults: ClassVar = {
+        "rms_norm_eps": 1e-8,
+        "rope_theta": 100000.0,
+        "max_position_embeddings": 4096,
+        "head_dim": 128,
+    }
     paired: ClassVar = True
 
     def architecture(self) -> Architecture:
@@ -69,12 +74,23 @@ class InternLM3(Llama):
     defaults: ClassVar = {"rms_norm_eps": 1e-5, "max_position_embeddings": 32768, "head_dim": 128}
 
 
+_CWM_ROPE = {
+    **{"rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 8192,
+}
+
+
 class Cwm(Llama):
     """Llama with windows on three layers of four."""
 
     types: ClassVar = ("cwm",)
     defaults: ClassVar = {
-        **{"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 131072, "sliding_window": 8192},
+        **{
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
+            "sliding_window": 8192,
+            "rope_parameters": _CWM_ROPE,
+        },
         **{"head_dim": 128, "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]},
     }
 
