@@ -15,6 +15,7 @@ LARGE = 1 << 20  # numbers of a joined result: beyond, an op takes longer than t
 GRIDS = ("QuantizeLinear", "DequantizeLinear")
 ELEMENTWISE = ("Add", "Div", "Mul", "Neg", "RMSNormalization", "Sigmoid", "Sub")
 Key = tuple[object, ...]
+_UNKNOWN = (0,) * 9  # a shape that goes with none
 
 
 def with_joined_heads(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -66,9 +67,9 @@ class _Joiner:
         shape = self._shapes.get(node.output[0])
         if shape is None or len(node.output) != 1:
             return (node.output[0],)
-        if self._rows(node) is not None:
-            return (*self._source(node), shape)
         marks = tuple(a.SerializeToString() for a in sorted(node.attribute, key=lambda a: a.name))
+        if self._rows(node) is not None:
+            return (*self._source(node), marks, shape)
         grid = node.op_type in GRIDS
         taken = [kind.get(n, self._known[n].data_type if grid and n in self._known else n) for n in node.input]
         return (node.op_type, marks, *taken, shape)
@@ -79,9 +80,9 @@ class _Joiner:
             _, _, rows = node.input[0].rstrip("]").partition("[")
             start, colon, stop = rows.partition(":")
             return (int(start), int(stop)) if colon else None
-        if node.op_type == "Slice" and self._constant(node.input[3]) == [0]:
-            (start,), (stop,) = self._constant(node.input[1]), self._constant(node.input[2])
-            return start, stop
+        if node.op_type == "Slice" and [self._constant(n) for n in node.input[3:]] in ([[0]], [[0], [1]]):
+            start, stop = (self._constant(n) for n in node.input[1:3])
+            return (start[0], stop[0]) if start and stop and 0 <= start[0] < stop[0] else None
         return None
 
     def _source(self, node: NodeProto) -> tuple[str, str]:
@@ -118,12 +119,8 @@ class _Joiner:
         joined = [self._whole(column) for column in columns]
         if not any(joined) or any(not j and len(set(c)) > 1 for j, c in zip(joined, columns, strict=True)):
             return False
-        if any(
-            j and self._shapes[c[0]][:1] != (1,) and node.op_type != "Conv"
-            for j, c in zip(joined, columns, strict=True)
-        ):
-            return False
-        return self._takes(node, joined)
+        first = [self._shapes[c[0]][:1] for j, c in zip(joined, columns, strict=True) if j]
+        return (node.op_type == "Conv" or all(axis == (1,) for axis in first)) and self._takes(node, joined)
 
     def _takes(self, node: NodeProto, joined: Sequence[bool]) -> bool:
         """Whether a node's op on operands of which some are joined gives the joined results."""
@@ -131,7 +128,7 @@ class _Joiner:
         if node.op_type == "Conv":
             return joined == [False, True] and given.get("group", 1) == 1
         if node.op_type in ELEMENTWISE:
-            flat = [self._shapes.get(n, (0,)) for n, j in zip(node.input, joined, strict=True) if not j]
+            flat = [self._shapes.get(n, _UNKNOWN) for n, j in zip(node.input, joined, strict=True) if not j]
             same = all(len(self._shapes[n]) == len(shape) for n, j in zip(node.input, joined, strict=True) if j)
             return (
                 same
@@ -145,7 +142,8 @@ class _Joiner:
         if node.op_type == "Softmax":
             return bool(given.get("axis", -1) % len(shape))
         if node.op_type == "Slice":
-            return bool(axes := self._constant(node.input[3])) and all(a % len(shape) for a in axes)
+            axes = [axis for name in node.input[3:4] for axis in self._constant(name)]
+            return bool(axes) and all(axis % len(shape) for axis in axes)
         return node.op_type == "Reshape" and self._constant(node.input[1])[:1] == [1] and not given
 
     def _nodes(self) -> Iterator[NodeProto]:
