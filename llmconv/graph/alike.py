@@ -13,6 +13,7 @@ from llmconv.graph.model import aten, shape_of
 from llmconv.graph.ops import ELEMENTWISE, REQUANTIZE
 
 LARGE = 1 << 22  # bytes of a joined result: beyond, an op takes longer than to call it, and one head needs less memory
+_SUMS = {aten.conv2d.default, aten.matmul.default}  # whose order of summing goes by shapes and threads
 _ANY_AXIS = ELEMENTWISE | {REQUANTIZE, aten.alias.default}
 _ONE_AXIS = {aten.cat.default, aten.slice.Tensor, aten.softmax.int, aten.squeeze.dim, aten.unsqueeze.default}
 
@@ -120,8 +121,8 @@ def _group(nodes: tuple[fx.Node, ...], groups: Mapping[fx.Node, Group]) -> Group
     taken = operands(nodes, groups)
     joined = [value for value in taken if isinstance(value, Group)]
     shared = [value for value in taken if isinstance(value, fx.Node)]
-    if node.target is aten.matmul.default and len(shape) > 2:
-        return Group(nodes, joined=len(joined) == 2)
+    if node.target in _SUMS:
+        return Group(nodes, joined=False)
     if not joined or len(joined) + len(shared) < len(taken) or not _joins(node, taken, joined, shared):
         return None
     return Group(nodes)
@@ -135,8 +136,6 @@ def _joins(node: fx.Node, taken: list[Value], joined: list[Group], shared: list[
     """Whether an op on operands of which some are joined gives the joined results."""
     shape, target = shape_of(node), node.target
     first = shape_of(joined[0].nodes[0])
-    if target is aten.conv2d.default:  # its weights' rows are the result's channels
-        return shape[0] == 1 and len(taken) == 2 and taken[1:] == joined and len(node.args) < 7
     if target is aten.rms_norm.default:
         return taken[:1] == joined and len(node.args[1]) < len(shape)  # type: ignore[arg-type]
     if target in _ANY_AXIS:

@@ -31,10 +31,7 @@ def caller(unit: Unit, groups: Mapping[fx.Node, Group]) -> Callable[[Values, int
         source = operands_of(nodes[0])[0]
         return lambda values, i: values[source][i][rows]
     taken = [value for value in operands(nodes, groups) if not isinstance(value, tuple)]
-    call = _call(nodes[0], taken)
-    if isinstance(unit, Group) and nodes[0].target is aten.conv2d.default:  # one after the other along its channels
-        return lambda values, i: call(values, i).unflatten(1, (len(nodes), -1)).squeeze(0)
-    return call
+    return _call(nodes[0], taken)
 
 
 def _call(node: fx.Node, taken: Sequence[Unit]) -> Callable[[Values, int], Any]:

@@ -13,6 +13,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 LARGE = 1 << 20  # numbers of a joined result: beyond, an op takes longer than to call it
 GRIDS = ("QuantizeLinear", "DequantizeLinear")
+SUMS = ("Conv", "MatMul")
 ELEMENTWISE = ("Add", "Div", "Mul", "Neg", "RMSNormalization", "Sigmoid", "Sub")
 Key = tuple[object, ...]
 _UNKNOWN = (0,) * 9  # a shape that goes with none
@@ -22,8 +23,8 @@ def with_joined_heads(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, changed: nodes that do the same to different numbers are one node on their numbers, joined on axis 0.
 
     Given:  Conv(x, W[h]) -> QuantizeLinear(s[h], z[h]) -> ... for each head h, values of shape (1, ...)
-    Result: Conv(x, W) -> Reshape (heads, ...) -> QuantizeLinear(s, z on axis 0) -> ...; matmuls whose operands several
-            heads share stay one each. Every number is the same.
+    Result: Conv(x, W[h]) -> Concat -> QuantizeLinear(s, z on axis 0) -> ...; convolutions and matmuls stay one each,
+            since the order in which they sum goes by shapes and threads. Every number is the same.
     """
     return _Joiner(model).model
 
@@ -107,8 +108,8 @@ class _Joiner:
             return all(a[1] == b[0] for a, b in pairwise(rows))
         if len(shape) < 2 or shape[0] != 1 or prod(shape) * len(nodes) > LARGE:
             return False
-        if node.op_type == "MatMul":
-            return len(shape) > 2
+        if node.op_type in SUMS:
+            return True
         columns = list(zip(*(n.input for n in nodes), strict=True))
         if node.op_type in GRIDS:
             return (
@@ -120,13 +121,11 @@ class _Joiner:
         if not any(joined) or any(not j and len(set(c)) > 1 for j, c in zip(joined, columns, strict=True)):
             return False
         first = [self._shapes[c[0]][:1] for j, c in zip(joined, columns, strict=True) if j]
-        return (node.op_type == "Conv" or all(axis == (1,) for axis in first)) and self._takes(node, joined)
+        return all(axis == (1,) for axis in first) and self._takes(node, joined)
 
     def _takes(self, node: NodeProto, joined: Sequence[bool]) -> bool:
         """Whether a node's op on operands of which some are joined gives the joined results."""
         shape, given = self._shapes[node.output[0]], {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "Conv":
-            return joined == [False, True] and given.get("group", 1) == 1
         if node.op_type in ELEMENTWISE:
             flat = [self._shapes.get(n, _UNKNOWN) for n, j in zip(node.input, joined, strict=True) if not j]
             same = all(len(self._shapes[n]) == len(shape) for n, j in zip(node.input, joined, strict=True) if j)
@@ -155,8 +154,10 @@ class _Joiner:
                 yield unit[0]
                 continue
             made, apart = self._joined(unit)
-            yield from made
             results = [node.output[0] for node in unit]
+            yield from (
+                node for node in made if node.output[0] != _joined_name(results) or apart or read[node.output[0]]
+            )
             if apart and (any(read[name] for name in results) or not self._outputs.isdisjoint(results)):
                 yield helper.make_node("Split", [_joined_name(results)], results, axis=0, num_outputs=len(results))
 
@@ -181,7 +182,7 @@ class _Joiner:
     def _taken(self, unit: Sequence[NodeProto]) -> list[list[str]]:
         """What a unit takes at each place: a value for all, a group's joined one, or one each."""
         columns = [list(column) for column in zip(*(node.input for node in unit), strict=True)]
-        if unit[0].op_type == "MatMul" and not all(map(self._whole, columns)):
+        if unit[0].op_type in SUMS:
             return columns
         return [[c[0]] if len(set(c)) == 1 else [_joined_name(c)] if self._whole(c) else c for c in columns]
 
@@ -190,7 +191,9 @@ class _Joiner:
         node, results = group[0], [n.output[0] for n in group]
         name, taken = _joined_name(results), self._taken(group)
         rows = [rows for n in group if (rows := self._rows(n))]
-        if (rows and node.op_type in GRIDS) or (node.op_type == "MatMul" and len(taken[0]) > 1):
+        if rows and node.op_type in GRIDS:  # of weights, which sums take one by one
+            return list(group), False
+        if node.op_type in SUMS:
             return [*group, helper.make_node("Concat", results, [name], axis=0)], False
         inputs = [names[0] for names in taken]
         if rows and (rows[0][0], rows[-1][1]) == (0, self._shapes[inputs[0]][0]):
@@ -208,11 +211,7 @@ class _Joiner:
         made.attribute.extend(node.attribute)
         if node.op_type in GRIDS:
             made.attribute.append(helper.make_attribute("axis", 0))
-        if node.op_type != "Conv":
-            return [made], True
-        made.output[0] = f"{name}.channels"
-        shape = self._made_constant(f"{name}.shape", [len(group), *self._shapes[results[0]][1:]])
-        return [made, helper.make_node("Reshape", [made.output[0], shape], [name])], True
+        return [made], True
 
     def _made_constant(self, name: str, value: object) -> str:
         self._made.append(numpy_helper.from_array(np.asarray(value), name))
