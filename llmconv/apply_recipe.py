@@ -36,6 +36,7 @@ from llmconv.work.collector import collector_spared
 from llmconv.work.faults import reach
 from llmconv.work.folder import work_folder
 from llmconv.work.identity import checkpoint_identity, code_identity
+from llmconv.work.machine import give_back_memory
 from llmconv.work.steps import Steps, key_of
 
 BUNDLE = "bundle"  # the step that is finished last; its value is the manifest's sha256
@@ -96,6 +97,7 @@ def apply(
     elif not verify:
         bundle.check_files()
     if verify:
+        give_back_memory()  # what the conversion has held
         prove(bundle, registry=registry, progress=announce, passes=reports)
     return bundle
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from llmconv.encodings.grid import Encoded, Grid, PerBlock, PerRow, to_floats, t
 
 if TYPE_CHECKING:  # as in grid.py
     import torch
+
+FEW = 1 << 14  # numbers that are clamped to bounds of their own in one op; more are clamped faster bound by bound
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,52 @@ class Encoding:
 
     def fake_quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Round a float tensor to the encoding's grid: as `dequantize(quantize(x))`, without the integers between."""
-        low, top = self._ends
+        low, top = self.ends
         return (x / self.scale).round_().clamp_(low, top).mul_(self.scale)
 
     @cached_property
-    def _ends(self) -> tuple[int, int]:
+    def ends(self) -> tuple[int, int]:
+        """The smallest and the largest number, in steps from zero."""
         return -self.zero_point, self.grid.top - self.zero_point
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return {"bits": self.bits, "scale": self.scale, "zero_point": self.zero_point}
+
+
+class Rounding:
+    """Rounds values to the grids of their encodings as `Encoding.fake_quantize` does, with what it takes at hand.
+
+    Args:
+        encodings: of values that are one tensor, joined along dimension 0.
+        shape: of each of them.
+    """
+
+    def __init__(self, encodings: Sequence[Encoding], shape: Sequence[int]) -> None:
+        import torch  # noqa: PLC0415  as above
+
+        def along(numbers: Sequence[float]) -> torch.Tensor:
+            if len(encodings) == 1:
+                return torch.tensor(numbers[0], dtype=torch.float32)
+            rows = torch.tensor(numbers, dtype=torch.float32).repeat_interleave(shape[0])
+            return rows.reshape(-1, *[1] * (len(shape) - 1))
+
+        self._ends = [e.ends for e in encodings]
+        self._alike = len(set(self._ends)) == 1
+        self._scale = along([e.scale for e in encodings])
+        self._low, self._top = (along(ends) for ends in zip(*self._ends, strict=True))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The values, rounded."""
+        steps = (x / self._scale).round_()
+        if self._alike:
+            steps.clamp_(*self._ends[0])
+        elif x.numel() > FEW:
+            for part, ends in zip(steps.chunk(len(self._ends)), self._ends, strict=True):
+                part.clamp_(*ends)
+        else:
+            steps.clamp_(self._low, self._top)
+        return steps.mul_(self._scale)
 
 
 def _float32(x: float) -> float:

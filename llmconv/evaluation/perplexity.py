@@ -12,6 +12,8 @@ from llmconv.decoding.decoder import Decoder
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
 
+ROWS = 32  # of logits whose probabilities are held at once: in double precision they are large
+
 
 def log_probabilities(logits: Logits) -> Floats:
     """Of each token at each position, (positions, vocabulary)."""
@@ -32,7 +34,11 @@ def surprises(logits: Logits, window: Sequence[int]) -> Floats:
     Args:
         logits: (tokens, vocabulary), a row for each token of the window.
     """
-    return -log_probabilities(logits[:-1])[np.arange(len(window) - 1), list(window[1:])]
+    following, found = np.asarray(window[1:]), [np.empty(0)]
+    for i in range(0, len(following), ROWS):
+        some = following[i : i + ROWS]
+        found.append(-log_probabilities(logits[i : i + len(some)])[np.arange(len(some)), some])
+    return np.concatenate(found)
 
 
 def perplexity(decoder: Decoder, windows: Sequence[Sequence[int]]) -> float:

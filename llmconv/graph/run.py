@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from llmconv.encodings.value import Encoding, Encodings
-from llmconv.graph.model import IO_META, aten, inputs_of, is_weight, name_of, outputs_of
+from llmconv.encodings.value import Encoding, Encodings, Rounding
+from llmconv.graph.alike import Group, groups_of, operands
+from llmconv.graph.calls import Unit, Values, caller, nodes_of
+from llmconv.graph.model import IO_META, inputs_of, is_weight, name_of, outputs_of, shape_of
 from llmconv.graph.ops import MOVEMENT
 from llmconv.weights.store import WeightStore
 
@@ -20,6 +22,8 @@ Observer = Callable[[fx.Node, Tensor], None]
 
 class Program:
     """A part that can be run on several inputs at once; the part must not change meanwhile.
+
+    What each head does alike is one op on all heads where that gives the same numbers.
 
     Args:
         observer: called with each floating-point value before it is quantized.
@@ -35,11 +39,13 @@ class Program:
     ) -> None:
         self.weights, self.encodings, self.observer = weights, encodings, observer
         self._inputs, self._outputs = inputs_of(part), outputs_of(part)
-        self._steps = [
-            _Step(node, _caller(node), dead, node.op != "get_attr" and is_weight(node), self._encoding(node))
-            for node, dead in _with_last_uses(part, keep=set(self._outputs.values()))
-        ]
-        self._given = {n: _Step(n, _caller(n), (), False, self._encoding(n)) for n in self._inputs.values()}
+        groups = groups_of(part.graph, lambda node: self._encoding(node) is None)
+        units = _in_order(part, groups)
+        reads = [_read_by(unit, groups) for unit in units]
+        dead = _last_uses(units, reads, keep=set(self._outputs.values()))
+        apart = {node for read in (*reads, self._outputs.values()) for node in read if isinstance(node, fx.Node)}
+        self._steps = [self._step(*given, groups, apart) for given in zip(units, dead, strict=True)]
+        self._given = {node: self._rounding((node,)) for node in self._inputs.values()}
 
     def run(self, inputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Run on each of several inputs, node by node, so that a weight is read once for all of them.
@@ -50,29 +56,51 @@ class Program:
         Returns:
             The outputs by I/O name, for each of the inputs.
         """
+        values: dict[Unit, list[Any]] = {}
         with torch.no_grad():
-            given = [(name, self._given[node]) for name, node in self._inputs.items()]
-            values = {step.node: [self._observed(step, x[name]) for x in inputs] for name, step in given}
+            for name, node in self._inputs.items():
+                values[node] = [self._observed((node,), self._given[node], x[name]) for x in inputs]
             for step in self._steps:
-                values[step.node] = self._compute(step, values, len(inputs))
+                made = values[step.unit] = self._compute(step, values, len(inputs))
+                if step.apart:
+                    parts = zip(*(_apart(value, step.nodes) for value in made), strict=True)
+                    values |= {node: list(each) for node, each in zip(step.nodes, parts, strict=True)}
                 for unused in step.dead:
-                    del values[unused]
+                    values.pop(unused, None)
         return [{name: values[node][i] for name, node in self._outputs.items()} for i in range(len(inputs))]
 
-    def _compute(self, step: _Step, values: Mapping[fx.Node, list[Any]], count: int) -> list[Any]:
-        if step.node.op == "get_attr":
-            return [self.weights.read(str(step.node.target))] * count
+    def _step(self, unit: Unit, dead: Sequence[Unit], groups: Mapping[fx.Node, Group], apart: set[fx.Node]) -> _Step:
+        nodes = nodes_of(unit)
+        return _Step(
+            unit,
+            nodes,
+            caller(unit, groups),
+            dead,
+            weight=str(nodes[0].target) if nodes[0].op == "get_attr" else None,
+            shared=is_weight(nodes[0]),
+            apart=isinstance(unit, Group) and not apart.isdisjoint(nodes),
+            rounding=self._rounding(nodes),
+        )
+
+    def _compute(self, step: _Step, values: Values, count: int) -> list[Any]:
+        if step.weight is not None:
+            return [self.weights.read(step.weight)] * count
         if step.shared:
             return [step.call(values, 0)] * count
-        return [self._observed(step, step.call(values, i)) for i in range(count)]
+        return [self._observed(step.nodes, step.rounding, step.call(values, i)) for i in range(count)]
 
-    def _observed(self, step: _Step, value: Any) -> Any:
+    def _observed(self, nodes: Sequence[fx.Node], rounding: Rounding | None, value: Any) -> Any:
         """The value as the nodes after it see it: shown to the observer, then fake-quantized."""
         if not isinstance(value, Tensor) or not value.is_floating_point():  # ids, and an op with many results
             return value
         if self.observer is not None:
-            self.observer(step.node, value)
-        return value if step.encoding is None else step.encoding.fake_quantize(value)
+            for node, part in zip(nodes, _apart(value, nodes), strict=True):
+                self.observer(node, part)
+        return value if rounding is None else rounding(value)
+
+    def _rounding(self, nodes: Sequence[fx.Node]) -> Rounding | None:
+        found = [encoding for node in nodes if (encoding := self._encoding(node)) is not None]
+        return Rounding(found, shape_of(nodes[0])) if found else None
 
     def _encoding(self, node: fx.Node) -> Encoding | None:
         """What a node's value is rounded by; None where its numbers lie on that grid already.
@@ -90,75 +118,68 @@ class Program:
 
 @dataclass(frozen=True)
 class _Step:
-    """A node, ready to be run.
+    """A node or a group of them, ready to be run.
 
     Attributes:
         call: the op on the values of one of several inputs.
-        dead: nodes that nothing after this one uses.
+        dead: what nothing after this uses.
+        weight: the one that is read.
         shared: whether it is computed from weights alone.
-        encoding: what its value is rounded by.
+        apart: whether nodes after it use a group's results one by one.
+        rounding: of its value.
     """
 
-    node: fx.Node
-    call: Callable[[Mapping[fx.Node, list[Any]], int], Any]
-    dead: Sequence[fx.Node]
+    unit: Unit
+    nodes: tuple[fx.Node, ...]
+    call: Callable[[Values, int], Any]
+    dead: Sequence[Unit]
+    weight: str | None
     shared: bool
-    encoding: Encoding | None
+    apart: bool
+    rounding: Rounding | None
 
 
-def _caller(node: fx.Node) -> Callable[[Mapping[fx.Node, list[Any]], int], Any]:
-    """The node's op on the values of one of several inputs; arguments are looked through once, not for each run."""
-    run: Any = _convolve if node.target is aten.conv2d.default else node.target
-    args, kwargs = node.args, node.kwargs
-    places = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, fx.Node)]
-    if len(places) < len(node.all_input_nodes) or kwargs:  # some are in a list, or repeated
-
-        def general(values: Mapping[fx.Node, list[Any]], i: int) -> Any:
-            found, named = fx.map_arg((args, kwargs), lambda n: values[n][i])
-            return run(*found, **named)
-
-        return general
-    template = list(args)
-
-    def call(values: Mapping[fx.Node, list[Any]], i: int) -> Any:
-        found = template.copy()
-        for place, arg in places:
-            found[place] = values[arg][i]
-        return run(*found)
-
-    return call
+def _apart(value: Tensor, nodes: Sequence[fx.Node]) -> Sequence[Tensor]:
+    """The results of nodes whose joined one a value is."""
+    return value.chunk(len(nodes)) if len(nodes) > 1 else (value,)
 
 
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
-) -> Tensor:
-    """aten.conv2d without oneDNN, which would copy each weight into a layout of its own, for a single use.
+def _in_order(part: fx.GraphModule, groups: Mapping[fx.Node, Group]) -> list[Unit]:
+    """Every group and every node outside groups, but inputs and output, operands first; weights where they are used."""
+    found: dict[Unit, None] = {}
 
-    `torch.backends.mkldnn.enabled` would keep oneDNN from it as well, but from every thread of the program.
-    """
-    if groups != 1 or tuple(dilation) != (1, 1):
-        return aten.conv2d.default(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
-    size = weight.shape[2:]
-    return aten.thnn_conv2d.default(x, weight, size, bias, stride, padding)  # type: ignore[no-any-return]
+    def add(node: fx.Node) -> None:
+        unit = groups.get(node, node)
+        if unit in found or node.op == "placeholder":
+            return
+        for operand in (operand for n in nodes_of(unit) for operand in n.all_input_nodes):
+            add(operand)
+        found[unit] = None
+
+    for node in part.graph.nodes:
+        if node.op == "call_function" and not is_weight(node):
+            add(node)
+    for node in outputs_of(part).values():
+        add(node)
+    return list(found)
 
 
-def _with_last_uses(part: fx.GraphModule, keep: set[fx.Node]) -> list[tuple[fx.Node, list[fx.Node]]]:
-    """Every node but inputs and output, in order, each with the nodes that nothing after it uses."""
-    steps: list[tuple[fx.Node, list[fx.Node]]] = []
+def _read_by(unit: Unit, groups: Mapping[fx.Node, Group]) -> list[Unit]:
+    """The values that a unit takes."""
+    if isinstance(unit, Group) and not unit.joined:
+        return [node for n in unit.nodes for node in n.all_input_nodes]
+    return [v for value in operands(nodes_of(unit), groups) for v in (value if isinstance(value, tuple) else (value,))]
+
+
+def _last_uses(units: Sequence[Unit], reads: Sequence[Sequence[Unit]], keep: set[Unit]) -> list[list[Unit]]:
+    """For each unit what nothing after it uses."""
+    found = []
     used = set(keep)
-    for node in reversed(part.graph.nodes):
-        if node.op in ("placeholder", "output"):
-            continue
-        ending = [n for n in (node, *node.all_input_nodes) if n not in used]
+    for unit, read in zip(reversed(units), reversed(reads), strict=True):
+        ending = [v for v in dict.fromkeys((unit, *nodes_of(unit), *read)) if v not in used]
         used.update(ending)
-        steps.append((node, ending))
-    return steps[::-1]
+        found.append(ending)
+    return found[::-1]
 
 
 def evaluate(

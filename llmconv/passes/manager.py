@@ -121,8 +121,9 @@ class PassManager:
         with _named(p, [q.name for q in self.passes[:i]]):
             with collector_paused() if p.structural else nullcontext():
                 before = Snapshot.of(model)
-                if self.verifier is not None and not p.structural:
+                if self.verifier is not None and (p.needs_calibration or not p.structural):
                     self.verifier.forget()  # calibration holds weights of its own
+                    give_back_memory()
                 start = time.perf_counter()
                 says = p.run(model, context)
                 seconds = time.perf_counter() - start

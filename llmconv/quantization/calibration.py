@@ -29,6 +29,7 @@ from llmconv.weights.store import DictStore, WeightStore
 CALIBRATION = "calibration"  # the graph without past, as long as a sample, that passes see beside the recipe's own
 
 BATCH_TOKENS = 1024  # that run at once: their values are all that memory holds of the samples
+BATCH_NUMBERS = 1 << 24  # of the widest value, such as logits over a vocabulary, that run at once
 
 Range = tuple[float, float]
 
@@ -78,14 +79,12 @@ class Calibration:
         grids: Mapping[str, Grid] = MappingProxyType({}),
     ) -> None:
         self._host = HostInputs(graph)
-        self._samples, self._quantizers, self._grids = samples, quantizers, grids
+        self._samples, self._quantizers, self._grids, self._ar = samples, quantizers, grids, graph.ar
         self._own = StoredValues(folder, len(samples))
         self._float: StoredValues | None = None
         if any(q.needs_float for q in quantizers.values()):
             (folder / "float").mkdir()
             self._float = StoredValues(folder / "float", len(samples))
-        size = max(1, BATCH_TOKENS // graph.ar)
-        self._batches = [range(i, min(i + size, len(samples))) for i in range(0, len(samples), size)]
 
     def pieces(self, part: fx.GraphModule) -> list[fx.GraphModule]:
         """What a part is run in: to the inputs of each weight whose quantizer looks at them."""
@@ -165,6 +164,15 @@ class Calibration:
             weight = weights.read(name)
             weights.write(name, weight, quantized[name] if name in self._looking else self._encoded(name, weight))
 
+    def _batches(self, widest: int = 0) -> list[range]:
+        """Samples that run together.
+
+        Args:
+            widest: how many numbers one of them has in a value.
+        """
+        size = max(1, min(BATCH_TOKENS // self._ar, BATCH_NUMBERS // max(1, widest)))
+        return [range(i, min(i + size, len(self._samples))) for i in range(0, len(self._samples), size)]
+
     def _needs_float(self, piece: fx.GraphModule) -> bool:
         found = (self._quantizers.get(name) for name in self.weights(piece))
         return any(quantizer is not None and quantizer.needs_float for quantizer in found)
@@ -184,7 +192,7 @@ class Calibration:
     ) -> None:
         """Run a piece on every sample, from what is stored to what is stored."""
         program = Program(piece, weights, observer=observer)
-        for batch in self._batches:
+        for batch in self._batches(_widest(piece)):
             for outputs in program.run([self._inputs(piece, sample, stored) for sample in batch]):
                 stored.add(outputs)
         stored.finish(later)
@@ -222,7 +230,7 @@ class Calibration:
 
     def _moments(self, read: LinearInput) -> Moments:
         found = Moments(read.columns, self._float is not None)
-        for batch in self._batches:
+        for batch in self._batches():
             own, *of_float = (
                 torch.cat([read.tokens(stored.read(read.stored, sample)) for sample in batch])
                 for stored in self.streams
@@ -306,6 +314,12 @@ def _tables(piece: fx.GraphModule) -> dict[str, str]:
     lookups = [n for n in piece.graph.nodes if n.target is aten.embedding.default]
     weights = {n: weight_of(n.args[0]) for n in lookups}
     return {str(weight.target): name_of(n) for n, weight in weights.items() if weight is not None}
+
+
+def _widest(piece: fx.GraphModule) -> int:
+    """How many numbers the largest value has that is computed from a sample."""
+    values = [n.meta["val"] for n in piece.graph.nodes if n.op == "call_function" and weight_of(n) is None]
+    return max((value.numel() for value in values if isinstance(value, Tensor)), default=0)
 
 
 def _hidden(part: fx.GraphModule) -> dict[str, str]:

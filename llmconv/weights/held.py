@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from llmconv.heap import trim
 from llmconv.weights.store import WeightStore
 
 HELD = 3 << 28  # bytes that stay in memory by default: a model of 200 million parameters
+TRIMMED = 1 << 26  # bytes that are held before what was computed on the way, and lies between them, is given back
 
 
 class HeldStore:
@@ -17,7 +19,7 @@ class HeldStore:
     """
 
     def __init__(self, store: WeightStore, limit: int = HELD) -> None:
-        self.store, self._room = store, limit
+        self.store, self._room, self._untrimmed = store, limit, 0
         self._held: dict[str, torch.Tensor] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -32,6 +34,10 @@ class HeldStore:
         if rows is None and weight.nbytes <= self._room:
             self._room -= weight.nbytes
             self._held[name] = weight
+            self._untrimmed += weight.nbytes
+            if self._untrimmed > TRIMMED:
+                self._untrimmed = 0
+                trim()
         return weight
 
     def sha256(self, name: str) -> str | None:

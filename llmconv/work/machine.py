@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import shutil
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from llmconv.heap import trim
 from llmconv.work.collector import collect
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -41,9 +41,7 @@ class Memory:
 def give_back_memory() -> None:
     """Return memory that is free inside this process to the system, before child processes need it; glibc can."""
     collect()  # the graph that calibration ran on may be among what was frozen
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    trim()
 
 
 def memory(cgroup: Path = _CGROUP) -> Memory:

@@ -11,7 +11,7 @@ import pytest
 
 from llmconv.decoding import Arrays, Decoder
 from llmconv.decoding.decoder import Tensor
-from llmconv.evaluation.perplexity import perplexity
+from llmconv.evaluation.perplexity import ROWS, perplexity, surprises
 from llmconv.graph import IO
 
 
@@ -52,3 +52,12 @@ def test_windows_are_weighed_by_their_tokens_and_start_anew() -> None:
 
 def test_certain_text_has_perplexity_one() -> None:
     assert of([[0.0, 100.0], [100.0, 0.0]], [[0, 1, 0, 1]]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("tokens", [2, ROWS, ROWS + 1, ROWS + 2, 3 * ROWS])
+def test_each_token_is_judged_by_the_row_before_it(tokens: int) -> None:
+    draw = np.random.default_rng(0)
+    logits, window = draw.normal(size=(tokens, 7)).astype(np.float32), draw.integers(0, 7, tokens).tolist()
+    exact = logits.astype(np.float64)
+    expected = [math.log(np.exp(row).sum()) - row[i] for row, i in zip(exact[:-1], window[1:], strict=True)]
+    assert surprises(logits, window) == pytest.approx(expected)

@@ -116,6 +116,13 @@ def test_batches_change_no_range(tokens: int, monkeypatch: pytest.MonkeyPatch) -
     assert ranges(5) == expected
 
 
+def test_wide_values_are_run_for_fewer_samples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, everything = ranges(5), peak(5, None)
+    monkeypatch.setattr(calibration, "BATCH_NUMBERS", 1)
+    assert ranges(5) == expected
+    assert peak(5, None) < everything
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that ops take and give, and that live."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from llmconv.weights import DictStore, HeldStore
+from llmconv.weights import DictStore, HeldStore, held
 
 
 class Counted(DictStore):
@@ -33,3 +34,13 @@ def test_rows_alone_are_not_held() -> None:
     assert store.reads == 2
     assert held.shape("a") == (4,)
     assert held.sha256("a") is None
+
+
+def test_the_heap_is_trimmed_as_weights_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(held, "trim", lambda: trims.append(1))
+    monkeypatch.setattr(held, "TRIMMED", 20)
+    store = HeldStore(DictStore({name: torch.ones(4) for name in "abcd"}))
+    for name in "abcdabcd":
+        store.read(name)
+    assert len(trims) == 2  # after b and after d

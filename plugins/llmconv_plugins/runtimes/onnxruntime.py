@@ -12,6 +12,7 @@ from llmconv import BackendError, Bundle
 from llmconv.bundle import GraphSpec
 from llmconv.decoding import Arrays, Runner
 from llmconv.runtimes import GraphRuntime, PartsRunner
+from llmconv_plugins.runtimes.joined_heads import with_joined_heads
 from llmconv_plugins.runtimes.repeated_roundings import without_repeated_roundings
 
 
@@ -39,8 +40,9 @@ def _runner(bundle: Bundle, graph: GraphSpec) -> Runner:
 def open_session(file: Path) -> Any:
     """ONNX Runtime's session over one ONNX file, which gives every number that the file says.
 
-    Weights are dequantized when the session is made and stay floats in memory, and roundings that repeat another are
-    left out; no rounding is moved or fused. So the results are bit by bit those of the file run op by op.
+    Weights are dequantized when the session is made and stay floats in memory, roundings that repeat another are left
+    out, and what heads do alike is one op; no rounding is moved or fused. So the results are bit by bit those of the
+    file run op by op.
 
     Raises:
         BackendError: it refuses the file.
@@ -54,7 +56,7 @@ def open_session(file: Path) -> Any:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
     options.log_severity_level = 3
     try:
-        model = without_repeated_roundings(onnx.load(str(file), load_external_data=False))
+        model = with_joined_heads(without_repeated_roundings(onnx.load(str(file), load_external_data=False)))
         return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
         raise BackendError(f"{file.name}: ONNX Runtime refuses it: {str(error).splitlines()[0]}") from error
