@@ -87,7 +87,5 @@ def _convolve(
     return aten.thnn_conv2d.default(x, weight, size, bias, stride, padding)  # type: ignore[no-any-return]
 
 
-_INSTEAD: dict[Any, Callable[..., Any]] = {
-    aten.conv2d.default: _convolve,
-    REQUANTIZE: lambda x: x,
-}  # whose own call takes longer than most ops
+# requantize's own call takes longer than most ops
+_INSTEAD: dict[Any, Callable[..., Any]] = {aten.conv2d.default: _convolve, REQUANTIZE: lambda x: x}
