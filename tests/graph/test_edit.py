@@ -94,6 +94,19 @@ def test_like_nodes_share_one_trace() -> None:
     assert len(set(names(part))) == len(names(part)) == 10
 
 
+def test_values_that_are_alike_are_several_arguments() -> None:
+    """Like nodes share one fake tensor, and a trace tells arguments apart by theirs."""
+
+    def difference(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+        a, b = (insert(graph, aten.relu.default, (nodes[name],), f"{name}.relu") for name in ("x", "z"))
+        assert a.meta["val"] is b.meta["val"]
+        return {"y": insert(graph, aten.sub.Tensor, (a, b), "difference")}
+
+    part = build_part(difference, {"x": (2,), "z": (2,)})
+    splice(named(part, "difference"), lambda a, b: a - b * 2, TraceCache())
+    assert run(part, x=torch.tensor([5.0, 6.0]), z=torch.tensor([1.0, 2.0]))["y"].tolist() == [3.0, 2.0]
+
+
 def test_constants_are_part_of_what_is_alike() -> None:
     def scaled(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
         twice = insert(graph, aten.mul.Tensor, (nodes["x"], 2.0), "twice")

@@ -18,10 +18,11 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from llmconv import CheckpointError, Registry, hookimpl
+from llmconv import CheckpointError, Recipe, RecipeError, Registry, hookimpl
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.encodings import Noise
 from llmconv.graph import trace
+from llmconv.prepare.resolve import check
 from llmconv.sources import Architecture, Family, Keys, Rope
 from llmconv.testing import try_pass
 from llmconv.weights import Derived, WeightStore
@@ -201,6 +202,24 @@ def test_a_window_is_the_longest_context(saved: Callable[[str], Saved]) -> None:
     assert saved("gemma2").source.config().window == POSITIONS
     assert saved("exaone4-full").source.config().window is None
     assert saved("qwen2").source.config().window is None
+
+
+def test_a_context_beyond_the_window_is_refused(saved: Callable[[str], Saved], tmp_path: Path) -> None:
+    config = json.loads((saved("gemma2").folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "sliding_window": 64}))
+    recipe = {
+        "model": {"checkpoint": str(tmp_path)},
+        "target": {"name": "Galaxy S23 Ultra"},
+        "graphs": {"prompt": {"ar": 16, "context": 65}},
+        "passes": [{"name": "kv_cache_io"}],
+        "backend": {"name": "onnx"},
+    }
+    with pytest.raises(
+        RecipeError, match=r"graphs\.prompt\.context = 65, but some layers see a window of 64 positions"
+    ):
+        check(Recipe.from_dict(recipe, tmp_path), Registry.load())
+    recipe["graphs"] = {"prompt": {"ar": 16, "context": 64}}
+    assert check(Recipe.from_dict(recipe, tmp_path), Registry.load()).config.window == 64
 
 
 def test_longrope_ends_where_its_other_factors_begin(saved: Callable[[str], Saved]) -> None:
