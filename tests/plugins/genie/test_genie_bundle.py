@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,27 @@ def test_facts_are_compared_with_the_graphs(
     monkeypatch.setattr(tiny_job.model, "config", replace(tiny_job.model.config, **change))
     with pytest.raises(UnfitError, match=said):
         genie_bundle._described(tiny_job)
+
+
+def test_stretched_rope_is_longrope_with_the_factors_of_its_frequencies() -> None:
+    """Genie's own formula for longrope, theta ** -(2i / width) / factor, gives the model's frequencies back."""
+    stretched = Rope(500.0, tuple(f / (1 + i) for i, f in enumerate(Rope.plain(500.0, 8).frequencies)), 1.2)
+    config = device_config(replace(MODEL, ropes=(stretched,)), ["part_1_of_1.bin"])
+    assert faults(config) == []
+    found = config["dialog"]["engine"]["model"]["positional-encoding"]
+    scaling = found["rope-scaling"]
+    assert (found["rope-dim"], found["rope-theta"], scaling["rope-type"]) == (4, 500.0, "longrope")
+    assert scaling["short-factor"] == scaling["long-factor"] == pytest.approx([1, 2, 3, 4])
+    factor = (1 + math.log(scaling["factor"]) / math.log(scaling["original-max-position-embeddings"])) ** 0.5
+    assert factor == pytest.approx(1.2)
+
+
+def test_a_second_rope_is_named_by_its_prefix() -> None:
+    config = device_config(replace(MODEL, ropes=(ROPE, Rope.plain(500.0, 64))), ["part_1_of_1.bin"])
+    assert faults(config) == []
+    first, second = config["dialog"]["engine"]["model"]["positional-encoding"]
+    assert (first["rope-theta"], "prefix" in first) == (10000.0, False)
+    assert (second["rope-theta"], second["prefix"]) == (500.0, "local_")
 
 
 def test_other_names_leave_no_files(tiny_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
