@@ -30,8 +30,10 @@ SAY_NOTHING = {
     *("initializer_range", "is_llama_config", "label2id", "max_length", "model_type", "num_logits_to_keep"),
     *("pretraining_tp", "return_dict", "task_specific_params", "torch_dtype", "transformers.js_config"),
     *("transformers_version", "unsloth_fixed", "unsloth_version", "use_cache", "use_mambapy"),
+    *("do_sample", "max_new_tokens", "model_max_length", "repetition_penalty", "temperature", "top_k", "top_p"),
+    *("attn_implementation", "gradient_checkpointing", "max_sequence_length", "tokenizer_class", "use_flash_attention"),
 }
-SAY_NOTHING_AT_THE_END = ("_token_id", "_dropout", "_pdrop", "_token")
+SAY_NOTHING_AT_THE_END = ("_id", "_dropout", "_pdrop", "_token")
 
 
 class Family:
@@ -41,6 +43,8 @@ class Family:
         types: the values of config.json's `model_type`.
         defaults: values of keys that a config.json may leave out, as transformers' class has them; added to the base's.
         aliases: keys that older files have -> what they are called now.
+        always: keys of published files that transformers does not read -> the one value that says what is computed
+            anyway; `...` for any.
         names: words of the decoder's parameter names -> the checkpoint's; added to the base's.
         prefixes: of all tensors but lm_head's; the first under which the checkpoint has an embedding.
         fused: tensor that holds the rows of several projections -> those, in order.
@@ -54,6 +58,7 @@ class Family:
     types: ClassVar[tuple[str, ...]]
     defaults: ClassVar[Mapping[str, Any]] = {}
     aliases: ClassVar[Mapping[str, str]] = {}
+    always: ClassVar[Mapping[str, Any]] = {}
     names: ClassVar[Mapping[str, str]] = {}
     prefixes: ClassVar[tuple[str, ...]] = ("model.",)
     fused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -82,6 +87,8 @@ class Family:
         self.multipliers()
         self.keys.flag("tie_word_embeddings")
         for key, value in self.keys.values.items():
+            if key in self.always and value == (value if self.always[key] is ... else self.always[key]):
+                continue
             silent = key.startswith("_") or key in SAY_NOTHING or key.endswith(SAY_NOTHING_AT_THE_END)
             if value and not silent and key not in self.keys.asked:
                 raise self.keys.unsupported(key)

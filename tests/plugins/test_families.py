@@ -188,6 +188,14 @@ def test_what_a_file_leaves_out_is_as_in_transformers(family: type[Family]) -> N
         assert least.keys.get(end) == whole.keys.get(end), end
 
 
+@pytest.mark.parametrize(("kind", "key", "value"), [("phi3", "full_attn_mod", 2), ("cohere2", "rotary_pct", 0.5)])
+def test_keys_that_say_what_is_computed_anyway(kind: str, key: str, value: object) -> None:
+    (family,) = (f for f in FAMILIES if kind in f.types)
+    assert family(Keys(Path("config.json"), {**minimal(kind), key: family.always[key]})).described
+    with pytest.raises(CheckpointError, match=f"config.json: {key} = {value} is not implemented"):
+        assert family(Keys(Path("config.json"), {**minimal(kind), key: value})).described
+
+
 def test_a_text_model_inside_a_larger_one(tmp_path: Path) -> None:
     write("gemma3_text", tmp_path)
     expected = DecoderSource(tmp_path).config()

@@ -113,7 +113,7 @@ POPULAR: dict[str, Popular] = {
     ),
     "phi4_mini": Popular(
         *("Phi-4-mini-instruct", "microsoft", "MIT", 3.84e9),
-        _phi3(3072, 8192, 32, 24, 8, 200064, partial_rotary_factor=0.75, tie_word_embeddings=True),
+        _phi3(3072, 8192, 32, 24, 8, 200064, partial_rotary_factor=0.75, tie_word_embeddings=True, full_attn_mod=1),
         5,
     ),
     "gemma3_1b": Popular("gemma-3-1b-it", "google", GEMMA_LICENCE, 1.0e9, GEMMA_3_1B, 2, context=512),

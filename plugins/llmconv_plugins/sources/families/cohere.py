@@ -18,6 +18,15 @@ class Cohere2(Compared):
         **{"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "sliding_window": 4096, "sliding_window_pattern": 4},
         **{"tie_word_embeddings": True, "max_position_embeddings": 8192, "bos_token_id": 5, "eos_token_id": 255001},
     }
+    always: ClassVar = {
+        **{
+            "order_of_interleaved_layers": "local_attn_first",
+            "position_embedding_type": "rope_gptj",
+            "rotary_pct": 1.0,
+        },
+        **{"use_embedding_sharing": True, "use_gated_activation": True, "use_parallel_block": True},
+        **{"use_parallel_embedding": ..., "layer_switch": ...},
+    }
     epsilon: ClassVar = "layer_norm_eps"
     paired: ClassVar = True
 

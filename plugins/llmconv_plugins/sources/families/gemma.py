@@ -46,6 +46,7 @@ class Gemma2(Gemma):
         **{"query_pre_attn_scalar": 256, "sliding_window": 4096, "num_key_value_heads": 4},
         **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     }
+    always: ClassVar = {"sliding_window_size": ...}
     names: ClassVar = {
         "attention_output_norm": "post_attention_layernorm",
         "post_attention_layernorm": "pre_feedforward_layernorm",

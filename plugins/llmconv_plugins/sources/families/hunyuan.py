@@ -14,6 +14,10 @@ class Hunyuan(Llama):
 
     types: ClassVar = ("hunyuan_v1_dense",)
     defaults: ClassVar = {"rms_norm_eps": 1e-5}
+    always: ClassVar = {
+        **{"use_qk_norm": True, "use_cla": False, "cla_share_factor": ..., "attention_head_dim": ..., "norm_type": ...},
+        **{"num_media_embeds": ..., "org_vocab_size": ...},
+    }
     names: ClassVar = {"q_norm": "query_layernorm", "k_norm": "key_layernorm"}
 
     def architecture(self) -> Architecture:

@@ -18,6 +18,7 @@ class Phi3(Compared):
         **{"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
         **{"bos_token_id": 1, "eos_token_id": 32000},
     }
+    always: ClassVar = {"full_attn_mod": 1, "interpolate_factor": 1}
     fused: ClassVar = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
     def rope_tables(self) -> dict[str, Keys]:

@@ -17,6 +17,7 @@ class Starcoder2(Compared):
         **{"hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "use_bias": True, "tie_word_embeddings": True},
         **{"max_position_embeddings": 4096, "bos_token_id": 50256, "eos_token_id": 50256},
     }
+    always: ClassVar = {"norm_type": "layer_norm", "mlp_type": "default", "activation_function": ...}
     names: ClassVar = {"up_proj": "c_fc", "down_proj": "c_proj"}
     epsilon: ClassVar = "norm_epsilon"
 
