@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from llmconv.errors import CheckpointError
 from llmconv.sources.architecture import Activation, Architecture
 from llmconv.sources.keys import Keys
-from llmconv.sources.rope import Rope, rope_from
+from llmconv.sources.rope import Rope
+from llmconv.sources.rope_kinds import rope_from
 from llmconv.weights.expressions import Affine, Cut, Expression, Halved, Stored
 from llmconv.weights.store import Checkpoint
 

@@ -169,9 +169,9 @@ def test_tokenizer_missing(recipe: Path, refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling = {'rope_type': 'yarn', 'factor': 4.0}"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not implemented"),
-        ({"model_type": "mistral"}, "model_type = 'mistral' is not implemented"),
+        ({"rope_scaling": {"rope_type": "spiral", "factor": 4.0}}, "RoPE of kind 'spiral' is not implemented"),
+        ({"hidden_act": "leaky_relu"}, "hidden_act = 'leaky_relu' is not implemented"),
+        ({"model_type": "mixtral"}, "model_type = 'mixtral' is not implemented: it is a mixture of experts"),
         ({"num_hidden_layers": "four"}, "num_hidden_layers must be a whole number above 0, not 'four'"),
     ],
 )

@@ -69,7 +69,7 @@ def test_threads_that_wait_leave_their_cores_to_others(run: Run, monkeypatch: py
 def test_passes_and_their_distribution(run: Run) -> None:
     outcome = run("passes")
     assert outcome.code == 0
-    for name in ("kv_cache_io", "split_heads", "linear_to_conv", "w4a16", "llama", "qnn", "onnxruntime"):
+    for name in ("kv_cache_io", "split_heads", "linear_to_conv", "w4a16", "decoder", "qnn", "onnxruntime"):
         assert name in outcome.out
     assert "llmconv 0.1.0" in outcome.out
 
