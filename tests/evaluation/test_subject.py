@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from small_checkpoint import write_recipe
 
 from llmconv import Bundle, CheckpointError, Recipe, Registry
+from llmconv.bundle.bundle import FORMAT
 from llmconv.evaluation.subject import ConvertedWeights, Subject
 from llmconv.files import digest, write_json
 from llmconv.weights import DictStore
@@ -81,7 +82,7 @@ def subject(checkpoint: Path, tmp_path: Path) -> Subject:
     hashes = {name: hashlib.sha256(t.numpy().data).hexdigest() for name, t in tensors_of(checkpoint).items()}
     weights = {key: sha for name, sha in hashes.items() for key in (name, name.removeprefix("model."))}
     source = {"description": {name: digest(checkpoint / name) for name in FILES}, "weights": weights}
-    manifest = {"format": 1, "recipe": recipe.to_dict(), "source": source, "graphs": [], "files": {}}
+    manifest = {"format": FORMAT, "recipe": recipe.to_dict(), "source": source, "graphs": [], "files": {}}
     write_json(folder / "manifest.json", manifest)
     return Subject(Bundle(folder), Registry.load(), lambda _stage, _item: None)
 

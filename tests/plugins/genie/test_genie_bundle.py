@@ -121,13 +121,19 @@ def test_a_changed_file_fails_the_proof(small_bundle: Bundle, tmp_path: Path, co
     assert "less than the minimum of 0" in check.measured
 
 
-def test_rotary_embedding_must_be_the_plain_one() -> None:
+def test_rotary_embedding_must_be_the_one_that_is_described() -> None:
     angles = torch.arange(16.0)[:, None] * 10000.0 ** -(torch.arange(0, 8, 2) / 8)
-    plain, slowed = (angles.cos(), angles.sin()), ((angles / 8).cos(), (angles / 8).sin())
-    genie_bundle._check_rope(Graph("prompt", 4, 16, [], plain), 8, 10000.0)
-    for rope, theta in ((slowed, 10000.0), (plain, 500000.0)):
-        with pytest.raises(UnfitError, match="rotary embedding is not the plain one of theta"):
-            genie_bundle._check_rope(Graph("prompt", 4, 16, [], rope), 8, theta)
+    plain, slowed = (
+        Graph("prompt", 4, 16, [], {"rope_cos": x.cos(), "rope_sin": x.sin()}) for x in (angles, angles / 8)
+    )
+    rope = Rope.plain(10000.0, 8)
+    genie_bundle._check_rope(plain, [rope])
+    genie_bundle._check_rope(slowed, [replace(rope, frequencies=tuple(f / 8 for f in rope.frequencies))])
+    for graph, ropes in ((slowed, [rope]), (plain, [Rope.plain(500000.0, 8)]), (plain, [rope, rope])):
+        with pytest.raises(UnfitError, match="rotary embedding is not that of theta"):
+            genie_bundle._check_rope(graph, ropes)
+    with pytest.raises(UnfitError, match=r"cos and sin are multiplied by 0\.5, and Genie has factors above 1 alone"):
+        genie_bundle._check_rope(plain, [replace(rope, factor=0.5)])
 
 
 def job_of(recipe: Path, folder: Path, *changes: str) -> Any:
