@@ -74,7 +74,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def subject(checkpoint: Path, tmp_path: Path) -> Subject:
     """A bundle of the small recipe, as far as the checkpoint goes; in float, so that nothing need be calibrated."""
     folder, structural = tmp_path / "bundle", ("kv_cache_io", "decompose")
-    recipe = Recipe.load(checkpoint.parent / "small.toml")
+    recipe = Recipe.load(checkpoint.parent / "small.toml", ["model.source='decoder'"])  # as manifests name it
     recipe = recipe.model_copy(update={"passes": [p for p in recipe.passes if p.name in structural]})
     (folder / "source").mkdir(parents=True)
     for name in FILES:
