@@ -132,9 +132,9 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def test_rope_table_is_read_from_the_bundle(bundle: Bundle) -> None:
     cos = torch.arange(6.0).reshape(3, 2)
-    save_file({"cos": cos, "sin": -cos}, bundle.folder / "rope.safetensors")
+    save_file({"rope_cos": cos, "rope_sin": -cos}, bundle.folder / "rope.safetensors")
     found = rope_table(bundle)
-    assert [t.tolist() for t in found] == [cos.tolist(), (-cos).tolist()]
+    assert {kind: t.tolist() for kind, t in found.items()} == {"rope_cos": cos.tolist(), "rope_sin": (-cos).tolist()}
 
 
 def test_bundle_without_a_rope_table(bundle: Bundle) -> None:
