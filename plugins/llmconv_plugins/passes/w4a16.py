@@ -18,6 +18,7 @@ from llmconv.graph import (
     MADE_BY,
     MOVEMENT,
     REQUANTIZE,
+    ROTARIES,
     Model,
     aten,
     finish,
@@ -243,8 +244,11 @@ def _fixed(model: Model) -> dict[str, Range]:
     fixed: dict[str, Range] = {}
     for graph in model.graphs.values():
         ranges: dict[str, Range] = {"attention_mask": (MASKED, 0.0)}
-        for kind, table in graph.rope.items():
-            ranges[kind] = (-float(table.abs().max()), float(table.abs().max()))
+        for pair in ROTARIES.values():
+            if largest := max(
+                (float(graph.rope[kind].abs().max()) for kind in pair if kind in graph.rope), default=0.0
+            ):
+                ranges |= dict.fromkeys(pair, (-largest, largest))  # 1, times the table's factor
         nodes = (node for part in graph.parts for node in inputs_of(part).values())
         fixed |= {name_of(node): ranges[kind] for node in nodes if (kind := node.meta[IO_META].kind) in ranges}
     for part in _parts(model):
