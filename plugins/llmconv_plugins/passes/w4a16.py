@@ -245,10 +245,8 @@ def _fixed(model: Model) -> dict[str, Range]:
     for graph in model.graphs.values():
         ranges: dict[str, Range] = {"attention_mask": (MASKED, 0.0)}
         for pair in ROTARIES.values():
-            if largest := max(
-                (float(graph.rope[kind].abs().max()) for kind in pair if kind in graph.rope), default=0.0
-            ):
-                ranges |= dict.fromkeys(pair, (-largest, largest))  # 1, times the table's factor
+            if found := [float(graph.rope[kind].abs().max()) for kind in pair if kind in graph.rope]:
+                ranges |= dict.fromkeys(pair, (-max(found), max(found)))  # 1, times the table's factor
         nodes = (node for part in graph.parts for node in inputs_of(part).values())
         fixed |= {name_of(node): ranges[kind] for node in nodes if (kind := node.meta[IO_META].kind) in ranges}
     for part in _parts(model):
