@@ -72,9 +72,9 @@ def test_bad_recipe_is_one_line(run: Run, tmp_path: Path) -> None:
     code, _, err = run("--set", "passes.split_model.parts=9")
     assert (code, "use 1 to 4" in err.splitlines()[-1]) == (2, True)
     config = tmp_path / "checkpoint" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "gelu"}))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "leaky_relu"}))
     code, _, err = run()
-    assert (code, "hidden_act = 'gelu' is not implemented" in err.splitlines()[-1]) == (2, True)
+    assert (code, "hidden_act = 'leaky_relu' is not implemented" in err.splitlines()[-1]) == (2, True)
 
 
 def test_bits_that_match_nothing_are_found_before_any_weight(run: Run) -> None:

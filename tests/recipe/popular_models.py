@@ -36,6 +36,7 @@ class Popular:
     config: dict[str, Any]
     parts: int
     context: int = 4096
+    phone: str = "Galaxy S23 Ultra"
 
 
 def _sizes(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, int]:
@@ -104,9 +105,9 @@ POPULAR: dict[str, Popular] = {
     "llama3_2_3b": Popular(
         "Llama-3.2-3B-Instruct", "meta-llama", LLAMA_LICENCE, 3.21e9, _llama(3072, 8192, 28, 24, 8, 128256), 5
     ),
-    "qwen2_5_1_5b": Popular("Qwen2.5-1.5B-Instruct", "Qwen", "Apache-2.0", 1.54e9, QWEN25_15B, 2),
+    "qwen2_5_1_5b": Popular("Qwen2.5-1.5B-Instruct", "Qwen", "Apache-2.0", 1.54e9, QWEN25_15B, 3),
     "qwen3_0_6b": Popular("Qwen3-0.6B", "Qwen", "Apache-2.0", 0.6e9, _qwen3(1024, 3072, 28, 16, 8, 151936), 1),
-    "qwen3_1_7b": Popular("Qwen3-1.7B", "Qwen", "Apache-2.0", 1.72e9, _qwen3(2048, 6144, 28, 16, 8, 151936), 3),
+    "qwen3_1_7b": Popular("Qwen3-1.7B", "Qwen", "Apache-2.0", 1.72e9, _qwen3(2048, 6144, 28, 16, 8, 151936), 4),
     "qwen3_4b": Popular("Qwen3-4B", "Qwen", "Apache-2.0", 4.02e9, _qwen3(2560, 9728, 36, 32, 8, 151936), 5),
     "phi3_5_mini": Popular(
         "Phi-3.5-mini-instruct", "microsoft", "MIT", 3.82e9, _phi3(3072, 8192, 32, 32, 32, 32064), 6
@@ -115,6 +116,7 @@ POPULAR: dict[str, Popular] = {
         *("Phi-4-mini-instruct", "microsoft", "MIT", 3.84e9),
         _phi3(3072, 8192, 32, 24, 8, 200064, partial_rotary_factor=0.75, tie_word_embeddings=True, full_attn_mod=1),
         5,
+        phone="Galaxy S25 Ultra",  # lm_head alone takes the S23's memory longer than a part may
     ),
     "gemma3_1b": Popular("gemma-3-1b-it", "google", GEMMA_LICENCE, 1.0e9, GEMMA_3_1B, 2, context=512),
     "smollm2_1_7b": Popular("SmolLM2-1.7B-Instruct", "HuggingFaceTB", "Apache-2.0", 1.71e9, SMOLLM2_17B, 3),
@@ -133,7 +135,7 @@ TEMPLATE = """\
 checkpoint = "{title}"
 
 [target]
-name = "Galaxy S23 Ultra"
+name = "{phone}"
 
 [graphs.prompt]
 ar = 128
@@ -174,6 +176,7 @@ def recipe(popular: Popular) -> str:
         publisher=popular.publisher,
         licence=popular.licence,
         context=popular.context,
+        phone=popular.phone,
         parts="1 part" if popular.parts == 1 else f"{popular.parts} parts",
         count=popular.parts,
         note=WINDOW if popular.context < 4096 else "",

@@ -162,7 +162,7 @@ def _convert(folder: Path, *changes: str, fresh: bool = False) -> None:
 
 def _edit_config(folder: Path) -> None:
     file = folder / "tiny_llama" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "note": 1}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_note": 1}))
 
 
 def _edit_text(folder: Path) -> None:
