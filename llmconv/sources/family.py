@@ -121,9 +121,7 @@ class Family:
             norm_eps=keys.number(self.epsilon, 1e-6),
             positions=min(limit for _, limit in tables.values()),
             ropes=tuple(ropes),
-            rope_of=tuple(
-                ropes.index(tables[kind][0]) if self.turns(i, kind) else None for i, kind in enumerate(types)
-            ),
+            rope_of=tuple(ropes.index(tables[kind][0]) if self.turns(kind) else None for kind in types),
             activation=self.activation(),
             window=self.window(types),
         )
@@ -153,8 +151,9 @@ class Family:
         return types
 
     def default_layer_types(self, layers: int) -> list[str]:
-        """Where the file does not say."""
-        return [SLIDING] * layers
+        """Where the file does not say: every so many-th sees all, by `sliding_window_pattern`; else none does."""
+        every = self.keys.integer("sliding_window_pattern", 0, least=0)
+        return [FULL if every and (i + 1) % every == 0 else SLIDING for i in range(layers)]
 
     def window(self, types: list[str]) -> int | None:
         """How many positions a layer with a window sees, if there is one."""
@@ -185,8 +184,21 @@ class Family:
         nested = {kind: table.table(kind) for kind in (FULL, SLIDING) if kind in table.values}
         return nested or dict.fromkeys((FULL, SLIDING), table)
 
-    def turns(self, layer: int, kind: str) -> bool:
-        """Whether RoPE turns the queries and keys of a layer."""
+    def rope_tables_of_types(self, **sliding: Any) -> dict[str, Keys]:
+        """For families with a table for each type of layer: `rope_scaling` is for those that see all.
+
+        Args:
+            sliding: what layers with a window have where their table does not say.
+        """
+        given, scaling = self.keys.table("rope_parameters"), self.keys.table("rope_scaling")
+        full = {**given.table(FULL).values, **scaling.values}
+        return {
+            FULL: Keys(self.keys.path, full),
+            SLIDING: Keys(self.keys.path, {**sliding, **given.table(SLIDING).values}),
+        }
+
+    def turns(self, kind: str) -> bool:
+        """Whether RoPE turns the queries and keys of a type of layers."""
         return True
 
     def multipliers(self) -> Mapping[str, float]:

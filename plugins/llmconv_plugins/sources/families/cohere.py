@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Architecture
+from llmconv.sources import SLIDING, Architecture
 from llmconv_plugins.sources.families.compared import Compared
 
 
@@ -35,15 +35,10 @@ class Cohere2(Compared):
         bias = self.keys.flag("attention_bias")
         return replace(super().architecture(), norm="layer", parallel="shared", qkv_bias=bias, o_bias=bias)
 
-    def turns(self, layer: int, kind: str) -> bool:
+    def turns(self, kind: str) -> bool:
         """Where there is a window."""
         return kind == SLIDING and self.keys.get("sliding_window") is not None
 
     def multipliers(self) -> Mapping[str, float]:
         """The logits' is folded into lm_head."""
         return {"lm_head": self.keys.number("logit_scale")}
-
-    def default_layer_types(self, layers: int) -> list[str]:
-        """Every fourth sees all."""
-        every = self.keys.integer("sliding_window_pattern")
-        return [SLIDING if (i + 1) % every else FULL for i in range(layers)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Architecture
+from llmconv.sources import SLIDING, Architecture
 from llmconv_plugins.sources.families.compared import Compared
 from llmconv_plugins.sources.families.llama import Llama
 from llmconv_plugins.sources.families.olmo import Olmo2
@@ -48,11 +48,6 @@ class Exaone4(Compared):
         """As OLMo 2 but for the norms of queries and keys."""
         return replace(super().architecture(), norms_before=False, norms_after=True, qk_norm="head")
 
-    def turns(self, layer: int, kind: str) -> bool:
+    def turns(self, kind: str) -> bool:
         """Layers that see all are not turned where others have a window."""
         return kind == SLIDING or self.keys.get("sliding_window") is None
-
-    def default_layer_types(self, layers: int) -> list[str]:
-        """Every fourth sees all."""
-        every = self.keys.get("sliding_window_pattern") if self.keys.get("sliding_window") else None
-        return [SLIDING if isinstance(every, int) and every and (i + 1) % every else FULL for i in range(layers)]

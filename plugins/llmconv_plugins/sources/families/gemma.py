@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Activation, Architecture, Keys
+from llmconv.sources import Activation, Architecture, Keys
 from llmconv_plugins.sources.families.compared import Compared
 
 
@@ -43,7 +43,7 @@ class Gemma2(Gemma):
 
     types: ClassVar[tuple[str, ...]] = ("gemma2",)
     defaults: ClassVar = {
-        **{"query_pre_attn_scalar": 256, "sliding_window": 4096, "num_key_value_heads": 4},
+        **{"query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 2, "num_key_value_heads": 4},
         **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     }
     always: ClassVar = {"sliding_window_size": ...}
@@ -69,10 +69,6 @@ class Gemma2(Gemma):
         if self.keys.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
             raise self.keys.unsupported("hidden_activation")
         return "gelu_tanh"
-
-    def default_layer_types(self, layers: int) -> list[str]:
-        """A window on the first, and on every other one."""
-        return [FULL if i % 2 else SLIDING for i in range(layers)]
 
 
 class VaultGemma(Gemma2):
@@ -103,16 +99,5 @@ class Gemma3(Gemma2):
         return replace(super().architecture(), qk_norm="head")
 
     def rope_tables(self) -> dict[str, Keys]:
-        """What stretches RoPE is for the layers that see all; the others have a base of their own."""
-        keys, local = self.keys, self.keys.number("rope_local_base_freq")
-        given, scaling = keys.table("rope_parameters"), keys.table("rope_scaling")
-        full, sliding = given.table(FULL).values, given.table(SLIDING).values
-        return {
-            FULL: Keys(keys.path, {**full, **scaling.values}),
-            SLIDING: Keys(keys.path, {"rope_theta": local, **sliding}),
-        }
-
-    def default_layer_types(self, layers: int) -> list[str]:
-        """Every sixth sees all."""
-        every = self.keys.integer("sliding_window_pattern")
-        return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
+        """Layers with a window have a base of their own."""
+        return self.rope_tables_of_types(rope_theta=self.keys.number("rope_local_base_freq"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from llmconv.sources import FULL, SLIDING, Architecture, Keys
+from llmconv.sources import Architecture, Keys
 from llmconv_plugins.sources.families.compared import Compared
 
 
@@ -30,14 +30,8 @@ class Olmo3(Olmo2):
     """Windows on three layers of four; what stretches RoPE is for the others."""
 
     types: ClassVar = ("olmo3",)
-    defaults: ClassVar = {"sliding_window": 4096, "rope_theta": 500000.0}
+    defaults: ClassVar = {"sliding_window": 4096, "sliding_window_pattern": 4, "rope_theta": 500000.0}
 
     def rope_tables(self) -> dict[str, Keys]:
-        """As transformers reads them."""
-        given, scaling = self.keys.table("rope_parameters"), self.keys.table("rope_scaling")
-        full = {**given.table(FULL).values, **scaling.values}
-        return {FULL: Keys(self.keys.path, full), SLIDING: given.table(SLIDING)}
-
-    def default_layer_types(self, layers: int) -> list[str]:
-        """Every fourth sees all."""
-        return [SLIDING if (i + 1) % 4 else FULL for i in range(layers)]
+        """One for each type of layer."""
+        return self.rope_tables_of_types()
