@@ -134,6 +134,11 @@ class Family:
         if head_dim % 2:
             raise CheckpointError(f"{self.keys.path}: head_dim = {head_dim} is odd; RoPE rotates halves")
 
+    @property
+    def attention_biases(self) -> dict[str, Any]:
+        """Fields of an architecture for files that ask for all biases of attention by one key."""
+        return dict.fromkeys(("qkv_bias", "o_bias"), self.keys.flag("attention_bias"))
+
     def activation(self) -> Activation:
         """Of the MLP."""
         name = self.keys.get("hidden_act", "silu")
@@ -167,12 +172,12 @@ class Family:
     def ropes(self, head_dim: int) -> dict[str, tuple[Rope, int]]:
         """By type of layer, the table of RoPE and up to how many positions it holds."""
         keys = self.keys
-        theta, part = keys.number("rope_theta", 10000.0), keys.number("partial_rotary_factor", 1.0)
+        theta, part = keys.positive("rope_theta", 10000.0), keys.positive("partial_rotary_factor", 1.0)
         positions = keys.integer("max_position_embeddings", 2048)
         original = keys.integer("original_max_position_embeddings", 0, least=0) or None
         return {
             kind: rope_from(
-                table, theta, int(head_dim * table.number("partial_rotary_factor", part)), positions, original
+                table, theta, int(head_dim * table.positive("partial_rotary_factor", part)), positions, original
             )
             for kind, table in self.rope_tables().items()
         }

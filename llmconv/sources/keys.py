@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,18 +71,28 @@ class Keys:
             raise CheckpointError(f"{self.path}: {key} must be a number, not {value!r}")
         return float(value)
 
-    def optional_number(self, key: str) -> float | None:
-        """A number, or None where there is none."""
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A number above 0."""
+        return self._positive(key, self.get(key, default))
+
+    def optional(self, key: str) -> float | None:
+        """A number above 0, or None where there is none."""
         value = self.get(key)
-        return None if value is None else self._number(key, value)
+        return None if value is None else self._positive(key, value)
+
+    def _positive(self, key: str, value: Any) -> float:
+        number = self._number(key, value)
+        if not 0 < number < math.inf:
+            raise CheckpointError(f"{self.path}: {key} must be a number above 0, not {value!r}")
+        return number
 
     def numbers(self, key: str, count: int) -> list[float]:
-        """A list of so many numbers."""
+        """A list of so many numbers above 0."""
         value = self.get(key)
         if not isinstance(value, list) or len(value) != count:
             shown = f"a list of {len(value)}" if isinstance(value, list) else repr(value)
             raise CheckpointError(f"{self.path}: {key} must be a list of {count} numbers, not {shown}")
-        return [self._number(key, x) for x in value]
+        return [self._positive(key, x) for x in value]
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""

@@ -30,14 +30,14 @@ def rope_from(table: Keys, theta: float, width: int, positions: int, original: i
     Source: transformers' modeling_rope_utils.py.
     """
     kind = table.get("rope_type", table.get("type", "default"))
-    theta = table.number("rope_theta", theta)
+    theta = table.positive("rope_theta", theta)
     if width % 2 or width < 2:
         raise CheckpointError(f"{table.path}: RoPE turns pairs of channels, not {width} of them")
     if kind == "longrope":  # short factors, as they are for texts that fit the original length
         n = original or table.integer("original_max_position_embeddings", positions)
         factors = torch.tensor(table.numbers("short_factor", width // 2), device="cpu")
         table.get("long_factor")
-        attention = table.optional_number("attention_factor") or _longrope_factor(table, positions, n)
+        attention = table.optional("attention_factor") or _longrope_factor(table, positions, n)
         return Rope(theta, _floats(1 / (factors * _powers(theta, width))), attention), min(positions, n)
     if kind == "yarn":
         n = original or table.integer("original_max_position_embeddings", positions)
@@ -46,10 +46,10 @@ def rope_from(table: Keys, theta: float, width: int, positions: int, original: i
         n = original or table.integer("original_max_position_embeddings", positions)
         return Rope(theta, _floats(_llama3(table, _plain(theta, width), n))), positions
     if kind == "linear":
-        return Rope(theta, _floats(_plain(theta, width) / table.number("factor"))), positions
+        return Rope(theta, _floats(_plain(theta, width) / table.positive("factor"))), positions
     if kind == "dynamic":  # stretches beyond the positions that the model knows, and we do not go there
         table.get("factor")
-        if (alpha := table.optional_number("alpha")) is not None:  # Hunyuan's, which stretches at all lengths
+        if (alpha := table.optional("alpha")) is not None:  # Hunyuan's, which stretches at all lengths
             theta *= alpha ** (width / (width - 2))
         return Rope.plain(theta, width), positions
     if kind != "default":
@@ -71,27 +71,27 @@ def _floats(values: Tensor) -> tuple[float, ...]:
 
 
 def _longrope_factor(table: Keys, positions: int, original: int) -> float:
-    stretch = table.optional_number("factor") or positions / original
+    stretch = table.optional("factor") or positions / original
     return 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
 
 
 def _llama3(table: Keys, frequencies: Tensor, original: int) -> Tensor:
     """Slow ones divided by the factor, fast ones left, between them a mixture."""
-    low, high = table.number("low_freq_factor"), table.number("high_freq_factor")
+    low, high = table.positive("low_freq_factor"), table.positive("high_freq_factor")
     turns = original * frequencies / (2 * math.pi)  # within the original length
     fast = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * ((1 - fast) / table.number("factor") + fast)
+    return frequencies * ((1 - fast) / table.positive("factor") + fast)
 
 
 def _yarn(table: Keys, theta: float, width: int, positions: int, original: int) -> Rope:
-    stretch = table.optional_number("factor") or positions / original
+    stretch = table.optional("factor") or positions / original
 
     def pair(turns: float) -> float:
         """The pair of channels that turns so often within the original length."""
         return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = pair(table.optional_number("beta_fast") or 32)
-    high = pair(table.optional_number("beta_slow") or 1)
+    low = pair(table.optional("beta_fast") or 32)
+    high = pair(table.optional("beta_slow") or 1)
     if table.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
@@ -105,6 +105,6 @@ def _yarn_factor(table: Keys, stretch: float) -> float:
     def grown(by: float) -> float:
         return 1.0 if stretch <= 1 else 0.1 * by * math.log(stretch) + 1
 
-    scale, over = table.optional_number("mscale"), table.optional_number("mscale_all_dim")
+    scale, over = table.optional("mscale"), table.optional("mscale_all_dim")
     ratio = grown(scale) / grown(over) if scale and over else grown(1.0)
-    return table.optional_number("attention_factor") or ratio
+    return table.optional("attention_factor") or ratio

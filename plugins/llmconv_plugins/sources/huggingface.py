@@ -62,8 +62,8 @@ class HuggingFace(Layout):
         kind = config.get("model_type")
         if config.get("quantization_config") is not None:
             raise config.unsupported("quantization_config")
-        if kind not in self.families:
-            why = OUTSIDE.get(kind, "no family knows it")
+        if not isinstance(kind, str) or kind not in self.families:
+            why = OUTSIDE.get(str(kind), "no family knows it")
             raise CheckpointError(
                 f"{self.file}: model_type = {kind!r} is not implemented: {why}; 'llmconv families' lists what is"
             )

@@ -32,8 +32,7 @@ class Cohere2(Compared):
 
     def architecture(self) -> Architecture:
         """With biases where the file asks for them."""
-        bias = self.keys.flag("attention_bias")
-        return replace(super().architecture(), norm="layer", parallel="shared", qkv_bias=bias, o_bias=bias)
+        return replace(super().architecture(), norm="layer", parallel="shared", **self.attention_biases)
 
     def turns(self, kind: str) -> bool:
         """Where there is a window."""
@@ -41,4 +40,4 @@ class Cohere2(Compared):
 
     def multipliers(self) -> Mapping[str, float]:
         """The logits' is folded into lm_head."""
-        return {"lm_head": self.keys.number("logit_scale")}
+        return {"lm_head": self.keys.positive("logit_scale")}

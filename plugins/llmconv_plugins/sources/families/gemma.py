@@ -24,8 +24,7 @@ class Gemma(Compared):
         """With biases where the file asks for them."""
         if self.keys.get("use_bidirectional_attention"):
             raise self.keys.unsupported("use_bidirectional_attention")
-        bias = self.keys.flag("attention_bias")
-        return replace(super().architecture(), qkv_bias=bias, o_bias=bias)
+        return replace(super().architecture(), **self.attention_biases)
 
     def activation(self) -> Activation:
         """The first files say "gelu", and mean its approximation."""
@@ -58,9 +57,9 @@ class Gemma2(Gemma):
         return replace(
             super().architecture(),
             norms_after=True,
-            attention_scale=self.keys.number("query_pre_attn_scalar") ** -0.5,
-            attention_cap=self.keys.optional_number("attn_logit_softcapping"),
-            logits_cap=self.keys.optional_number("final_logit_softcapping"),
+            attention_scale=self.keys.positive("query_pre_attn_scalar") ** -0.5,
+            attention_cap=self.keys.optional("attn_logit_softcapping"),
+            logits_cap=self.keys.optional("final_logit_softcapping"),
         )
 
     def activation(self) -> Activation:
@@ -100,4 +99,4 @@ class Gemma3(Gemma2):
 
     def rope_tables(self) -> dict[str, Keys]:
         """Layers with a window have a base of their own."""
-        return self.rope_tables_of_types(rope_theta=self.keys.number("rope_local_base_freq"))
+        return self.rope_tables_of_types(rope_theta=self.keys.positive("rope_local_base_freq"))

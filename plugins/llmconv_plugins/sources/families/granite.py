@@ -17,10 +17,11 @@ class Granite(Llama):
 
     def architecture(self) -> Architecture:
         """The scores' constant stands in place of 1 / sqrt(head_dim)."""
-        return replace(super().architecture(), attention_scale=self.keys.number("attention_multiplier", 1.0))
+        return replace(super().architecture(), attention_scale=self.keys.positive("attention_multiplier", 1.0))
 
     def multipliers(self) -> Mapping[str, float]:
         """The others are folded into weights."""
-        residual = self.keys.number("residual_multiplier", 1.0)
-        embedding, logits = self.keys.number("embedding_multiplier", 1.0), 1 / self.keys.number("logits_scaling", 1.0)
+        keys = self.keys
+        residual, embedding = keys.positive("residual_multiplier", 1.0), keys.positive("embedding_multiplier", 1.0)
+        logits = 1 / keys.positive("logits_scaling", 1.0)
         return {"embed_tokens": embedding, "o_proj": residual, "down_proj": residual, "lm_head": logits}

@@ -17,8 +17,7 @@ class Llama(Compared):
 
     def architecture(self) -> Architecture:
         """With biases where the file asks for them."""
-        attention, mlp = self.keys.flag("attention_bias"), self.keys.flag("mlp_bias")
-        return replace(super().architecture(), qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
+        return replace(super().architecture(), **self.attention_biases, mlp_bias=self.keys.flag("mlp_bias"))
 
 
 class Arcee(Llama):

@@ -21,9 +21,8 @@ class Olmo2(Compared):
 
     def architecture(self) -> Architecture:
         """With biases where the file asks for them."""
-        bias = self.keys.flag("attention_bias")
         found = replace(super().architecture(), norms_before=False, norms_after=True, qk_norm="whole")
-        return replace(found, qkv_bias=bias, o_bias=bias)
+        return replace(found, **self.attention_biases)
 
 
 class Olmo3(Olmo2):

@@ -28,5 +28,4 @@ class Qwen3(Compared):
 
     def architecture(self) -> Architecture:
         """With biases where the file asks for them."""
-        bias = self.keys.flag("attention_bias")
-        return replace(super().architecture(), qk_norm="head", qkv_bias=bias, o_bias=bias)
+        return replace(super().architecture(), qk_norm="head", **self.attention_biases)
