@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +17,9 @@ from llmconv.bundle.bundle import CHOSEN, EVALUATION, FORMAT, MANIFEST, ROPE, SO
 from llmconv.bundle.graph_spec import graph_spec
 from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.specs import ONNX_FOLDER, graph_to_dict
-from llmconv.errors import RecipeError
+from llmconv.chat.checkpoint_template import continuation
+from llmconv.chat.template import ChatTemplate
+from llmconv.errors import ChatError, RecipeError
 from llmconv.files import digest, write_json
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
@@ -39,6 +42,7 @@ from llmconv.work.identity import checkpoint_identity, code_identity
 from llmconv.work.machine import give_back_memory
 from llmconv.work.steps import Steps, key_of
 
+logger = logging.getLogger(__name__)
 BUNDLE = "bundle"  # the step that is finished last; its value is the manifest's sha256
 
 
@@ -136,9 +140,19 @@ def _convert(
             raise RecipeError(
                 "passes: none makes RoPE and the mask inputs that the host fills; 'llmconv passes' lists them"
             )
-        tokenizer = checked.tokenizer
         job = BuildJob(
-            model, folder, chipset, registry.lowerings, progress, files, steps, jobs, tokenizer, context.samples
+            model,
+            folder,
+            chipset,
+            registry.lowerings,
+            progress,
+            files,
+            steps,
+            jobs,
+            checked.tokenizer,
+            context.samples,
+            name=checked.recipe.name,
+            template=_template(checked),
         )
         with collector_spared():
             result = given(backend, f"{type(backend).__name__}.build", backend.build(job), BuildResult)
@@ -158,6 +172,15 @@ def _convert(
     page.write(bundle)
     steps.finish(BUNDLE, key, [], digest(folder / MANIFEST))
     return reports
+
+
+def _template(checked: Checked) -> ChatTemplate | None:
+    """How messages become a text, for runtimes that bring their own host."""
+    try:
+        return checked.template or continuation(checked.tokenizer)
+    except ChatError as error:
+        logger.warning("runtimes on a phone get no chat template: %s", error)
+        return None
 
 
 def _made_before(folder: Path, key: str) -> Bundle | None:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-__all__ = ["digest", "stays_inside", "write_json"]
+__all__ = ["digest", "link", "stays_inside", "write_json"]
 
 
 def digest(file: Path) -> str:

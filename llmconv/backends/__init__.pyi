@@ -5,4 +5,5 @@ from .backend import BuildResult as BuildResult
 from .backend import Progress as Progress
 from .backend import Stage as Stage
 from .exporter import Exporter as Exporter
+from .exporter import form_folder as form_folder
 from .limit import Limit as Limit

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.bundle.check import Check
     from llmconv.bundle.part_files import PartFiles
     from llmconv.bundle.specs import GraphSpec
+    from llmconv.chat.template import ChatTemplate
     from llmconv.graph.model import Model
     from llmconv.graph.sizes import PartSize
     from llmconv.lowering.lower import LoweringTable
@@ -41,6 +42,9 @@ class BuildJob:
         jobs: how many parts to build at once at most, where memory allows; None for as many as there are cores.
         tokenizer: the checkpoint's, for runtimes that bring their own host; None outside a recipe.
         samples: of the calibration text, ids; empty where no pass calibrates.
+        name: the recipe's; empty outside one.
+        template: how messages become a text, for runtimes that bring their own host; None outside a recipe, or where
+            the checkpoint's is wrong.
     """
 
     model: Model
@@ -53,6 +57,8 @@ class BuildJob:
     jobs: int | None = None
     tokenizer: Tokenizer | None = None
     samples: Sequence[Sequence[int]] = ()
+    name: str = ""
+    template: ChatTemplate | None = None
 
     def lower(self) -> list[GraphSpec]:
         """Write every part of every graph as ONNX below `folder`, and each part's weights beside it.

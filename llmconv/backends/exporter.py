@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -28,3 +31,17 @@ class Exporter(Framed, ABC):
         Raises:
             LlmconvError: the bundle cannot have this form, or something is not installed.
         """
+
+
+@contextmanager
+def form_folder(bundle: Bundle, name: str) -> Iterator[Path]:
+    """A folder to write a form into, which becomes the bundle's `name` when the block ends without an error."""
+    work, folder = bundle.folder / f".{name}.partial", bundle.folder / name
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -14,6 +14,8 @@ from llmconv.tokenizer.tokenizer import Tokenizer
 
 # Hugging Face's names
 TEMPLATE, TABLE = "chat_template.jinja", "chat_template.json"
+# For a base model: its text and the answers run on, and each message begins on a line of its own.
+CONTINUATION = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ '\\n' if m.role != 'user' }}{% endfor %}"
 
 
 def checkpoint_template(
@@ -37,6 +39,12 @@ def checkpoint_template(
         if (found := _read(files, name).get("chat_template")) is not None:
             return ChatTemplate(_default(found, name), f"chat_template of {name}", tokens)
     return None
+
+
+def continuation(tokenizer: Tokenizer) -> ChatTemplate:
+    """The template of a model without one."""
+    tokens = {"bos_token": "".join(map(tokenizer.token, tokenizer.begin))}
+    return ChatTemplate(CONTINUATION, "continuation", tokens)
 
 
 def _text(files: Mapping[str, bytes], name: str) -> str:

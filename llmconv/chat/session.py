@@ -8,18 +8,14 @@ from dataclasses import dataclass
 
 from llmconv.bundle.bundle import SOURCE, Bundle
 from llmconv.chat.chat import Chat
-from llmconv.chat.checkpoint_template import checkpoint_template
+from llmconv.chat.checkpoint_template import checkpoint_template, continuation
 from llmconv.chat.prompt import Prompt
-from llmconv.chat.template import ChatTemplate
 from llmconv.decoding.dialog import Dialog
 from llmconv.plugins.registry import Registry
 from llmconv.runtimes.runtime import Runtime, source_of
 from llmconv.sources.model_config import ModelConfig
 from llmconv.sources.sampling import Sampling
 from llmconv.tokenizer.tokenizer import Tokenizer
-
-# For a base model: its text and the answers run on, and each message begins on a line of its own.
-CONTINUATION = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ '\\n' if m.role != 'user' }}{% endfor %}"
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,7 @@ class Session:
         template = checkpoint_template(files, self.config, self.tokenizer, own)
         if template is not None:
             return Prompt(template, self.tokenizer), True
-        tokens = {"bos_token": "".join(map(self.tokenizer.token, self.tokenizer.begin))}
-        return Prompt(ChatTemplate(CONTINUATION, "continuation", tokens), self.tokenizer), False
+        return Prompt(continuation(self.tokenizer), self.tokenizer), False
 
 
 @contextmanager

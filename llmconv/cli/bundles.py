@@ -76,7 +76,12 @@ def _checked_backend(recipe: Recipe) -> Backend | None:
 
 def export(
     bundle: options.Bundle,
-    form: Annotated[str, typer.Option("--format", help="genai: ONNX Runtime GenAI's decoder-pipeline.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="FORM", help="genie, geniex: what a phone loads; genai: ONNX Runtime GenAI's pipeline."
+        ),
+    ],
 ) -> None:
     """Give a finished bundle another runtime's form, from the same weights and encodings."""
     from llmconv.bundle.bundle import Bundle

@@ -3,9 +3,11 @@
 from llmconv import hookimpl
 from llmconv.backends import Exporter
 from llmconv_plugins.genai.exporter import GenAI
+from llmconv_plugins.genie.exporter import Genie
+from llmconv_plugins.geniex.exporter import GenieX
 
 
 @hookimpl
 def register_exporters() -> list[type[Exporter]]:
     """The built-in exporters."""
-    return [GenAI]
+    return [GenAI, Genie, GenieX]

@@ -11,11 +11,12 @@ import onnx
 from llmconv import BackendError
 from llmconv.backends import Backend, BuildJob, BuildResult
 from llmconv.work import in_processes
+from llmconv_plugins.geniex.metadata import write_metadata
 
 
 @dataclass(frozen=True)
 class OnnxBackend(Backend):
-    """Writes `onnx/` and checks each file with the ONNX checker."""
+    """Writes `onnx/`, checks each file with the ONNX checker, and describes them in metadata.json."""
 
     name: ClassVar[str] = "onnx"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
@@ -24,6 +25,7 @@ class OnnxBackend(Backend):
         """Lower, then check."""
         files = [job.folder / part.onnx for graph in job.lower() for part in graph.parts]
         in_processes(_check, files, job.jobs, lambda file: job.progress("check", file.stem))
+        write_metadata(job, "onnx", {}, {})
         return BuildResult(versions={"onnx": onnx.__version__})
 
 

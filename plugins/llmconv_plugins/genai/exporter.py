@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import ClassVar
 import onnx
 
 from llmconv import Bundle, BundleError, Registry
-from llmconv.backends import Exporter, Progress
+from llmconv.backends import Exporter, Progress, form_folder
 from llmconv.bundle import ONNX_FOLDER, BundleStore, Placed
-from llmconv.files import write_json
+from llmconv.files import link, write_json
 from llmconv.graph import Model, name_of
 from llmconv.lowering import Lowering
 from llmconv.prepare import remake
@@ -40,17 +39,9 @@ class GenAI(Exporter):
         check(bundle)
         progress("pass", "kv_cache_io.contract = genai")
         model = remake(bundle, registry, {"kv_cache_io": {"contract": "genai"}})
-        work = bundle.folder / f".{FOLDER}.partial"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        try:
-            _write(bundle, registry, model, work, progress)
-            folder = bundle.folder / FOLDER
-            shutil.rmtree(folder, ignore_errors=True)
-            work.rename(folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return folder
+        with form_folder(bundle, FOLDER) as folder:
+            _write(bundle, registry, model, folder, progress)
+        return bundle.folder / FOLDER
 
 
 def check(bundle: Bundle) -> None:
@@ -92,7 +83,8 @@ def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progr
     _check_weights(bundle, model, store)
     count = len(token.parts)
     for i in range(count):
-        _link(bundle.path(f"{ONNX_FOLDER}/part_{i + 1}_of_{count}.data"), folder)
+        data = bundle.path(f"{ONNX_FOLDER}/part_{i + 1}_of_{count}.data")
+        link(data, folder / data.name)  # ONNX Runtime reads none outside the folder of the ONNX file
     stages: list[Stage] = []
     for graph in (prompt, token) if prompt is not token else (token,):
         files = {f"{graph.name}_before": before(graph, model, config.vocabulary)}
@@ -127,11 +119,3 @@ def _check_weights(bundle: Bundle, model: Model, store: BundleStore) -> None:
     for node in used:
         if name_of(node) not in store.index:  # a bias: its integers lie in the bundle's ONNX files, as products' sums
             raise BundleError(f"{bundle.folder}: '{name_of(node)}' is a bias, which GenAI's form does not carry yet")
-
-
-def _link(file: Path, folder: Path) -> None:
-    """A weight file under another name, its bytes once: ONNX Runtime reads none outside the folder of the ONNX file."""
-    try:
-        os.link(file, folder / file.name)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(file, folder / file.name)

@@ -16,6 +16,7 @@ from llmconv.target import Chipset
 CONFIG, EXTENSIONS, TOKENIZER = "genie_config.json", "htp_backend_ext_config.json", "tokenizer.json"
 LOCAL = "local_"  # before the names of a second table's inputs
 UNSET = -1
+ROPE_POSITIONS = 131072  # up to which GenieX takes every longrope to reach
 SEEDS = 2**31
 
 
@@ -56,7 +57,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
         "kv-dim": model.head_dim,
         "allow-async-init": False,
     }
-    ropes = [rope_config(rope, model.context) for rope in model.ropes]
+    ropes = [rope_config(rope) for rope in model.ropes]
     context = {
         "version": 1,
         "size": model.context,
@@ -88,28 +89,32 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def rope_config(rope: Rope, context: int) -> dict[str, Any]:
-    """RoPE as Genie is to compute it.
+def rope_config(rope: Rope) -> dict[str, Any]:
+    """RoPE as Genie and GenieX are to compute it.
 
     Whatever stretches it is written as longrope with one list of factors for all lengths: Genie's other kinds compute
-    some tables otherwise than checkpoints mean them.
-
-    Args:
-        context: positions of the widest graph.
+    some tables otherwise than checkpoints mean them. Genie multiplies cos and sin by sqrt(1 + ln factor / ln original),
+    GenieX by the same with 131072 / original for the factor, whatever the file says.
     """
     item = {"type": "rope", "rope-dim": rope.width // 2, "rope-theta": rope.theta}
     if rope.is_plain:
         return item
     plain = Rope.plain(rope.theta, rope.width).frequencies
     factors = [base / frequency for base, frequency in zip(plain, rope.frequencies, strict=True)]
+    original = longrope_positions(rope.factor)
     scaling = {
         "rope-type": "longrope",
-        "factor": math.exp((rope.factor**2 - 1) * math.log(context)),  # cos and sin * sqrt(1 + ln factor / ln context)
-        "original-max-position-embeddings": context,
+        "factor": math.exp((rope.factor**2 - 1) * math.log(original)),
+        "original-max-position-embeddings": original,
         "short-factor": factors,
         "long-factor": factors,
     }
     return {**item, "rope-scaling": scaling}
+
+
+def longrope_positions(factor: float) -> int:
+    """The original positions with which cos and sin are multiplied by `factor`, at least 1, in GenieX."""
+    return max(2, round(math.pow(ROPE_POSITIONS, 1 / factor**2)))
 
 
 def extensions_config(chipset: Chipset) -> dict[str, Any]:

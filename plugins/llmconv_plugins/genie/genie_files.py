@@ -23,6 +23,8 @@ from llmconv_plugins.genie.genie_config import (
     extensions_config,
 )
 from llmconv_plugins.genie.library import faults
+from llmconv_plugins.geniex.metadata import METADATA, TOKENIZER_CONFIG, write_metadata, write_tokenizer_config
+from llmconv_plugins.qnn.context_binary import read_info
 
 # How Genie finds inputs and outputs; {} is the layer.
 NAMES = {
@@ -38,6 +40,12 @@ NAMES = {
     "new_value": "past_value_{}_out",
     "logits": "logits",
 }
+BESIDE = {  # what metadata.json says of them
+    CONFIG: "How Genie and GenieX run the binaries.",
+    EXTENSIONS: "The chip, its clocks, and that graphs share weights.",
+    TOKENIZER: "The tokenizer, in the form of Hugging Face's tokenizers.",
+    TOKENIZER_CONFIG: "The chat template, and the tokens that it names.",
+}
 ROPE_TOLERANCE = 1e-3  # of a cosine; float32 angles at position 4096 are off by less
 
 
@@ -46,10 +54,10 @@ class UnfitError(Exception):
 
 
 def write_genie_files(job: BuildJob, binaries: list[str]) -> str:
-    """Write the configuration and the tokenizer.
+    """Write the configuration, the tokenizer, and what GenieX reads beside them.
 
     Args:
-        binaries: the device's, relative to the bundle, in the order of the parts.
+        binaries: the device's, relative to the bundle, in the order of the parts, at least one.
 
     Returns:
         What was written, or why nothing was.
@@ -69,7 +77,12 @@ def write_genie_files(job: BuildJob, binaries: list[str]) -> str:
     for name, content in ((CONFIG, config), (EXTENSIONS, extensions_config(job.chipset))):
         (job.folder / name).write_text(json.dumps(content, indent=2) + "\n")
     (job.folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
-    return f"{CONFIG}, {EXTENSIONS}, {TOKENIZER}"
+    beside = dict(BESIDE)
+    if not write_tokenizer_config(job):
+        del beside[TOKENIZER_CONFIG]
+    qairt = read_info(job.folder / binaries[0]).build_id.removeprefix("v")
+    write_metadata(job, "geniex_qairt", {"qairt": qairt}, beside)
+    return ", ".join([*beside, METADATA])
 
 
 def prove_genie_files(bundle: Bundle) -> list[Check]:

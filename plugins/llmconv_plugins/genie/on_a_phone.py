@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, TOKENIZER
+
 DOCS = "docs/genie.md"
 
 
@@ -19,8 +21,7 @@ def run_on_a_phone(folder: Path, files: Sequence[str]) -> str:
         return ""
     place = "/data/local/tmp/llmconv"
     folders = sorted({str(Path(f).parent) for f in files})
-    configs = sorted(f.name for f in folder.glob("*.json"))
-    configs = [name for name in configs if name.startswith(("genie", "htp_backend", "tokenizer"))]
+    configs = [name for name in (CONFIG, EXTENSIONS, TOKENIZER) if (folder / name).is_file()]
     lines = [f"adb shell mkdir -p {' '.join(f'{place}/{name}' for name in folders)}"]
     lines += [f"adb push {file} {place}/{file}" for file in files]
     lines += [f"adb push {' '.join(configs)} {place}"] if configs else []

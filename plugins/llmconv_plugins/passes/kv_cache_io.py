@@ -91,7 +91,7 @@ class KVCacheIO(GraphPass):
 
     Attributes:
         logits: "all" rows, which Genie needs, or the "last" one for hosts that never pad on the right.
-        contract: names and layout of the inputs and outputs; "genai" is what `llmconv export --format genai` uses.
+        contract: names and layout of the inputs and outputs; "genai" is what `llmconv export --to genai` uses.
     """
 
     name: ClassVar[str] = "kv_cache_io"

@@ -1,4 +1,4 @@
-"""ONNX Runtime GenAI on the CPU, from the form that `llmconv export --format genai` writes."""
+"""ONNX Runtime GenAI on the CPU, from the form that `llmconv export --to genai` writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GenAIRuntime(Runtime):
     def lacks(self, bundle: Bundle) -> str | None:
         """The exported folder, or the package."""
         if not (bundle.folder / FOLDER / CONFIG).is_file():
-            return f"{FOLDER}/{CONFIG} (llmconv export {bundle.folder} --format genai)"
+            return f"{FOLDER}/{CONFIG} (llmconv export {bundle.folder} --to genai)"
         if importlib.util.find_spec("onnxruntime_genai") is None:
             return "ONNX Runtime GenAI (pip install onnxruntime-genai)"
         return None

@@ -126,7 +126,7 @@ def test_compiled_parts_write_what_the_simulator_writes(genai_bundle: Bundle, te
 
 def test_bundle_without_the_form(small_bundle: Bundle) -> None:
     with (
-        pytest.raises(BackendError, match=r"lacks genai/genai_config.json \(llmconv export .* --format genai\)"),
+        pytest.raises(BackendError, match=r"lacks genai/genai_config.json \(llmconv export .* --to genai\)"),
         GenAIRuntime().dialog(small_bundle, GREEDY, ()),
     ):
         pass
@@ -164,7 +164,7 @@ def test_a_child_that_dies_is_one_line(genai_bundle: Bundle, text: list[int]) ->
 def test_unknown_format_is_one_line(
     genai_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["llmconv", "export", str(genai_bundle.folder), "--format", "gena"])
+    monkeypatch.setattr(sys, "argv", ["llmconv", "export", str(genai_bundle.folder), "--to", "gena"])
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2

@@ -58,7 +58,9 @@ def test_files_are_in_the_manifest(small_bundle: Bundle, config: dict[str, Any])
     engine = config["dialog"]["engine"]
     named = [CONFIG, EXTENSIONS, config["dialog"]["tokenizer"]["path"], *engine["model"]["binary"]["ctx-bins"]]
     assert set(named) <= set(small_bundle.manifest["files"])
-    assert small_bundle.report["genie"] == f"{CONFIG}, {EXTENSIONS}, tokenizer.json"
+    assert small_bundle.report["genie"] == (
+        f"{CONFIG}, {EXTENSIONS}, tokenizer.json, tokenizer_config.json, metadata.json"
+    )
 
 
 def test_tokenizer_gives_the_checkpoints_ids(small_bundle: Bundle) -> None:
