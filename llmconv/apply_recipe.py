@@ -247,7 +247,7 @@ def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
         (folder / SOURCE / name).write_bytes(content)
     for file in licence_of(checked.source.checkpoint).files:
         shutil.copyfile(file, folder / SOURCE / file.name)
-    rope = next(graph.rope for graph in model.graphs.values() if graph.rope)
+    rope = max((graph for graph in model.graphs.values() if graph.rope), key=lambda graph: graph.context).rope
     (folder / ROPE).write_bytes(save({kind: table.contiguous() for kind, table in rope.items()}))
     if checked.recipe.verify.text is not None:
         shutil.copyfile(checked.recipe.verify.text, folder / EVALUATION)

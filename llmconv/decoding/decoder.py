@@ -16,7 +16,9 @@ from llmconv.graph.model import IO
 
 Array = NDArray[np.float32]
 Arrays = dict[str, NDArray[np.generic]]
-MASKED = -100.0  # what a masked position adds to a score; e^-100 is zero in any width
+# What a masked position adds to a score: more than scores can differ by, and a number in float16. A quantized graph's
+# own encoding of the mask ends earlier, and there the host's number ends with it.
+MASKED = -3e4
 
 
 @dataclass(frozen=True)

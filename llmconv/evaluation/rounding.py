@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 from torch import Tensor, fx
 
+from llmconv.decoding.decoder import MASKED
 from llmconv.encodings.noise import Noise
 from llmconv.encodings.value import Encodings
 from llmconv.graph.model import name_of
@@ -33,6 +34,8 @@ class RoundingNoise:
         """Take a value that has not been rounded yet."""
         encoding = self.encodings.get(name_of(node))
         if encoding is not None:
+            if float(value.min()) < MASKED / 2:
+                value = value[value > MASKED / 2]  # what the mask hides is no number of the model
             name, rounded = _HEAD.sub("", name_of(node)), encoding.fake_quantize(value)
             self.noise[name].add(value.numpy(), rounded.numpy())
             self.seen[name] += value.numel()

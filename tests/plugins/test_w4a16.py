@@ -23,7 +23,7 @@ from tiny_models import (
 )
 
 from llmconv import PassError, RecipeError, Registry
-from llmconv.decoding import Decoder, TorchRunner
+from llmconv.decoding import MASKED, Decoder, TorchRunner
 from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.graph import Graph, Model, aten, is_weight, name_of, value_of
 from llmconv.passes import PassContext, PassManager
@@ -32,6 +32,7 @@ from llmconv.sources import Architecture
 from llmconv.weights import DictStore
 from llmconv_plugins import passes
 from llmconv_plugins.passes import W4A16, SplitModel, w4a16
+from llmconv_plugins.passes.masking import mask_ranges, masked_sums
 from llmconv_plugins.sources.decoder import DecoderModule
 
 REQUANTIZE = torch.ops.llmconv.requantize.default
@@ -176,6 +177,19 @@ def test_what_is_known_is_fixed_not_calibrated() -> None:
         fixed = [values()[name_of(n)] for n in nodes(graph, op)]
         assert len(fixed) == count
         assert all((e.scale, e.zero_point) == (pytest.approx(step), 0) for e in fixed)
+
+
+def test_the_mask_reaches_below_scores_that_spread_widely() -> None:
+    made, seen = quantized(), {"attention_mask": (MASKED, 0.0)}
+    sums = dict(masked_sums(made))
+    assert len(sums) == LAYERS * HEADS
+    for name, scores in sums.items():
+        seen |= {scores: (-10.0, 10.0), name: (MASKED, 10.0)}
+    assert set(mask_ranges(made, seen).values()) == {(-100.0, 0.0), (-110.0, 10.0)}
+    seen[scores] = (-400.0, 300.0)
+    found = mask_ranges(made, seen)
+    assert found["attention_mask"] == (-730.0, 0.0)  # hides the lowest as well as the highest
+    assert found[name] == (-1130.0, 10.0)
 
 
 def test_movement_keeps_the_encoding() -> None:

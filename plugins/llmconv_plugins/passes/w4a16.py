@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 from torch import fx
 
 from llmconv import PassError
-from llmconv.decoding import MASKED
 from llmconv.encodings import Encoding, Encodings, WeightEncoding
 from llmconv.graph import (
     ELEMENTWISE,
@@ -49,6 +48,7 @@ from llmconv.quantization import (
     sharing_groups,
     tuned_once,
 )
+from llmconv_plugins.passes.masking import mask_ranges
 
 LINEAR, LM_HEAD = "linear", "lm_head"  # roles of weights
 
@@ -154,7 +154,7 @@ class W4A16(Pass):
         return True
 
     def _values(self, model: Model, ranges: dict[str, Range], magnitudes: Magnitudes) -> dict[str, Encoding]:
-        fixed, cache = _fixed(model), _cache_names(model)
+        fixed, cache = _fixed(model) | mask_ranges(model, ranges), _cache_names(model)
         encodings: dict[str, Encoding] = {}
         for group in sharing_groups(model.graphs.values()):
             pinned = [fixed[n] for n in group if n in fixed]
@@ -243,7 +243,7 @@ def _logits_weights(part: fx.GraphModule) -> set[str]:
 def _fixed(model: Model) -> dict[str, Range]:
     fixed: dict[str, Range] = {}
     for graph in model.graphs.values():
-        ranges: dict[str, Range] = {"attention_mask": (MASKED, 0.0)}
+        ranges: dict[str, Range] = {}
         for pair in ROTARIES.values():
             if found := [float(graph.rope[kind].abs().max()) for kind in pair if kind in graph.rope]:
                 ranges |= dict.fromkeys(pair, (-max(found), max(found)))  # 1, times the table's factor
