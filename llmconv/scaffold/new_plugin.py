@@ -12,7 +12,7 @@ from llmconv.errors import LlmconvError
 EXAMPLES = {
     "pass": "scale_queries",
     "source": "npz_folder",
-    "family": "nano",
+    "family": "nano_llama",
     "quantizer": "thrice_the_mean",
     "backend": "fused_onnx",
     "lowering": "fold_silu",

@@ -52,7 +52,12 @@ def try_quantizer(
     x = torch.randn(TOKENS, columns, generator=generator) * torch.linspace(0.1, 3, columns)
     encoded = _quantized(quantizer, weight, grid, x)
     _check(quantizer, encoded, weight, grid)
-    for rows, what in ((slice(None), "a second run"), (slice(0, len(weight) // 2), "a run on the first rows alone")):
+    half = len(weight) // 2
+    for rows, what in (
+        (slice(None), "a second run"),
+        (slice(half), "half of the rows"),
+        (slice(half, None), "the rest"),
+    ):
         other = _quantized(quantizer, weight[rows], grid, x)
         if not torch.equal(other.ints, encoded.ints[rows]):
             raise PluginError(f"quantizer '{quantizer.name}': {what} gives other integers; treat each row by itself")

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from llmconv_nano import Nano, register_families
+from llmconv_nano_llama import NanoLlama, register_families
 
 from llmconv import Registry
 from llmconv.sources import Source
@@ -17,13 +17,13 @@ def source(checkpoint: Path) -> Source:
 
 
 def test_module_weights_and_tokenizer_go_together(llmconv_checkpoint: Callable[..., Path]) -> None:
-    trial = try_source(source(llmconv_checkpoint(Nano)))
-    assert trial.config.family == "nano"
+    trial = try_source(source(llmconv_checkpoint(NanoLlama)))
+    assert trial.config.family == "nano_llama"
     assert trial.logits.abs().max() > 1
 
 
 def test_logits_are_scaled(llmconv_checkpoint: Callable[..., Path]) -> None:
-    checkpoint = llmconv_checkpoint(Nano)
+    checkpoint = llmconv_checkpoint(NanoLlama)
     plain = try_source(source(checkpoint)).logits
     config = checkpoint / "config.json"
     config.write_text(config.read_text().replace("{", '{"logit_factor": 3.0,', 1))
