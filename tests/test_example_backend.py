@@ -17,7 +17,7 @@ from llmconv.backends import Backend, BuildJob, BuildResult
 from llmconv.graph import aten
 from llmconv_plugins import chipsets, lowerings, passes, quantizers, runtimes, sources
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "own_backend"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "fused_onnx"
 SHORT = ("graphs.prompt.ar=8", "graphs.prompt.context=32", "graphs.token.context=32", "calibration.tokens=32")
 
 

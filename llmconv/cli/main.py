@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import typer
 
-from llmconv.cli import bundles, catalog, eval_command, inspect, recipes, sensitivity_command, talk
+from llmconv.cli import bundles, catalog, eval_command, inspect, new_plugin_command, recipes, sensitivity_command, talk
 from llmconv.cli import plan_command as planning
 from llmconv.cli.extensions import ExtensibleGroup
 from llmconv.errors import LlmconvError
@@ -39,6 +39,7 @@ app.command()(bundles.export)
 app.command()(catalog.passes)
 app.command()(catalog.families)
 app.command()(catalog.targets)
+app.command("new-plugin")(new_plugin_command.new)
 app.add_typer(recipes.app, name="recipe")
 
 

@@ -138,17 +138,20 @@ class HuggingFace(Layout):
         return [single] if single.is_file() else sorted(self.folder.glob(f"{stem}-*-of-*.{suffix}"))
 
     def reference(self) -> nn.Module | str:
-        """The same checkpoint in transformers, float32."""
+        """The same checkpoint in transformers, float32, where it knows the model type."""
         return in_transformers(self.folder)
 
 
 def in_transformers(folder: Path, **how: Any) -> nn.Module | str:
-    """A checkpoint as transformers reads it: ids to logits, float32."""
+    """A checkpoint as transformers reads it: ids to logits, float32; a line where it does not."""
     try:
-        from transformers import AutoModelForCausalLM  # noqa: PLC0415  an extra, and 2 s to import
+        from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: PLC0415  an extra, and 2 s to import
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  likewise
     except ImportError:
         return "pip install llmconv[verify]"
+    kind = None if how else Keys.read(folder / HuggingFace.config_name).get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        return f"transformers does not know model type '{kind}'"
     disable_progress_bar()  # type: ignore[no-untyped-call]  # llmconv has its own
     with redirect_stderr(StringIO()) if how else nullcontext():  # its reader of GGUF has a progress bar of its own
         model = AutoModelForCausalLM.from_pretrained(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_graphs import tiny_causal
 
-from llmconv import PassError
+from llmconv import PassError, RecipeError
 from llmconv.graph import aten
 from llmconv.passes import RewritePass
-from llmconv.testing import random_weights, try_pass
+from llmconv.testing import MODULES, random_weights, tiny_module, try_pass
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Double(RewritePass):
 
     factor: float = 2.0
 
-    def replacement(self, x: Any, weight: Any) -> Any:
-        return aten.linear.default(x * 0.5, weight) * self.factor
+    def replacement(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        return aten.linear.default(x * 0.5, weight, None if bias is None else bias * 0.5) * self.factor
 
 
 def test_counts_before_and_after() -> None:
@@ -42,6 +42,34 @@ def test_counts_before_and_after() -> None:
 def test_wrong_pass_is_refused() -> None:
     with pytest.raises(PassError, match="pass 'double': graph 'prompt' differs"):
         try_pass(Double(factor=2.1), tiny_causal())
+
+
+def test_options_are_a_recipes() -> None:
+    assert try_pass(Double, tiny_causal(), options="factor = 2.0").made == Double(2.0)
+    with pytest.raises(RecipeError, match="pass 'double': no option 'facto'; did you mean 'factor'"):
+        try_pass(Double, tiny_causal(), options="facto = 2.0")
+
+
+def test_a_second_run_of_what_finds_its_op_again_changes_something() -> None:
+    assert try_pass(Double(), tiny_causal(), graphs={"token": (1, 4)}).again()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_ready_modules_are_what_their_names_say(name: str) -> None:
+    trial = try_pass(Double(), tiny_module(name), graphs={"token": (1, 4)})
+    weights = random_weights(tiny_module(name))
+    assert trial.before["token"]["sdpa"] == 2
+    assert trial.before["token"]["rms_norm"] == (9 if name == "qk_norm" else 5)
+    assert trial.before["token"]["cos"] == (2 if name == "two_rotaries" else 1)
+    assert weights.shape("layers.0.self_attn.k_proj.weight")[0] == (56 if name == "mha" else 28)
+    assert ("layers.0.mlp.up_proj.bias" in weights) == (name == "biased")
+    alike = torch.equal(weights.read("lm_head.weight"), weights.read("embed_tokens.weight"))
+    assert alike == (name == "tied")
+
+
+def test_a_module_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="no module named 'gqb'; did you mean 'gqa'"):
+        tiny_module("gqb")
 
 
 def test_passes_before_it_are_not_in_its_report() -> None:

@@ -8,10 +8,10 @@ from llmconv import hookimpl
 from llmconv.sources import Architecture, Family
 
 
-class Nano(Family):
+class NanoLlama(Family):
     """Norms over each head's queries and keys, one tensor for all three projections, logits times a constant."""
 
-    types: ClassVar = ("nano",)
+    types: ClassVar = ("nano_llama",)
     defaults: ClassVar = {"rope_theta": 50000.0, "tie_word_embeddings": True}
     names: ClassVar = {"q_norm": "query_norm", "k_norm": "key_norm"}
     fused: ClassVar = {"qkv": ("q_proj", "k_proj", "v_proj")}
@@ -27,4 +27,4 @@ class Nano(Family):
 
 @hookimpl
 def register_families() -> list[type[Family]]:
-    return [Nano]
+    return [NanoLlama]

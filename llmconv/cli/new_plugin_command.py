@@ -1,0 +1,34 @@
+"""The command that begins a plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmconv.cli import display
+from llmconv.errors import LlmconvError
+from llmconv.scaffold.new_plugin import EXAMPLES, new_plugin
+
+_DEFAULT = "pass"
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Words with - between them: the folder, and the name in recipes with _.")],
+    pass_: Annotated[bool, typer.Option("--pass", help="One that rewrites an op; the default.")] = False,
+    source: Annotated[bool, typer.Option("--source", help="What reads checkpoints.")] = False,
+    family: Annotated[bool, typer.Option("--family", help="A model type, as a table against Llama.")] = False,
+    quantizer: Annotated[bool, typer.Option("--quantizer", help="What puts weights on their grid.")] = False,
+    backend: Annotated[bool, typer.Option("--backend", help="What builds from the parts.")] = False,
+    lowering: Annotated[bool, typer.Option("--lowering", help="ONNX of an op, and a pass that makes it.")] = False,
+    evaluator: Annotated[bool, typer.Option("--evaluator", help="What 'llmconv eval' measures.")] = False,
+) -> None:
+    """Begin a plugin: a folder with a working one, its test, pyproject.toml, README and CI; then edit it."""
+    flags = (pass_, source, family, quantizer, backend, lowering, evaluator)
+    kinds = [kind for kind, given in zip(EXAMPLES, flags, strict=True) if given]
+    if len(kinds) > 1:
+        raise LlmconvError(f"--{kinds[0]} and --{kinds[1]}: a plugin begins with one kind; add hooks to its module")
+    for file in new_plugin(kinds[0] if kinds else _DEFAULT, name, Path()):
+        print(file)
+    display.note(f"next: cd {name}, pip install --editable . pytest, pytest")

@@ -1,0 +1,1 @@
+"""Begins a plugin: one of the examples under another name."""

@@ -1,0 +1,17 @@
+from .backends import try_backend as try_backend
+from .checkpoints import tiny_checkpoint as tiny_checkpoint
+from .checkpoints import tiny_recipe as tiny_recipe
+from .evaluators import EvaluatorTrial as EvaluatorTrial
+from .evaluators import try_evaluator as try_evaluator
+from .lowerings import LoweringTrial as LoweringTrial
+from .lowerings import try_lowering as try_lowering
+from .modules import MODULES as MODULES
+from .modules import TinyDecoder as TinyDecoder
+from .modules import random_weights as random_weights
+from .modules import tiny_module as tiny_module
+from .passes import PassTrial as PassTrial
+from .passes import try_pass as try_pass
+from .quantizers import QuantizerTrial as QuantizerTrial
+from .quantizers import try_quantizer as try_quantizer
+from .sources import SourceTrial as SourceTrial
+from .sources import try_source as try_source
