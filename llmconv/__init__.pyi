@@ -3,6 +3,9 @@ from .bundle.bundle import Bundle as Bundle
 from .chat.chat import Answer as Answer
 from .chat.chat import Chat as Chat
 from .chat.session import open_chat as open_chat
+from .choosing.choose import Chosen as Chosen
+from .choosing.choose import Wish as Wish
+from .choosing.choose import choose as choose
 from .errors import BackendError as BackendError
 from .errors import BundleError as BundleError
 from .errors import ChatError as ChatError

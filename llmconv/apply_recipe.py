@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save
 
 from llmconv.backends.backend import Backend, BuildJob, BuildResult, Progress
-from llmconv.bundle.bundle import CHOSEN, EVALUATION, FORMAT, MANIFEST, ROPE, SOURCE, Bundle, check_output, list_files
+from llmconv.bundle.bundle import CHOSEN, EVALUATION, FORMAT, MANIFEST, RECIPE, ROPE, SOURCE, Bundle, check_output, list_files
 from llmconv.bundle.graph_spec import graph_spec
 from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.specs import ONNX_FOLDER, graph_to_dict
@@ -249,6 +249,8 @@ def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
         shutil.copyfile(file, folder / SOURCE / file.name)
     rope = max((graph for graph in model.graphs.values() if graph.rope), key=lambda graph: graph.context).rope
     (folder / ROPE).write_bytes(save({kind: table.contiguous() for kind, table in rope.items()}))
+    if checked.recipe.text is not None:
+        (folder / RECIPE).write_text(checked.recipe.text, encoding="utf-8")
     if checked.recipe.verify.text is not None:
         shutil.copyfile(checked.recipe.verify.text, folder / EVALUATION)
 

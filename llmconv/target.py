@@ -23,6 +23,7 @@ class Chipset:
         bandwidth: of its memory in bytes a second; None where no figure is at hand.
         domain_bytes: what one process domain of its NPU holds: weights, inputs, outputs and buffers of a part.
         graph_bytes: what one graph may need of memory.
+        chooser: the plugin that chooses recipes for it, by name; "" where none does.
         part_seconds: what a part may take for a token before the phone's CPU clocks down between parts.
     """
 
@@ -35,6 +36,7 @@ class Chipset:
     graph_bytes: int
     part_seconds: float
     bandwidth: float | None = None
+    chooser: str = ""
 
 
 def find(name: str, chipsets: Iterable[Chipset]) -> Chipset:

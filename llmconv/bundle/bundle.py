@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 REPORT = "report.json"
 PAGE = "report.html"  # the report for people
 CARD = "README.md"  # for whoever receives the bundle
+RECIPE = "recipe.toml"  # as it was read, where it was a text
 SOURCE = "source"  # folder of the checkpoint's small files
 EVALUATION = "evaluation.txt"  # held-out text
 ROPE = "rope.safetensors"  # cos and sin, which the host fills

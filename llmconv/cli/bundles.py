@@ -36,12 +36,19 @@ def apply(
     from llmconv.recipe.recipe import Recipe
 
     loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output), backend=backend)
-    ready = _checked_backend(loaded)
+    run(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs)
+
+
+def run(
+    recipe: Recipe, *, verify: bool | None, force: bool, fresh: bool = False, jobs: int | None = None
+) -> None:
+    """Apply a recipe and show what came of it; arguments as of `llmconv.apply`."""
+    ready = _checked_backend(recipe)
     started = time.monotonic()
-    with display.progress("importing torch") as step, _left(loaded.folder):
+    with display.progress("importing torch") as step, _left(recipe.folder):
         import llmconv
 
-        bundle = llmconv.apply(loaded, backend=ready, verify=verify, force=force, fresh=fresh, jobs=jobs, progress=step)
+        bundle = llmconv.apply(recipe, backend=ready, verify=verify, force=force, fresh=fresh, jobs=jobs, progress=step)
     display.show_conversion(bundle, time.monotonic() - started)
     _exit_by(bundle.report.get("proof", []))
 

@@ -12,7 +12,17 @@ from importlib.metadata import version
 
 import typer
 
-from llmconv.cli import bundles, catalog, eval_command, inspect, new_plugin_command, recipes, sensitivity_command, talk
+from llmconv.cli import (
+    bundles,
+    catalog,
+    convert_command,
+    eval_command,
+    inspect,
+    new_plugin_command,
+    recipes,
+    sensitivity_command,
+    talk,
+)
 from llmconv.cli import plan_command as planning
 from llmconv.cli.extensions import ExtensibleGroup
 from llmconv.errors import LlmconvError
@@ -27,6 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(convert_command.convert)
 app.command()(planning.plan)
 app.command()(bundles.apply)
 app.command()(bundles.verify)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmconv.recipe.located import in_package
+from llmconv.recipe.located import elsewhere
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An output folder of 'llmconv apply'.")]
 Runtime = Annotated[
@@ -28,6 +28,6 @@ def changes(assignments: Sequence[str] | None, checkpoint: Path | None, output: 
     found = list(assignments or [])
     for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
         if value is not None:
-            given = value if in_package(value) else value.expanduser().absolute()
+            given = value if elsewhere(value) else value.expanduser().absolute()
             found.append(f"{key}='''{given}'''")
     return found

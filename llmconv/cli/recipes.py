@@ -8,6 +8,10 @@ from typing import Annotated
 
 import typer
 
+from llmconv.cli import convert_command
+from llmconv.cli.convert_command import CONTEXT
+from llmconv.errors import RecipeError
+
 app = typer.Typer(help="List, copy and check recipes.", no_args_is_help=True)
 
 
@@ -30,6 +34,27 @@ def copy(
 
     for path in shipped.copy(name, folder):
         print(path)
+
+
+@app.command("for")
+def for_(
+    model: convert_command.Model,
+    target: convert_command.Target,
+    context: convert_command.Context = CONTEXT,
+    size_budget: convert_command.SizeBudget = None,
+    backend: convert_command.Backend = None,
+    output: Annotated[Path | None, typer.Option(help="The file to write; by default the terminal.")] = None,
+) -> None:
+    """Write the recipe that 'llmconv convert' would choose, with the reason of each choice."""
+    from llmconv.files import write_text
+
+    chosen = convert_command.chosen(model, target, context, size_budget, backend)
+    if output is None:
+        print(chosen.text, end="")
+    elif output.exists():
+        raise RecipeError(f"{output}: exists; choose another file or remove it")
+    else:
+        write_text(output, chosen.text)
 
 
 @app.command()

@@ -10,6 +10,7 @@ BASES = {
     "runtime": "llmconv.runtimes.Runtime",
     "exporter": "llmconv.backends.Exporter",
     "evaluator": "llmconv.evaluation.Evaluator",
+    "chooser": "llmconv.choosing.Chooser",
 }
 
 

@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from llmconv.backends.backend import Backend
     from llmconv.backends.exporter import Exporter
+    from llmconv.choosing.chooser import Chooser
     from llmconv.evaluation.evaluator import Evaluator
     from llmconv.lowering.lower import LoweringTable
     from llmconv.passes.base import Pass
@@ -71,3 +72,8 @@ def register_evaluators() -> Iterable[type[Evaluator]]:  # type: ignore[empty-bo
 @hookspec
 def register_chipsets() -> Iterable[Chipset]:  # type: ignore[empty-body]
     """Chipsets that a recipe's target may name, by themselves or by a device."""
+
+
+@hookspec
+def register_choosers() -> Iterable[type[Chooser]]:  # type: ignore[empty-body]
+    """Choosers of recipes, which chipsets name."""

@@ -11,6 +11,30 @@ from llmconv.files import stays_inside
 PACKAGE = "package:"  # then the distribution's name, and the path that it is installed at
 
 
+def elsewhere(checkpoint: Path | str) -> bool:
+    """Whether a checkpoint is written otherwise than as a path."""
+    return in_package(checkpoint)
+
+
+def named(model: str) -> tuple[str, str]:
+    """A model as the command line names it, as a recipe does; and what is to be said of how it was understood.
+
+    Raises:
+        RecipeError: nothing is there.
+    """
+    path = Path(model).expanduser()
+    if elsewhere(model):
+        return model, ""
+    if path.exists():
+        return str(path.absolute()), ""
+    raise RecipeError(f"{model}: no such file or folder")
+
+
+def title_of(checkpoint: Path) -> str:
+    """The model's name, as the checkpoint's file or folder tells it."""
+    return checkpoint.stem if checkpoint.suffix.lower() == ".gguf" else checkpoint.name
+
+
 def in_package(checkpoint: Path | str) -> bool:
     """Whether a checkpoint is written as `package:DISTRIBUTION/PATH`."""
     return str(checkpoint).startswith(PACKAGE)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
 from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
-from llmconv.recipe.located import in_package, located
+from llmconv.recipe import shipped
+from llmconv.recipe.located import elsewhere, located
 from llmconv.recipe.overrides import override, substitute
 
 if TYPE_CHECKING:
@@ -117,6 +118,12 @@ class Recipe(_Section):
     chat: ChatSection = Field(default_factory=ChatSection)
     verify: VerifySection = Field(default_factory=VerifySection)
     output: OutputSection = Field(default_factory=OutputSection)
+    _text: str | None = PrivateAttr(default=None)
+
+    @property
+    def text(self) -> str | None:
+        """TOML, as it was read, behind what was changed beside it; None of a recipe that was made of values."""
+        return self._text
 
     @property
     def folder(self) -> Path:
@@ -137,24 +144,53 @@ class Recipe(_Section):
         """
         file = Path(file)
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+            text = file.read_text(encoding="utf-8-sig")
         except FileNotFoundError as error:
             raise RecipeError(
                 f"{file}: no such recipe; 'llmconv recipe list' names those that come with llmconv"
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{file}: cannot be read ({error})") from error
+        return cls.loads(text, str(file), file.parent, overrides, backend=backend, name=file.stem)
+
+    @classmethod
+    def loads(
+        cls,
+        text: str,
+        where: str,
+        folder: Path,
+        overrides: Sequence[str] = (),
+        *,
+        backend: str | None = None,
+        name: str = "recipe",
+    ) -> Recipe:
+        """Read a recipe's text; other arguments as of `load`.
+
+        Args:
+            where: it comes from, in messages.
+            folder: that relative paths in it are relative to.
+            name: of the recipe, where the text gives none.
+
+        Raises:
+            RecipeError: as of `load`.
+        """
+        try:
+            values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{file}: not TOML: {error}") from error
+            raise RecipeError(f"{where}: not TOML: {error}") from error
         try:
             values = substitute(values, "")
-            _resolve(values, file.parent)
+            _resolve(values, folder)
             if backend is not None and _name(values.get("backend")) != backend:
                 values["backend"] = {"name": backend}
             override(values, overrides)
         except RecipeError as error:
-            raise RecipeError(f"{file}: {error}") from error
-        return cls.from_dict({"name": file.stem, **values}, str(file))
+            raise RecipeError(f"{where}: {error}") from error
+        made = cls.from_dict({"name": name, **values}, where)
+        changes = [f"--backend {backend}"] if backend is not None else []
+        changes += [f"--set {change}" for change in overrides if not change.startswith("output.")]
+        made._text = "".join(f"# with {' '.join(change.split())}\n" for change in changes) + text
+        return made
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -194,7 +230,11 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe absolute."""
     for section, key in _PATHS:
         place = values.get(section)
-        if isinstance(place, dict) and isinstance(place.get(key), str | Path) and not in_package(place[key]):
+        if not isinstance(place, dict) or not isinstance(place.get(key), str | Path):
+            continue
+        if key == "text" and str(place[key]).startswith(shipped.PREFIX):
+            place[key] = str(shipped.text(str(place[key])))
+        elif not elsewhere(place[key]):
             place[key] = os.path.normpath(folder.absolute() / Path(place[key]).expanduser())
 
 

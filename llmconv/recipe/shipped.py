@@ -7,8 +7,10 @@ import tomllib
 from pathlib import Path
 
 from llmconv.errors import RecipeError
+from llmconv.files import stays_inside
 from llmconv.naming import nearest
 
+PREFIX = "shipped:"  # then the path of a text that comes with llmconv, in the folder of recipes
 _HERE = Path(__file__).parents[1]  # the package llmconv
 
 
@@ -16,6 +18,19 @@ def folder() -> Path:
     """Where they lie: inside the wheel, or beside the package in a checkout."""
     installed = _HERE / "shipped_recipes"
     return installed if installed.is_dir() else _HERE.parent / "recipes"
+
+
+def text(name: str) -> Path:
+    """The file of a text that a recipe names as `shipped:PATH`.
+
+    Raises:
+        RecipeError: none of that name comes with llmconv.
+    """
+    path = name.removeprefix(PREFIX)
+    if not stays_inside(path) or not (folder() / path).is_file():
+        known = sorted(f"{PREFIX}{f.relative_to(folder()).as_posix()}" for f in folder().glob("*/*.txt"))
+        raise RecipeError(f"no text named '{name}' comes with llmconv{nearest(name, known)}")
+    return folder() / path
 
 
 def names() -> list[str]:
@@ -55,4 +70,4 @@ def _shared_texts(name: str) -> list[Path]:
     """Texts that a recipe names and that lie in another recipe's folder."""
     recipe = tomllib.loads((folder() / f"{name}.toml").read_text(encoding="utf-8"))
     named = [recipe.get(section, {}).get("text") for section in ("calibration", "verify")]
-    return [folder() / text for text in named if text and Path(text).parts[0] != name]
+    return [folder() / x for x in named if x and not x.startswith(PREFIX) and Path(x).parts[0] != name]

@@ -10,13 +10,15 @@ from llmconv.target import Chipset
 
 DOMAIN_BYTES = 3_500_000_000  # users report 3.5 to 4 GB before load error 1002
 GRAPH_BYTES = 2_097_152 * 1024  # the compiler's own message: "needs 2,347,229 KB > 2,097,152 KB"
+CHOOSER = "htp"  # by name: this module imports none of what a chooser needs
 PART_SECONDS = 0.010  # a part that takes longer leaves the phone's CPU time to clock down
 
 
 def _chipset(
     name: str, model: str, soc_model: str, htp_arch: str, devices: tuple[str, ...], bandwidth: float | None = None
 ) -> Chipset:
-    return Chipset(name, model, soc_model, htp_arch, devices, DOMAIN_BYTES, GRAPH_BYTES, PART_SECONDS, bandwidth)
+    holds = (DOMAIN_BYTES, GRAPH_BYTES, PART_SECONDS)
+    return Chipset(name, model, soc_model, htp_arch, devices, *holds, bandwidth, chooser=CHOOSER)
 
 
 CHIPSETS = (
