@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmconv.sources.source import Source
 
 GROUP = "llmconv"
-Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator"]
+Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator", "executor"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS = {
     "pass": "register_passes",
@@ -37,6 +37,7 @@ _HOOKS = {
     "runtime": "register_runtimes",
     "exporter": "register_exporters",
     "evaluator": "register_evaluators",
+    "executor": "register_executors",
 }
 _LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
 logger = logging.getLogger(__name__)
