@@ -44,12 +44,26 @@ class Dask(Executor):
         from llmconv_plugins.executors.dask_workers import DaskWorkers  # noqa: PLC0415  imports it
 
         with ExitStack() as stack:
+            stack.enter_context(_quiet())
             address = self.scheduler or stack.enter_context(_this_machine(jobs))
             client = stack.enter_context(_connected(address))
             _check(client, folder)
             for name in LOGGERS:
                 client.forward_logging(name, level=logging.getLogger(name).getEffectiveLevel())
             yield DaskWorkers(client, _memories(client))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Dask says of workers that come and go is for --verbose; what matters of it is in errors."""
+    dask = logging.getLogger("distributed")
+    before = dask.level
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        dask.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        dask.setLevel(before)
 
 
 @contextmanager

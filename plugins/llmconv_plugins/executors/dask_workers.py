@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
@@ -13,7 +14,8 @@ from distributed.client import FutureCancelledError
 from llmconv import BackendError
 from llmconv.work import Announce, Done, Outcome, Task, Workers
 
-LOOK_SECONDS = 1.0  # between two looks of a running task at whether it is to stop
+logger = logging.getLogger(__name__)
+LOOK_SECONDS = 0.5  # between two looks of a running task at whether it is to stop
 
 
 class DaskWorkers(Workers):
@@ -80,10 +82,12 @@ def _call(task: Task, topic: str) -> Outcome:
     stop, ended, told = threading.Event(), threading.Event(), Event(topic, client=get_client())
 
     def look() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            if told.is_set():
-                stop.set()
-                return
+        try:
+            while not (ended.wait(LOOK_SECONDS) or told.is_set()):
+                pass
+        except Exception as error:  # the scheduler is gone, and with it whoever wants the outcome
+            logger.info("%s stops: %s", task.name, error)
+        stop.set()
 
     threading.Thread(target=look, daemon=True).start()
     try:
