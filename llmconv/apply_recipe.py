@@ -30,12 +30,13 @@ from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.run import prepare
 from llmconv.proof.proof import prove
-from llmconv.recipe.recipe import OutputSection, Recipe
+from llmconv.recipe.recipe import Recipe
 from llmconv.report import card, page
 from llmconv.sources.licence import licence_of
 from llmconv.sources.source import digests
 from llmconv.target import Chipset
 from llmconv.work.collector import collector_spared
+from llmconv.work.executor import Executor, Workers
 from llmconv.work.faults import reach
 from llmconv.work.folder import work_folder
 from llmconv.work.identity import checkpoint_identity, code_identity
@@ -93,9 +94,10 @@ def apply(
         check_output(recipe.folder, force)
         if ready is None:
             backend.check(chipset)
-        with work_folder(recipe.folder, fresh=fresh) as folder:
+        executor: Executor = registry.create("executor", recipe.executor.name, recipe.executor.options)
+        with work_folder(recipe.folder, fresh=fresh) as folder, executor.open(folder, jobs) as workers:
             reports = _convert(
-                checked, backend, chipset, registry, folder, key, verify=verify, jobs=jobs, progress=announce
+                checked, backend, chipset, registry, folder, key, workers, verify=verify, jobs=jobs, progress=announce
             )
         bundle = Bundle(recipe.folder)
     elif not verify:
@@ -113,6 +115,7 @@ def _convert(
     registry: Registry,
     folder: Path,
     key: str,
+    workers: Workers,
     *,
     verify: bool,
     jobs: int | None,
@@ -153,6 +156,7 @@ def _convert(
             context.samples,
             name=checked.recipe.name,
             template=_template(checked),
+            workers=workers,
         )
         with collector_spared():
             result = given(backend, f"{type(backend).__name__}.build", backend.build(job), BuildResult)
@@ -207,7 +211,7 @@ def _key(checked: Checked, backend: Backend, registry: Registry) -> str:
     texts = [recipe.calibration and recipe.calibration.text, recipe.verify.text]
     return key_of(
         inputs=_inputs(checked),
-        recipe=recipe.model_copy(update={"output": OutputSection()}).to_dict(),
+        recipe=recipe.portable().to_dict(),
         texts=[digest(text) for text in texts if text and text.is_file()],
         code=code_identity(backend, *registry.lowerings.values()),
     )
@@ -266,7 +270,7 @@ def _manifest(
     graphs = [graph_spec(model, graph) for graph in model.graphs.values()]
     return {
         "format": FORMAT,
-        "recipe": recipe.model_copy(update={"output": OutputSection()}).to_dict(),
+        "recipe": recipe.portable().to_dict(),
         "source": {
             "name": recipe.model.source,
             "checkpoint": str(recipe.model.checkpoint),

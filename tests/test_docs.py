@@ -15,6 +15,7 @@ from llmconv import Registry
 from llmconv.encodings import Grid, PerRow
 from llmconv.plugins import hooks as hookspecs
 from llmconv.recipe.recipe import Recipe
+from llmconv.work import Outcome, Task
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +48,18 @@ def test_readme_names_each_command_that_ci_runs() -> None:
 
 def test_the_picture_of_the_house_is_of_todays_imports() -> None:
     assert picture() in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_executor_of_the_documentation_does_tasks_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    (tmp_path / "own_executor.py").write_text(re.search(r"```python\n(import threading.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry.of(importlib.import_module("own_executor"))
+    said: list[list[str]] = []
+    with registry.create("executor", "in_turn", {}).open(tmp_path, None) as workers:
+        found = workers.run([Task(name, 1, lambda _stop: Outcome(len(said))) for name in "ab"], said.append)
+    assert [outcome.value for outcome in found] == [1, 2]
+    assert said == [["a"], ["b"]]
 
 
 def test_the_quantizer_of_the_documentation_quantizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

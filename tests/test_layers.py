@@ -20,7 +20,8 @@ PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
 ROWS = """
 errors files heap naming quantities
 target
-encodings plugins tokenizer weights work
+encodings plugins tokenizer weights
+work
 sources recipe scaffold
 graph
 decoding

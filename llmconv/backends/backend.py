@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmconv.backends.limit import Limit
 from llmconv.plugins.frame import Framed
+from llmconv.work.executor import Workers
+from llmconv.work.threads import Threads
 
 if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.bundle.bundle import Bundle
@@ -45,6 +47,7 @@ class BuildJob:
         name: the recipe's; empty outside one.
         template: how messages become a text, for runtimes that bring their own host; None outside a recipe, or where
             the checkpoint's is wrong.
+        workers: do what is heavy and needs no graph, as tasks.
     """
 
     model: Model
@@ -59,6 +62,7 @@ class BuildJob:
     samples: Sequence[Sequence[int]] = ()
     name: str = ""
     template: ChatTemplate | None = None
+    workers: Workers = field(default_factory=Threads)
 
     def lower(self) -> list[GraphSpec]:
         """Write every part of every graph as ONNX below `folder`, and each part's weights beside it.

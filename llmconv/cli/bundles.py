@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,17 +32,21 @@ def apply(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle in the output folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is finished.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Build so many parts at once at most.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Who builds the parts: local, dask, or a plugin's.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Where the executor's workers are known: tcp://host:8786.")
+    ] = None,
 ) -> None:
     """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
 
-    loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output), backend=backend)
+    changes = options.changes(assignments, checkpoint, output)
+    changes += [f"executor.scheduler={json.dumps(scheduler)}"] if scheduler is not None else []
+    loaded = Recipe.load(recipe, changes, backend=backend, executor=executor)
     run(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs)
 
 
-def run(
-    recipe: Recipe, *, verify: bool | None, force: bool, fresh: bool = False, jobs: int | None = None
-) -> None:
+def run(recipe: Recipe, *, verify: bool | None, force: bool, fresh: bool = False, jobs: int | None = None) -> None:
     """Apply a recipe and show what came of it; arguments as of `llmconv.apply`."""
     ready = _checked_backend(recipe)
     started = time.monotonic()

@@ -9,6 +9,7 @@ BASES = {
     "backend": "llmconv.backends.Backend",
     "runtime": "llmconv.runtimes.Runtime",
     "exporter": "llmconv.backends.Exporter",
+    "executor": "llmconv.work.Executor",
     "evaluator": "llmconv.evaluation.Evaluator",
     "chooser": "llmconv.choosing.Chooser",
 }

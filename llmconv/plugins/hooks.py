@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmconv.sources.family import Family
     from llmconv.sources.source import Source
     from llmconv.target import Chipset
+    from llmconv.work.executor import Executor
 
 hookspec = pluggy.HookspecMarker("llmconv")
 hookimpl = pluggy.HookimplMarker("llmconv")
@@ -67,6 +68,11 @@ def register_exporters() -> Iterable[type[Exporter]]:  # type: ignore[empty-body
 @hookspec
 def register_evaluators() -> Iterable[type[Evaluator]]:  # type: ignore[empty-body]
     """Evaluators that `llmconv eval` may name."""
+
+
+@hookspec
+def register_executors() -> Iterable[type[Executor]]:  # type: ignore[empty-body]
+    """Executors that recipes may name."""
 
 
 @hookspec

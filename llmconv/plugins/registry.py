@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmconv.sources.source import Source
 
 GROUP = "llmconv"
-Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator", "chooser"]
+Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator", "chooser", "executor"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS = {
     "pass": "register_passes",
@@ -38,6 +38,7 @@ _HOOKS = {
     "exporter": "register_exporters",
     "evaluator": "register_evaluators",
     "chooser": "register_choosers",
+    "executor": "register_executors",
 }
 _LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
 logger = logging.getLogger(__name__)

@@ -99,6 +99,12 @@ class VerifySection(_Section):
     text: Path | None = None  # held-out text, for perplexity
 
 
+class ExecutorSection(_Named):
+    """Who does the heavy work; the same files come out whoever it is."""
+
+    name: str = "local"
+
+
 class OutputSection(_Section):
     """Where the bundle goes; `build/<recipe>` in the current folder by default."""
 
@@ -117,6 +123,7 @@ class Recipe(_Section):
     backend: BackendSection
     chat: ChatSection = Field(default_factory=ChatSection)
     verify: VerifySection = Field(default_factory=VerifySection)
+    executor: ExecutorSection = Field(default_factory=ExecutorSection)
     output: OutputSection = Field(default_factory=OutputSection)
     _text: str | None = PrivateAttr(default=None)
 
@@ -131,11 +138,18 @@ class Recipe(_Section):
         return (self.output.folder or Path.cwd() / "build" / self.name).resolve()
 
     @classmethod
-    def load(cls, file: Path | str, overrides: Sequence[str] = (), *, backend: str | None = None) -> Recipe:
+    def load(
+        cls,
+        file: Path | str,
+        overrides: Sequence[str] = (),
+        *,
+        backend: str | None = None,
+        executor: str | None = None,
+    ) -> Recipe:
         """Read a recipe.
 
         Args:
-            backend: name of another backend; the recipe's options for its own do not go with it.
+            backend, executor: name of another; the recipe's options for its own do not go with it.
             file: TOML; relative paths in it are relative to its folder.
             overrides: `section.key=value`; relative paths in them are relative to the current folder.
 
@@ -151,7 +165,7 @@ class Recipe(_Section):
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{file}: cannot be read ({error})") from error
-        return cls.loads(text, str(file), file.parent, overrides, backend=backend, name=file.stem)
+        return cls.loads(text, str(file), file.parent, overrides, backend=backend, executor=executor, name=file.stem)
 
     @classmethod
     def loads(
@@ -162,6 +176,7 @@ class Recipe(_Section):
         overrides: Sequence[str] = (),
         *,
         backend: str | None = None,
+        executor: str | None = None,
         name: str = "recipe",
     ) -> Recipe:
         """Read a recipe's text; other arguments as of `load`.
@@ -181,8 +196,9 @@ class Recipe(_Section):
         try:
             values = substitute(values, "")
             _resolve(values, folder)
-            if backend is not None and _name(values.get("backend")) != backend:
-                values["backend"] = {"name": backend}
+            for section, given in (("backend", backend), ("executor", executor)):
+                if given is not None and _name(values.get(section)) != given:
+                    values[section] = {"name": given}
             override(values, overrides)
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
@@ -206,6 +222,10 @@ class Recipe(_Section):
         except ValidationError as error:
             raise RecipeError(f"{where}: {_first_message(error)}") from error
 
+    def portable(self) -> Recipe:
+        """The recipe without what does not tell in its bundle: where that goes, and who does the work."""
+        return self.model_copy(update={"output": OutputSection(), "executor": ExecutorSection()})
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values from which `from_dict` makes the same recipe."""
         return self.model_dump(mode="json")
@@ -224,6 +244,7 @@ class Recipe(_Section):
             for use in registry.create("pass", entry.name, entry.options).uses():
                 registry.create(*use)
         registry.create("backend", self.backend.name, self.backend.options)
+        registry.create("executor", self.executor.name, self.executor.options)
 
 
 def _resolve(values: dict[str, Any], folder: Path) -> None:
@@ -269,7 +290,7 @@ def _section(path: tuple[int | str, ...]) -> type[BaseModel] | None:
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:
-    """The JSON Schema of a recipe, with the options of every registered pass and backend.
+    """The JSON Schema of a recipe, with the options of every registered pass, backend and executor.
 
     Raises:
         LlmconvError: a plugin's options have no schema.
@@ -300,9 +321,11 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     schema["properties"]["passes"]["items"] = {"oneOf": named("pass")}
     schema["properties"]["backend"] = {"oneOf": named("backend")}
-    if unused := {"PassEntry", "BackendSection"} - set(schema["$defs"]):
+    schema["properties"]["executor"] = {"oneOf": named("executor")}
+    replaced = ("PassEntry", "BackendSection", "ExecutorSection")
+    if unused := set(replaced) - set(schema["$defs"]):
         raise LlmconvError(f"the schema of a recipe lacks {unused}")
-    for name in ("PassEntry", "BackendSection"):
+    for name in replaced:
         del schema["$defs"][name]
     schema["$defs"] |= lifted
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import inspect
+import platform
+import re
 import sys
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import distribution, packages_distributions, version
+from importlib.metadata import (
+    PackageNotFoundError,
+    distribution,
+    entry_points,
+    packages_distributions,
+    requires,
+    version,
+)
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -47,6 +58,26 @@ def code_identity(*plugins: object) -> dict[str, list[str]]:
             found[package] = _of_package(package, file)
         else:
             found[f"{code.__module__}.{code.__qualname__}"] = _of_source(code)
+    return dict(sorted(found.items()))
+
+
+def environment() -> dict[str, str]:
+    """What must be the same wherever a task runs: Python, and llmconv, its plugins and what they require.
+
+    Versions, and hashes of all modules of llmconv and of plugins.
+    """
+    entries = entry_points(group="llmconv")
+    found = {"Python": platform.python_version()}
+    for name in {"llmconv", *(entry.dist.name for entry in entries if entry.dist)}:
+        found[name] = version(name)
+        for requirement in requires(name) or ():
+            required = re.match(r"[\w.-]+", requirement)
+            if required and "extra ==" not in requirement:
+                with contextlib.suppress(PackageNotFoundError):  # for another system
+                    found[required[0]] = version(required[0])
+    for package in {"llmconv", *(entry.value.partition(".")[0].partition(":")[0] for entry in entries)}:
+        file = getattr(importlib.import_module(package), "__file__", None)
+        found[f"code of {package}"] = _of_package(package, Path(file).resolve() if file else None)[-1][:12]
     return dict(sorted(found.items()))
 
 

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import re
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from llmconv import BackendError, Bundle
 from llmconv.backends import Backend, Binary, BuildJob, BuildResult, Limit, Stage
 from llmconv.bundle import ONNX_FOLDER, Check
 from llmconv.files import digest
-from llmconv.graph import Graph, PartSize
+from llmconv.graph import PartSize
 from llmconv.target import Chipset
-from llmconv.work import code_identity, give_back_memory, key_of, memory_at_hand
+from llmconv.work import Outcome, Task, code_identity, give_back_memory, key_of
 from llmconv_plugins.backends.onnx_backend import OnnxBackend
 from llmconv_plugins.genie.genie_files import prove_genie_files, write_genie_files
 from llmconv_plugins.genie.on_a_phone import run_on_a_phone
-from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
+from llmconv_plugins.qnn.compile_task import Largest, compile_task, sweep
+from llmconv_plugins.qnn.compiler import CompileReport, GraphJob
 from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
 from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, planned_binaries
 from llmconv_plugins.qnn.limits import htp_limits
-from llmconv_plugins.qnn.queue import Task, compile_all
 from llmconv_plugins.qnn.read_back import prove_binaries
-
-TOO_LARGE = re.compile(r"needs [\d,]+ KB > [\d,]+ KB")  # QNN's words
 
 
 @dataclass(frozen=True)
@@ -85,13 +79,7 @@ class QnnBackend(Backend):
         done = {file: job.steps and job.steps.finished(file, key) for file, key in keys.items()}
         wanted = [binary for binary in binaries if not done[binary.file]]
         give_back_memory()
-        reports = compile_all(
-            [self._task(job, binary, keys[binary.file]) for binary in wanted],
-            jobs=job.jobs or os.cpu_count() or 1,
-            memory=memory_at_hand(),
-            announce=lambda names: job.progress("compile", ", ".join(names)),
-        )
-        made = {binary.file: _figures(report) for binary, report in zip(wanted, reports, strict=True)}
+        made = self._compile(job, wanted, keys)
         for b in binaries:
             figures: Any = made.get(b.file) or done[b.file]
             result.binaries.append(Binary(b.file, b.part, b.labels, b.simulator, **figures, kept=b.file not in made))
@@ -119,41 +107,34 @@ class QnnBackend(Backend):
             code=code_identity(self),
         )
 
-    def _task(self, job: BuildJob, binary: PlannedBinary, key: str) -> Task:
-        jobs = [GraphJob(job.folder / ONNX_FOLDER / f"{label}.onnx", label) for label in binary.labels]
+    def _compile(
+        self, job: BuildJob, binaries: Sequence[PlannedBinary], keys: Mapping[str, str]
+    ) -> dict[str, dict[str, Any]]:
+        """Figures by file."""
+        tasks = {binary.file: self._task(job, binary) for binary in binaries}
+        files = {id(task): file for file, task in tasks.items()}
 
-        def compile_it(stop: threading.Event) -> CompileReport:
-            target = job.folder / binary.file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            chipset = job.chipset
-            try:
-                report = compile_part(
-                    jobs,
-                    target,
-                    soc_model=chipset.soc_model,
-                    htp_arch=chipset.htp_arch,
-                    optimization=self.optimization,
-                    stop=stop,
-                )
-            except BackendError as error:
-                raise BackendError(f"{error}{_remedy(str(error), binary.graphs)}") from error
+        def done(task: Task, outcome: Outcome) -> None:
+            file = files[id(task)]
             if job.steps is not None:
-                job.steps.finish(binary.file, key, [target], _figures(report))
-            return report
+                job.steps.finish(file, keys[file], [job.folder / file], _figures(outcome.value))
 
-        return Task(Path(binary.file).stem, compile_memory(binary.size), compile_it)
+        outcomes = job.workers.run(list(tasks.values()), lambda names: job.progress("compile", ", ".join(names)), done)
+        sweep(job.folder)
+        return {file: _figures(outcome.value) for file, outcome in zip(tasks, outcomes, strict=True)}
+
+    def _task(self, job: BuildJob, binary: PlannedBinary) -> Task:
+        largest = max(binary.graphs, key=lambda graph: graph.ar)
+        return compile_task(
+            [GraphJob(job.folder / ONNX_FOLDER / f"{label}.onnx", label) for label in binary.labels],
+            job.folder / binary.file,
+            job.chipset.soc_model,
+            job.chipset.htp_arch,
+            self.optimization,
+            compile_memory(binary.size),
+            Largest(largest.name, largest.ar),
+        )
 
 
 def _figures(report: CompileReport) -> dict[str, Any]:
     return {"seconds": report.seconds, "peak_rss": report.peak_rss_bytes, "stages": report.stages}
-
-
-def _remedy(message: str, graphs: list[Graph]) -> str:
-    """The recipe's settings that need less, where a part was too large for the device or for this machine."""
-    largest = max(graphs, key=lambda graph: graph.ar)
-    if TOO_LARGE.search(message):
-        ar = f"graphs.{largest.name}.ar = {largest.ar // 2}, or " if largest.ar > 1 else ""
-        return f"; set {ar}a higher passes.split_model.parts"
-    if "SIGKILL" in message:
-        return "; pass --jobs 1, set a higher passes.split_model.parts, or add swap ('llmconv plan' says how much)"
-    return ""

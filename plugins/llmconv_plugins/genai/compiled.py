@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,11 @@ import onnx
 
 from llmconv import Bundle
 from llmconv.backends import Progress
-from llmconv.work import memory_at_hand
-from llmconv_plugins.qnn.compiler import CompileReport, GraphJob, compile_part
+from llmconv.work import Threads
+from llmconv_plugins.qnn.compile_task import compile_task
+from llmconv_plugins.qnn.compiler import GraphJob
 from llmconv_plugins.qnn.context_binary import TensorInfo
 from llmconv_plugins.qnn.ep_context import ep_context
-from llmconv_plugins.qnn.queue import Task, compile_all
 
 SESSION: dict[str, Any] = {
     "log_id": "onnxruntime-genai",
@@ -38,28 +36,14 @@ def compile_stages(bundle: Bundle, labels: Sequence[str], source: Path, folder: 
     """
     target = bundle.manifest["target"]
     effort = bundle.manifest["recipe"]["backend"].get("optimization", 3)
-
-    def task(label: str) -> Task:
-        def compile_it(stop: threading.Event) -> CompileReport:
-            return compile_part(
-                [GraphJob(source / f"{label}.onnx", label)],
-                folder / f"{label}.bin",
-                soc_model=target["soc_model"],
-                htp_arch=target["htp_arch"],
-                optimization=effort,
-                stop=stop,
-            )
-
-        return Task(label, 0, compile_it)
-
-    reports = compile_all(
-        [task(label) for label in labels],
-        jobs=os.cpu_count() or 1,
-        memory=memory_at_hand(),
-        announce=lambda names: progress("compile", ", ".join(names)),
-    )
-    for label, report in zip(labels, reports, strict=True):
-        (graph,) = report.graphs
+    chip = (target["soc_model"], target["htp_arch"])
+    tasks = [
+        compile_task([GraphJob(source / f"{label}.onnx", label)], folder / f"{label}.bin", *chip, effort)
+        for label in labels
+    ]
+    outcomes = Threads().run(tasks, lambda names: progress("compile", ", ".join(names)))
+    for label, outcome in zip(labels, outcomes, strict=True):
+        (graph,) = outcome.value.graphs
         ins, outs = ([_port(t) for t in side] for side in (graph.inputs, graph.outputs))
         onnx.save(ep_context(label, ins, outs, f"{label}.bin"), folder / f"{label}.onnx")
 

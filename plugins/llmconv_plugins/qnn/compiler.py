@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from llmconv import BackendError
 from llmconv_plugins.qnn.child import Child, give
@@ -23,6 +24,7 @@ from llmconv_plugins.qnn.stage_times import PROFILE, Stages, read_stages
 
 CHILD = "llmconv_plugins.qnn.compile_child"
 LOG = "log.txt"
+WORK = ".compiling"  # how the names of working folders end, beside the binary
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +85,7 @@ def compile_part(
             floating point, the binary is not what it should be, or `stop` was set. Names the graph.
     """
     files = [inspect(job.onnx) for job in jobs]
-    work = binary.with_name(f".{binary.name}.compiling")
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+    work = binary.with_name(f".{binary.name}.{uuid4().hex[:8]}{WORK}")  # its own: a lost worker may still be at it
     work.mkdir(parents=True)
     try:
         _place(jobs, files, work)

@@ -1,0 +1,148 @@
+"""Tasks on a Dask cluster: of this machine, or of any whose workers see the same folder and run the same code."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
+
+from llmconv import BackendError
+from llmconv.work import Executor, Workers, environment, memory_at_hand
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+MEMORY = "MEMORY"  # the resource, bytes
+PATIENCE = 20  # seconds that a scheduler may take to answer, and workers to be there
+LOGGERS = ("llmconv", "llmconv_plugins")
+
+
+@dataclass(frozen=True)
+class Dask(Executor):
+    """Each task goes to a worker that has its memory left; one whose worker is lost goes to another.
+
+    Attributes:
+        scheduler: its address; without one, a cluster of this machine is started, and ended.
+    """
+
+    name: ClassVar[str] = "dask"
+
+    scheduler: str | None = None
+
+    @contextmanager
+    def open(self, folder: Path, jobs: int | None) -> Iterator[Workers]:
+        """Connect, and refuse workers that would make other files."""
+        try:
+            import distributed  # noqa: F401, PLC0415  of the extra
+        except ImportError as error:
+            raise BackendError("executor 'dask' needs distributed: pip install 'llmconv[dask]'") from error
+        from llmconv_plugins.executors.dask_workers import DaskWorkers  # noqa: PLC0415  imports it
+
+        with ExitStack() as stack:
+            stack.enter_context(_quiet())
+            address = self.scheduler or stack.enter_context(_this_machine(jobs))
+            client = stack.enter_context(_connected(address))
+            _check(client, folder)
+            for name in LOGGERS:
+                client.forward_logging(name, level=logging.getLogger(name).getEffectiveLevel())
+            yield DaskWorkers(client, _memories(client))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Dask says of workers that come and go is for --verbose; what matters of it is in errors."""
+    dask = logging.getLogger("distributed")
+    before = dask.level
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        dask.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        dask.setLevel(before)
+
+
+@contextmanager
+def _this_machine(jobs: int | None) -> Iterator[str]:
+    """One worker with all memory at hand: two would each have to be given a part of it.
+
+    Its threads wait for the processes that tasks start; it is a process itself, and is started again when it ends.
+    """
+    from distributed import LocalCluster  # noqa: PLC0415  as above
+
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=jobs or os.cpu_count() or 1,
+        processes=True,
+        memory_limit=None,
+        resources={MEMORY: memory_at_hand()},
+        dashboard_address=":0",  # any port: another apply may have the usual one
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Client]:
+    from distributed import Client  # noqa: PLC0415  as above
+
+    try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BackendError(f"no Dask scheduler answers at {address} ({reason}); start one: dask scheduler") from error
+    with client:
+        yield client
+
+
+def _check(client: Client, folder: Path) -> None:
+    """Whether there are workers, and each has a memory, sees the folder and runs the same code.
+
+    Raises:
+        BackendError: the first that does not.
+    """
+    address = client.scheduler.address
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError as error:
+        raise BackendError(
+            f"the Dask scheduler at {address} has no workers; start one: dask worker {address}"
+        ) from error
+    for worker, memory in _memories(client).items():
+        if not memory:
+            raise BackendError(
+                f"Dask worker {worker} does not say what memory it has; start it with: "
+                f'dask worker {address} --resources "{MEMORY}=8e9"'
+            )
+    probe = folder / f".{uuid4().hex}.probe"
+    probe.touch()
+    try:
+        for worker, seen in client.run(_seen, str(probe), on_error="return").items():
+            if seen is not True:
+                raise BackendError(f"Dask worker {worker} does not see {folder}; share it under the same path")
+    finally:
+        probe.unlink()
+    here = environment()
+    for worker, there in client.run(environment, on_error="return").items():
+        if not isinstance(there, dict):
+            raise BackendError(f"Dask worker {worker} cannot run llmconv ({there}); install the same version there")
+        if wrong := [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]:
+            has, wanted = there.get(wrong[0], "missing"), here.get(wrong[0], "missing")
+            more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+            raise BackendError(
+                f"Dask worker {worker} differs: {wrong[0]} is {has} there and {wanted} here{more}; install the same"
+            )
+
+
+def _seen(file: str) -> bool:
+    return Path(file).is_file()
+
+
+def _memories(client: Client) -> dict[str, float]:
+    """Worker -> bytes that it declares; 0 where it declares none."""
+    workers: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+    return {address: worker["resources"].get(MEMORY, 0) for address, worker in workers.items()}
