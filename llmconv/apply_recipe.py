@@ -195,6 +195,7 @@ def _inputs(checked: Checked) -> dict[str, Any]:
     recipe = checked.recipe.to_dict()
     return {
         "checkpoint": checkpoint_identity(checked.source.checkpoint),
+        "adapters": [[checkpoint_identity(at), weight] for at, weight in checked.recipe.model.adapters.items()],
         "source": [recipe["model"]["source"], recipe["model"]["options"]],
         "graphs": recipe["graphs"],
         "passes": recipe["passes"],

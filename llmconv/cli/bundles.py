@@ -21,6 +21,7 @@ def apply(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
     backend: Annotated[str | None, typer.Option(help="The backend, instead of the recipe's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint's folder, instead of the recipe's.")] = None,
+    adapters: options.Adapters = None,
     output: Annotated[Path | None, typer.Option(help="The output folder; by default build/<recipe>.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value: graphs.prompt.ar=128.")
@@ -35,7 +36,7 @@ def apply(
     """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
 
-    loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output), backend=backend)
+    loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output, adapters), backend=backend)
     ready = _checked_backend(loaded)
     started = time.monotonic()
     with display.progress("importing torch") as step, _left(loaded.folder):

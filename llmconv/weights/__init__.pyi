@@ -1,4 +1,5 @@
 from .derived import Derived as Derived
+from .derived import DerivedCheckpoint as DerivedCheckpoint
 from .derived import tables_of as tables_of
 from .expressions import Affine as Affine
 from .expressions import Columns as Columns
@@ -9,8 +10,11 @@ from .expressions import Held as Held
 from .expressions import Joined as Joined
 from .expressions import LowRank as LowRank
 from .expressions import Rotated as Rotated
+from .expressions import RowLengths as RowLengths
 from .expressions import Rows as Rows
 from .expressions import Stored as Stored
+from .expressions import Sum as Sum
+from .expressions import Transposed as Transposed
 from .gguf import GGUFStore as GGUFStore
 from .gguf import set_of as set_of
 from .gguf import shard_number as shard_number

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmconv.weights.expressions import Expression
-from llmconv.weights.store import WeightStore
+from llmconv.weights.store import Checkpoint, WeightStore
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,19 @@ class Derived:
             return self.store.sha256(name)
         found = [self.store.sha256(stored) for stored in self.table[name].stored()]
         return " ".join(map(str, found)) if found and None not in found else None
+
+
+@dataclass(frozen=True)
+class DerivedCheckpoint(Derived):
+    """A checkpoint some of whose tensors are made of others: an adapter merged, integers as the numbers they stand for.
+
+    Tensors keep their names, so that whatever knows a checkpoint's names reads this one as well.
+    """
+
+    store: Checkpoint
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table or name in self.store
 
 
 def tables_of(store: WeightStore) -> list[dict[str, str]]:

@@ -264,6 +264,50 @@ class LowRank(_Over):
         return self.x.rows(store, start, stop) + self.scale * (self.b.rows(store, start, stop) @ _whole(self.a, store))
 
 
+@dataclass(frozen=True)
+class RowLengths(_Over):
+    """Each row of x in its direction, as long as a number of `by` (rows,) says: DoRA's magnitudes."""
+
+    by: Expression
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these, of both."""
+        x = self.x.rows(store, start, stop)
+        found: Tensor = x * (self.by.rows(store, start, stop) / x.norm(dim=1))[:, None]
+        return found
+
+
+@dataclass(frozen=True)
+class Sum(Expression):
+    """Several of one shape, added."""
+
+    xs: tuple[Expression, ...]
+
+    def shape(self, store: WeightStore) -> Shape:
+        """Of the first."""
+        return self.xs[0].shape(store)
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these, of all."""
+        return torch.stack([x.rows(store, start, stop) for x in self.xs]).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class Transposed(Expression):
+    """A matrix whose rows are the columns of x, which is small: all of it is read."""
+
+    x: Expression
+
+    def shape(self, store: WeightStore) -> Shape:
+        """Of x, turned around."""
+        rows, columns = self.x.shape(store)
+        return columns, rows
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads all of x."""
+        return _whole(self.x, store).T[start:stop].contiguous()
+
+
 def _whole(x: Expression, store: WeightStore) -> Tensor:
     return x.rows(store, 0, x.shape(store)[0])
 

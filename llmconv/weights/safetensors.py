@@ -54,6 +54,11 @@ class SafetensorsStore:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return list(self._entries)
+
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
             where = self.files[0].parent if self.files else "the checkpoint"

@@ -59,9 +59,14 @@ class DictStore:
 
 @dataclass(frozen=True)
 class StoreUnion:
-    """Several stores as one; a weight is called `<store>/<its name there>`."""
+    """Several stores as one; a weight is called `<store>/<its name there>`.
+
+    Attributes:
+        rest: has the weights whose names begin with none of the stores.
+    """
 
     stores: Mapping[str, Checkpoint]
+    rest: Checkpoint | None = None
 
     def __contains__(self, name: str) -> bool:
         store, own = self._find(name)
@@ -84,7 +89,7 @@ class StoreUnion:
 
     def _find(self, name: str) -> tuple[Checkpoint, str]:
         store, _, own = name.partition("/")
-        return self.stores[store], own
+        return (self.rest, name) if self.rest is not None and store not in self.stores else (self.stores[store], own)
 
 
 class ShapeStore:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,10 +18,12 @@ from torch import nn
 from llmconv import CheckpointError, Sampling
 from llmconv.sources import Family, Keys
 from llmconv.weights import Checkpoint, Expression, PickleStore, SafetensorsStore
+from llmconv_plugins.sources.adapter import CONFIG as ADAPTER_CONFIG
+from llmconv_plugins.sources.adapter import adapted, base_of, beside
 from llmconv_plugins.sources.layout import Description, Layout
 from llmconv_plugins.sources.outside import OUTSIDE
 
-GENERATION, ADAPTER = "generation_config.json", "adapter_config.json"
+GENERATION = "generation_config.json"
 logger = logging.getLogger(__name__)
 
 
@@ -34,12 +38,11 @@ class HuggingFace(Layout):
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        adapter = self.folder / ADAPTER
+        adapter = self.folder / ADAPTER_CONFIG
         if name == self.config_name and not self.file.is_file() and adapter.is_file():
-            base = Keys.read(adapter).values.get("base_model_name_or_path")
             raise CheckpointError(
-                f"{self.folder}: an adapter alone, of {base or 'a base model that it does not name'}; "
-                "merge it into that model and give the result"
+                f"{self.folder}: an adapter alone, of {base_of(self.folder)}; give that model's folder as the "
+                f"checkpoint, and this one as --adapter {self.folder}"
             )
         return Keys.read(self.folder / name)
 
@@ -104,8 +107,10 @@ class HuggingFace(Layout):
         return Description(family, family.described, self._bos(), self._eos(), self._sampling())
 
     def open(self) -> Checkpoint:
-        """The safetensors files, or the pickle files of a folder without safetensors."""
-        return self._opened
+        """The safetensors files, or the pickle files of a folder without safetensors; with adapters merged."""
+        if line := beside(self.folder, self.adapters):
+            logger.warning("%s", line)
+        return adapted(self._opened, self.adapters) if self.adapters else self._opened
 
     @cached_property
     def _opened(self) -> SafetensorsStore | PickleStore:
@@ -138,12 +143,12 @@ class HuggingFace(Layout):
         return [single] if single.is_file() else sorted(self.folder.glob(f"{stem}-*-of-*.{suffix}"))
 
     def reference(self) -> nn.Module | str:
-        """The same checkpoint in transformers, float32."""
-        return in_transformers(self.folder)
+        """The same checkpoint in transformers, float32; with what peft makes of adapters."""
+        return in_transformers(self.folder, self.adapters)
 
 
-def in_transformers(folder: Path, **how: Any) -> nn.Module | str:
-    """A checkpoint as transformers reads it: ids to logits, float32."""
+def in_transformers(folder: Path, adapters: Mapping[Path, float] = MappingProxyType({}), **how: Any) -> nn.Module | str:
+    """A checkpoint as transformers reads it, with adapters as peft merges them: ids to logits, float32."""
     try:
         from transformers import AutoModelForCausalLM  # noqa: PLC0415  an extra, and 2 s to import
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  likewise
@@ -154,6 +159,16 @@ def in_transformers(folder: Path, **how: Any) -> nn.Module | str:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **how
         )
+    for adapter, weight in adapters.items():
+        try:
+            from peft import PeftModel  # noqa: PLC0415  an extra, as above
+            from peft.tuners.lora import LoraLayer  # noqa: PLC0415  likewise
+        except ImportError:
+            return "the adapter's own library is not installed; pip install peft"
+        model = PeftModel.from_pretrained(model, adapter)
+        for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
+            layer.scale_layer(weight)
+        model = model.merge_and_unload()
     return _LogitsOnly(model)  # which from_pretrained has set to evaluate
 
 
