@@ -248,6 +248,7 @@ def _manifest(
             "checkpoint": str(recipe.model.checkpoint),
             "description": digests(checked.source),
             "weights": hashes,
+            "kept": list(model.encodings.kept) if model.encodings is not None else [],
         },
         "config": asdict(checked.config),
         "target": asdict(chipset),

@@ -20,8 +20,8 @@ PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
 # From the ground up: a room imports from rows below its own, and within its row from itself alone.
 ROWS = """
 errors files heap naming quantities
-target
-encodings plugins tokenizer weights work
+target encodings
+plugins tokenizer weights work
 sources recipe
 graph
 decoding

@@ -1,3 +1,6 @@
+from .coded import Coded as Coded
+from .coded import CodedStore as CodedStore
+from .coded import coded_of as coded_of
 from .derived import Derived as Derived
 from .derived import DerivedCheckpoint as DerivedCheckpoint
 from .derived import tables_of as tables_of
@@ -23,5 +26,6 @@ from .pickled import PickleStore as PickleStore
 from .safetensors import SafetensorsStore as SafetensorsStore
 from .store import Checkpoint as Checkpoint
 from .store import DictStore as DictStore
+from .store import IntegerStore as IntegerStore
 from .store import StoreUnion as StoreUnion
 from .store import WeightStore as WeightStore

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmconv.weights.coded import Coded, coded_of
 from llmconv.weights.expressions import Expression
 from llmconv.weights.store import Checkpoint, WeightStore
 
@@ -35,6 +36,10 @@ class Derived:
         if start >= stop:
             return torch.empty(0, *shape[1:])
         return self.table[name].rows(self.store, start, stop)
+
+    def coded(self, name: str) -> Coded | str | None:
+        """As of `CodedStore`."""
+        return self.table[name].coded(self.store) if name in self.table else coded_of(self.store, name)
 
     def sha256(self, name: str) -> str | None:
         """Of the tensors that a weight is made of, one after the other; None where one was not read whole."""

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmconv.encodings.fitting import fitted
 from llmconv.errors import CheckpointError
+from llmconv.weights.coded import Coded
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
+_QUANTS = 32  # of a block of Q4_0 and Q8_0
 _PIECE = 1 << 20  # values that are dequantized at once
 _LEAST_ENTRY = 12  # bytes that a key or a tensor takes in the header at the least
 
@@ -127,6 +130,25 @@ class GGUFStore:
         if (start, stop) == (0, shape[0]):
             self._hash(name, data)
         return torch.from_numpy(weight)
+
+    def coded(self, name: str) -> Coded | str | None:
+        """A weight of Q4_0 or Q8_0 on its grid, where one of QNN's has its blocks' scales; None of other types."""
+        entry = self._entry(name)
+        if entry.kind.name not in ("Q4_0", "Q8_0") or len(entry.shape) != 2:
+            return None
+        bits = 4 if entry.kind.name == "Q4_0" else 8
+        blocks = np.ascontiguousarray(entry.data).reshape(entry.shape[0], entry.shape[1] // _QUANTS, -1)
+        scales = torch.from_numpy(blocks[..., :2].copy().view(np.float16)[..., 0])
+        grid = fitted(scales.float(), _QUANTS, bits, torch.finfo(scales.dtype).eps)
+
+        def ints() -> torch.Tensor:
+            found = blocks[..., 2:]
+            if bits == 4:  # the first half of a block lies in the low halves of its bytes
+                found = np.concatenate([found & 0xF, found >> 4], axis=-1).astype(np.int8) - 8
+            self._hash(name, entry.data)
+            return torch.from_numpy(found.view(np.int8).reshape(entry.shape).copy())
+
+        return grid if isinstance(grid, str) else Coded(*grid, ints)
 
     def _hash(self, name: str, data: np.ndarray) -> None:
         if name not in self._hashes:

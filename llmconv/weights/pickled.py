@@ -83,7 +83,12 @@ class PickleStore:
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A weight, or a range of its rows, as float32."""
-        entry = self._entry(name)
+        self._entry(name)
+        return self.stored(name, rows).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def stored(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A tensor, or a range of its rows, in the type that the file has, as it is mapped."""
+        entry = self._entries[name]
         with self._lock:  # weights are read ahead in a thread
             mapping = self._mapped(entry.file)
             tensor = mapping.tensors.get(name)
@@ -96,7 +101,7 @@ class PickleStore:
         whole = rows is None or not entry.shape or rows.indices(entry.shape[0]) == (0, entry.shape[0], 1)
         if whole and name not in self._hashes:
             self._hashes[name] = hashlib.sha256(part.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
-        return part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return part
 
     def sha256(self, name: str) -> str | None:
         """Of a weight's bytes, once it has been read whole."""

@@ -23,6 +23,10 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_OTHERS = {
+    **{"I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,23 @@ class SafetensorsStore:
         if whole is not None:
             self._hashes[name] = whole.hexdigest()
         return weight
+
+    def stored(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A tensor, or a range of its rows, in the type that the file has; for integers that stand for weights."""
+        entry, types = self._entries[name], _DTYPES | _OTHERS
+        if entry.dtype not in types:
+            raise CheckpointError(f"{entry.file}: tensor '{name}' has dtype {entry.dtype}, which is not implemented")
+        start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
+        row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
+        with entry.file.open("rb") as file:
+            file.seek(entry.begin + start * row_bytes)
+            data = bytearray(file.read(row_bytes * (stop - start)))
+        if len(data) != row_bytes * (stop - start):
+            raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
+        if len(data) == entry.end - entry.begin and name not in self._hashes:
+            self._hashes[name] = hashlib.sha256(data).hexdigest()
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        return torch.frombuffer(data, dtype=types[entry.dtype]).reshape(shape)
 
     def sha256(self, name: str) -> str | None:
         """Of a weight's bytes, once it has been read whole."""

@@ -17,9 +17,11 @@ from torch import nn
 
 from llmconv import CheckpointError, Sampling
 from llmconv.sources import Family, Keys
-from llmconv.weights import Checkpoint, Expression, PickleStore, SafetensorsStore
+from llmconv.weights import Checkpoint, DerivedCheckpoint, Expression, PickleStore, SafetensorsStore
 from llmconv_plugins.sources.adapter import CONFIG as ADAPTER_CONFIG
 from llmconv_plugins.sources.adapter import adapted, base_of, beside
+from llmconv_plugins.sources.formats import KEYS as QUANTIZATION
+from llmconv_plugins.sources.formats import format_of
 from llmconv_plugins.sources.layout import Description, Layout
 from llmconv_plugins.sources.outside import OUTSIDE
 
@@ -63,8 +65,7 @@ class HuggingFace(Layout):
         """
         config = self._json
         kind = config.get("model_type")
-        if config.get("quantization_config") is not None:
-            raise config.unsupported("quantization_config")
+        format_of(config)  # refuses by name what is not read
         if not isinstance(kind, str) or kind not in self.families:
             why = OUTSIDE.get(str(kind), "no family knows it")
             raise CheckpointError(
@@ -72,7 +73,8 @@ class HuggingFace(Layout):
             )
         family = self.families[kind]
         inner = config.table(family.text) if family.text else config
-        return family(inner if inner.values else config)
+        found = inner if inner.values else config
+        return family(Keys(found.path, {key: v for key, v in found.values.items() if key not in QUANTIZATION}))
 
     @cached_property
     def _generation(self) -> Keys:
@@ -110,7 +112,11 @@ class HuggingFace(Layout):
         """The safetensors files, or the pickle files of a folder without safetensors; with adapters merged."""
         if line := beside(self.folder, self.adapters):
             logger.warning("%s", line)
-        return adapted(self._opened, self.adapters) if self.adapters else self._opened
+        opened: Checkpoint = self._opened
+        if (quantized := format_of(self._json)) is not None:
+            table, said = quantized
+            opened = DerivedCheckpoint(opened, table(said, opened, self._opened.names))
+        return adapted(opened, self.adapters) if self.adapters else opened
 
     @cached_property
     def _opened(self) -> SafetensorsStore | PickleStore:
@@ -144,6 +150,8 @@ class HuggingFace(Layout):
 
     def reference(self) -> nn.Module | str:
         """The same checkpoint in transformers, float32; with what peft makes of adapters."""
+        if format_of(self._json) is not None:
+            return "transformers reads quantized checkpoints through libraries of their own"
         return in_transformers(self.folder, self.adapters)
 
 
