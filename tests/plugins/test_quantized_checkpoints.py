@@ -13,7 +13,7 @@ import pytest
 import torch
 from quantized_files import Quantized, awq, compressed, compressed_config, gptq, quantized, rewrite
 from tiny_checkpoints import HIDDEN, write
-from tiny_models import calibrated_model
+from tiny_models import STRUCTURAL, calibrated_model
 from torch import Tensor
 
 from llmconv import CheckpointError, PassError
