@@ -18,6 +18,7 @@ import torch
 from llmconv.encodings.fitting import fitted
 from llmconv.errors import CheckpointError
 from llmconv.weights.coded import Coded
+from llmconv.weights.faults import check_apart, check_finite, check_no_pointer
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
@@ -72,6 +73,7 @@ class GGUFStore:
         self._entries: dict[str, _Entry] = {}
         readers = [_open(file) for file in self.files]
         for file, reader in zip(self.files, readers, strict=True):
+            check_apart(self._entries, file, (t.name for t in reader.tensors))
             for t in reader.tensors:
                 shape = tuple(int(size) for size in reversed(t.shape))
                 self._entries[t.name] = _Entry(file, t.tensor_type, shape, t.data)
@@ -119,14 +121,16 @@ class GGUFStore:
         entry = self._entry(name)
         data, shape = entry.data, entry.shape
         if len(shape) < 2:  # one row of a quantized type cannot be cut
-            whole = _dequantized(data.reshape(1, -1), entry).reshape(shape)
+            whole = torch.from_numpy(np.array(_dequantized(data.reshape(1, -1), entry)).reshape(shape))
+            check_finite(whole, entry.file, name)
             self._hash(name, data)
-            return torch.from_numpy(np.array(whole if rows is None else whole[rows]))
+            return whole if rows is None else whole[rows]
         start, stop, _ = (rows or slice(None)).indices(shape[0])
         weight = np.empty((max(0, stop - start), *shape[1:]), dtype=np.float32)
         step = max(1, _PIECE // max(1, prod(shape[1:])))
         for i in range(0, len(weight), step):
             weight[i : i + step] = _dequantized(data[start + i : min(start + i + step, stop)], entry)
+            check_finite(torch.from_numpy(weight[i : i + step]), entry.file, name)
         if (start, stop) == (0, shape[0]):
             self._hash(name, data)
         return torch.from_numpy(weight)
@@ -188,6 +192,7 @@ def _open(file: Path) -> Any:
     Raises:
         CheckpointError: as of `GGUFStore`.
     """
+    check_no_pointer(file)
     _check_header(file)
     import gguf  # noqa: PLC0415  likewise
 

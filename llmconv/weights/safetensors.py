@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from llmconv.errors import CheckpointError
+from llmconv.weights.faults import check_apart, check_finite, check_no_pointer
 
 _PIECE = 1 << 19  # values that are read, hashed and converted at once: small enough for a core's cache
 
@@ -44,8 +45,8 @@ class SafetensorsStore:
     Headers are read and checked when the store is made; bytes only when a weight is asked for.
 
     Raises:
-        CheckpointError: a file is missing, truncated, or its header is damaged; a tensor that is asked for is missing
-            or of a type that is no float.
+        CheckpointError: a file is missing, truncated, or its header is damaged; a tensor lies in two files; one that is
+            asked for is missing, of a type that is no float, or not finite.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -53,7 +54,9 @@ class SafetensorsStore:
         self._entries: dict[str, _Entry] = {}
         self._hashes: dict[str, str] = {}
         for file in files:
-            self._entries |= _read_header(file)
+            found = _read_header(file)
+            check_apart(self._entries, file, found)
+            self._entries |= found
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -98,6 +101,7 @@ class SafetensorsStore:
                 if whole is not None:
                     whole.update(data)
                 values.copy_(stored)
+                check_finite(values, entry.file, name)
         if whole is not None:
             self._hashes[name] = whole.hexdigest()
         return weight
@@ -117,7 +121,10 @@ class SafetensorsStore:
         if len(data) == entry.end - entry.begin and name not in self._hashes:
             self._hashes[name] = hashlib.sha256(data).hexdigest()
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
-        return torch.frombuffer(data, dtype=types[entry.dtype]).reshape(shape)
+        found = torch.frombuffer(data, dtype=types[entry.dtype]).reshape(shape)
+        if found.is_floating_point():
+            check_finite(found, entry.file, name)
+        return found
 
     def sha256(self, name: str) -> str | None:
         """Of a weight's bytes, once it has been read whole."""
@@ -125,6 +132,7 @@ class SafetensorsStore:
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:
+    check_no_pointer(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
@@ -26,6 +27,7 @@ from llmconv_plugins.sources.layout import Description, Layout
 from llmconv_plugins.sources.outside import OUTSIDE
 
 GENERATION = "generation_config.json"
+_SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.\w+")
 logger = logging.getLogger(__name__)
 
 
@@ -146,7 +148,24 @@ class HuggingFace(Layout):
                 logger.warning("%s: names files that are not there; %s is read instead", index, single.name)
                 return [single]
             return files
-        return [single] if single.is_file() else sorted(self.folder.glob(f"{stem}-*-of-*.{suffix}"))
+        return [single] if single.is_file() else self._shards(stem, suffix)
+
+    def _shards(self, stem: str, suffix: str) -> list[Path]:
+        """All shards of the one set that lies in the folder; one that is not there is asked for as well.
+
+        Raises:
+            CheckpointError: there are shards of several sets.
+        """
+        names = (_SHARD.fullmatch(file.name) for file in self.folder.glob(f"{stem}-*-of-*.{suffix}"))
+        counts = {found[1] for found in names if found is not None}
+        if len(counts) > 1:
+            raise CheckpointError(
+                f"{self.folder}: holds shards of sets of {' and of '.join(sorted(counts))}, and no index says which "
+                "are the model's; remove the others"
+            )
+        return [
+            self.folder / f"{stem}-{i:05}-of-{count}.{suffix}" for count in counts for i in range(1, int(count) + 1)
+        ]
 
     def reference(self) -> nn.Module | str:
         """The same checkpoint in transformers, float32; with what peft makes of adapters."""
