@@ -143,7 +143,7 @@ class GGUFStore:
         bits = 4 if entry.kind.name == "Q4_0" else 8
         blocks = np.ascontiguousarray(entry.data).reshape(entry.shape[0], entry.shape[1] // _QUANTS, -1)
         scales = torch.from_numpy(blocks[..., :2].copy().view(np.float16)[..., 0])
-        grid = fitted(scales.float(), _QUANTS, bits, torch.finfo(scales.dtype).eps)
+        grid = fitted(scales.float(), _QUANTS, bits, torch.finfo(scales.dtype).eps / 2)
 
         def ints() -> torch.Tensor:
             found = blocks[..., 2:]

@@ -78,6 +78,17 @@ def test_numbers_are_those_of_the_format(
         assert isinstance(coded, str)
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_one_scale_may_stand_for_all_rows(tmp_path: Path, pack: bool) -> None:
+    q = quantized(HIDDEN, HIDDEN, 8)
+    q.scale = q.scale[:1].expand(HIDDEN, 1)
+    tensors = {**compressed(q, 8, pack=pack), "weight_scale": q.scale[0].clone()}
+    layout = "pack-quantized" if pack else "int-quantized"
+    weights = source(tmp_path / "c", compressed_config(8, layout), tensors).weights()
+    assert torch.equal(weights.read(NAME), q.dense())
+    assert torch.equal(weights.coded(NAME).read().dequantize(), q.dense())
+
+
 def test_columns_of_a_group_may_lie_apart(tmp_path: Path) -> None:
     q = quantized(HIDDEN, HIDDEN, size=4)
     q.group = q.group[torch.randperm(HIDDEN, generator=torch.Generator().manual_seed(0))]

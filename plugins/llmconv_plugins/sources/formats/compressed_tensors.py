@@ -57,7 +57,7 @@ class Compressed(Packed):
         return found.reshape(len(found), -1) if found.numel() > 1 else found.reshape(1, 1).expand(self._rows(store), 1)
 
     def _rows(self, store: IntegerStore) -> int:
-        return len(store.stored(f"{self.stem}.weight_{'packed' if self.packed else 'scale'}"))
+        return len(store.stored(f"{self.stem}.weight{'_packed' if self.packed else ''}"))
 
     def centred(self, store: IntegerStore) -> bool:
         """As of `Packed`."""

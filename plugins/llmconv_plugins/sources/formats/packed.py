@@ -60,7 +60,7 @@ class Packed(Expression):
         side_by_side = torch.arange(columns) // -(-columns // scales.shape[1])
         if not torch.equal(self.groups(found, columns, scales.shape[1]), side_by_side):
             return SCATTERED
-        tolerance = torch.finfo(scales.dtype).eps
+        tolerance = torch.finfo(scales.dtype).eps / 2  # what rounding to that type does
         grid = fitted(scales.float(), -(-columns // scales.shape[1]), self.bits, tolerance)
         return grid if isinstance(grid, str) else Coded(*grid, lambda: self.levels(found, 0, rows).to(torch.int8))
 
