@@ -222,6 +222,7 @@ def _inputs(checked: Checked) -> dict[str, Any]:
     recipe = checked.recipe.to_dict()
     return {
         "checkpoint": checkpoint_identity(checked.source.checkpoint),
+        "adapters": [[checkpoint_identity(at), weight] for at, weight in checked.recipe.model.adapters.items()],
         "source": [recipe["model"]["source"], recipe["model"]["options"]],
         "graphs": recipe["graphs"],
         "passes": recipe["passes"],
@@ -276,6 +277,7 @@ def _manifest(
             "checkpoint": str(recipe.model.checkpoint),
             "description": digests(checked.source),
             "weights": hashes,
+            "kept": list(model.encodings.kept) if model.encodings is not None else [],
         },
         "config": asdict(checked.config),
         "target": asdict(chipset),

@@ -19,8 +19,8 @@ PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
 # From the ground up: a room imports from rows below its own, and within its row from itself alone.
 ROWS = """
 errors files heap naming quantities
-target
-encodings plugins tokenizer weights
+target encodings
+plugins tokenizer weights
 work
 sources recipe scaffold
 graph

@@ -22,6 +22,7 @@ def apply(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
     backend: Annotated[str | None, typer.Option(help="The backend, instead of the recipe's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint's folder, instead of the recipe's.")] = None,
+    adapters: options.Adapters = None,
     output: Annotated[Path | None, typer.Option(help="The output folder; by default build/<recipe>.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value: graphs.prompt.ar=128.")
@@ -40,7 +41,7 @@ def apply(
     """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
 
-    changes = options.changes(assignments, checkpoint, output)
+    changes = options.changes(assignments, checkpoint, output, adapters)
     changes += [f"executor.scheduler={json.dumps(scheduler)}"] if scheduler is not None else []
     loaded = Recipe.load(recipe, changes, backend=backend, executor=executor)
     run(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs)

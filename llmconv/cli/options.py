@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,11 +24,35 @@ TopP = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Of the random choices.")]
 
 
-def changes(assignments: Sequence[str] | None, checkpoint: Path | None, output: Path | None) -> list[str]:
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="FOLDER[=WEIGHT]", help="An adapter (PEFT) to merge; again for several."),
+]
+
+
+def changes(
+    assignments: Sequence[str] | None,
+    checkpoint: Path | None,
+    output: Path | None,
+    adapters: Sequence[str] | None = None,
+) -> list[str]:
     """What the command line changes in a recipe."""
     found = list(assignments or [])
+    if adapters:
+        each = map(_weighted, adapters)
+        entries = ", ".join(f"{json.dumps(str(folder), ensure_ascii=False)} = {weight}" for folder, weight in each)
+        found.append(f"model.adapter={{ {entries} }}")
     for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
         if value is not None:
             given = value if elsewhere(value) else value.expanduser().absolute()
             found.append(f"{key}='''{given}'''")
     return found
+
+
+def _weighted(adapter: str) -> tuple[Path, float]:
+    """A folder and a weight, which is 1 where none is written."""
+    folder, _, weight = adapter.rpartition("=")
+    try:
+        return Path(folder).expanduser().absolute(), float(weight)
+    except ValueError:
+        return Path(adapter).expanduser().absolute(), 1.0

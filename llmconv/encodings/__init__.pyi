@@ -1,3 +1,4 @@
+from .fitting import fitted as fitted
 from .grid import MULTIPLIERS as MULTIPLIERS
 from .grid import Block as Block
 from .grid import Encoded as Encoded

@@ -144,8 +144,10 @@ class Encodings:
 
     Attributes:
         quantized: weights that a quantizer has put on their grids while nothing took them to a file.
+        kept: weights whose integers are the checkpoint's own.
     """
 
     values: dict[str, Encoding] = field(default_factory=dict)
     weights: dict[str, WeightEncoding] = field(default_factory=dict)
     quantized: dict[str, Encoded] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()

@@ -28,6 +28,7 @@ from llmconv.recipe.located import located
 from llmconv.recipe.recipe import Recipe
 from llmconv.runtimes.runtime import GraphRuntime, rope_table
 from llmconv.sources.source import digests
+from llmconv.weights.coded import Coded, coded_of
 from llmconv.weights.store import WeightStore
 
 
@@ -66,6 +67,10 @@ class ConvertedWeights:
     def sha256(self, name: str) -> str | None:
         """As the store has it."""
         return self.store.sha256(name)
+
+    def coded(self, name: str) -> Coded | str | None:
+        """As the store has it."""
+        return coded_of(self.store, name)
 
 
 def _other(folder: Path, what: str) -> str:

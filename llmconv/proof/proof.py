@@ -11,7 +11,7 @@ from llmconv.evaluation.subject import Subject
 from llmconv.passes.manager import PassReport
 from llmconv.plugins.frame import given
 from llmconv.plugins.registry import Registry
-from llmconv.proof.in_files import encodings_hold
+from llmconv.proof.in_files import encodings_hold, integers_kept
 from llmconv.proof.in_float import passes_hold, source_is_right
 from llmconv.proof.on_runtimes import lowering_holds, runtimes_agree
 from llmconv.proof.on_text import perplexity_holds
@@ -47,6 +47,7 @@ def prove(
         source_is_right(subject),
         passes_hold(subject, passes),
         encodings_hold(subject),
+        integers_kept(subject),
         lowering_holds(subject, precision),
         runtimes_agree(subject, precision),
         given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmconv.encodings.grid import Encoded, Grid
 from llmconv.quantization.moments import Moments
+from llmconv.weights.store import WeightStore
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Quantizer(ABC):
     def needs_float(self) -> bool:
         """Whether it also looks at what the float model would multiply the weight with."""
         return False
+
+    def of_weight(self, name: str, weights: WeightStore, grid: Grid) -> Quantizer:
+        """The quantizer of one weight: another for those that look at more of it than its numbers."""
+        return self
 
     @abstractmethod
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:

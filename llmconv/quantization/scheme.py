@@ -86,7 +86,13 @@ class Scheme:
                 )
         return found
 
+    def names_quantizer(self, name: str) -> bool:
+        """Whether a line names the quantizer of a weight."""
+        return self._line(name).quantizer is not None
+
     def _rule(self, name: str, rule: Rule) -> Rule:
+        return self._line(name).over(rule)
+
+    def _line(self, name: str) -> Line:
         matching = [line for pattern, line in self.lines.items() if fnmatchcase(name, pattern)]
-        line = self.lines.get(name) or (matching[-1] if matching else Line())
-        return line.over(rule)
+        return self.lines.get(name) or (matching[-1] if matching else Line())

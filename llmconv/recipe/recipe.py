@@ -33,7 +33,18 @@ class ModelSection(_Section):
 
     source: str | None = None
     checkpoint: Path
+    adapter: Path | dict[Path, float] | None = None  # a folder, or several with the weights to add them with
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def adapters(self) -> dict[Path, float]:
+        """Folder -> weight."""
+        return self.adapter if isinstance(self.adapter, dict) else {} if self.adapter is None else {self.adapter: 1.0}
+
+    def source_options(self, checkpoint: Path) -> dict[str, Any]:
+        """What a source is made with, its checkpoint having been located."""
+        merged = {str(folder): weight for folder, weight in self.adapters.items()}
+        return {"checkpoint": checkpoint, **({"adapters": merged} if merged else {}), **self.options}
 
 
 class TargetSection(_Section):
@@ -239,7 +250,7 @@ class Recipe(_Section):
         registry.chipset(self.target.name)
         if self.model.source is not None or self.model.options:
             name = self.model.source or registry.source_for(located(self.model.checkpoint))
-            registry.source(name, {"checkpoint": self.model.checkpoint, **self.model.options})
+            registry.source(name, self.model.source_options(self.model.checkpoint))
         for entry in self.passes:
             for use in registry.create("pass", entry.name, entry.options).uses():
                 registry.create(*use)
@@ -256,7 +267,18 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
         if key == "text" and str(place[key]).startswith(shipped.PREFIX):
             place[key] = str(shipped.text(str(place[key])))
         elif not elsewhere(place[key]):
-            place[key] = os.path.normpath(folder.absolute() / Path(place[key]).expanduser())
+            place[key] = _absolute(place[key], folder)
+    model = values.get("model")
+    if not isinstance(model, dict):
+        return
+    if isinstance(given := model.get("adapter"), dict):
+        model["adapter"] = {_absolute(path, folder): weight for path, weight in given.items()}
+    elif isinstance(given, str | Path):
+        model["adapter"] = _absolute(given, folder)
+
+
+def _absolute(path: str | Path, folder: Path) -> str:
+    return os.path.normpath(folder.absolute() / Path(path).expanduser())
 
 
 def _name(section: Any) -> Any:

@@ -227,14 +227,16 @@ class Family:
         return x if factor == 1 else Affine(x, scale=factor)
 
     def stored(self, name: str, store: Checkpoint) -> str:
-        """The name of the tensor that holds a parameter; a tied lm_head that is not stored is the embedding."""
+        """The name of the tensor that holds a parameter; of a tied lm_head and embedding one may be stored for both."""
         names = ChainMap(*self._of_each("names"))
         words = [names.get(word, word) for word in name.split(".")]
         found = ".".join(words)
         table = f"{names.get('embed_tokens', 'embed_tokens')}.weight"
         prefix = next((p for p in self.prefixes if p + table in store), self.prefixes[0])
         if words[0] != "lm_head":
-            return prefix + found
+            own, head = prefix + found, "lm_head.weight"
+            tied = found == table and own not in store and head in store and self.keys.flag("tie_word_embeddings")
+            return head if tied else own
         return prefix + table if found not in store and self.keys.flag("tie_word_embeddings") else found
 
     def _rows(self, name: str, store: Checkpoint) -> Expression:

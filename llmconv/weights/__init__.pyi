@@ -1,4 +1,8 @@
+from .coded import Coded as Coded
+from .coded import CodedStore as CodedStore
+from .coded import coded_of as coded_of
 from .derived import Derived as Derived
+from .derived import DerivedCheckpoint as DerivedCheckpoint
 from .derived import tables_of as tables_of
 from .expressions import Affine as Affine
 from .expressions import Columns as Columns
@@ -9,8 +13,11 @@ from .expressions import Held as Held
 from .expressions import Joined as Joined
 from .expressions import LowRank as LowRank
 from .expressions import Rotated as Rotated
+from .expressions import RowLengths as RowLengths
 from .expressions import Rows as Rows
 from .expressions import Stored as Stored
+from .expressions import Sum as Sum
+from .expressions import Transposed as Transposed
 from .gguf import GGUFStore as GGUFStore
 from .gguf import set_of as set_of
 from .gguf import shard_number as shard_number
@@ -19,5 +26,6 @@ from .pickled import PickleStore as PickleStore
 from .safetensors import SafetensorsStore as SafetensorsStore
 from .store import Checkpoint as Checkpoint
 from .store import DictStore as DictStore
+from .store import IntegerStore as IntegerStore
 from .store import StoreUnion as StoreUnion
 from .store import WeightStore as WeightStore

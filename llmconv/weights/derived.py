@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmconv.weights.coded import Coded, coded_of
 from llmconv.weights.expressions import Expression
-from llmconv.weights.store import WeightStore
+from llmconv.weights.store import Checkpoint, WeightStore
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,29 @@ class Derived:
             return torch.empty(0, *shape[1:])
         return self.table[name].rows(self.store, start, stop)
 
+    def coded(self, name: str) -> Coded | str | None:
+        """As of `CodedStore`."""
+        return self.table[name].coded(self.store) if name in self.table else coded_of(self.store, name)
+
     def sha256(self, name: str) -> str | None:
         """Of the tensors that a weight is made of, one after the other; None where one was not read whole."""
         if name not in self.table:
             return self.store.sha256(name)
         found = [self.store.sha256(stored) for stored in self.table[name].stored()]
         return " ".join(map(str, found)) if found and None not in found else None
+
+
+@dataclass(frozen=True)
+class DerivedCheckpoint(Derived):
+    """A checkpoint some of whose tensors are made of others: an adapter merged, integers as the numbers they stand for.
+
+    Tensors keep their names, so that whatever knows a checkpoint's names reads this one as well.
+    """
+
+    store: Checkpoint
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table or name in self.store
 
 
 def tables_of(store: WeightStore) -> list[dict[str, str]]:

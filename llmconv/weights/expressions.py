@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import CheckpointError
+from llmconv.weights.coded import Coded, coded_of, joined
 from llmconv.weights.store import WeightStore
 
 Shape = tuple[int, ...]
@@ -30,12 +31,19 @@ class Expression(ABC):
     def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
         """At least one row of the weight, float32; reads what these rows need and, where it can, no more."""
 
+    def coded(self, store: WeightStore) -> Coded | str | None:
+        """The weight on the grid that its integers in the store lie on; why it lies on none; None where it has none."""
+        had = any(x.coded(store) is not None for x in self._inner())
+        return f"{type(self).__name__} takes it off its grid" if had else None
+
     def stored(self) -> Iterator[str]:
         """The names of the tensors that the weight is made of."""
-        for value in self._values():
-            for x in value if isinstance(value, tuple) else (value,):
-                if isinstance(x, Expression):
-                    yield from x.stored()
+        for x in self._inner():
+            yield from x.stored()
+
+    def _inner(self) -> Iterator[Expression]:
+        values = (x for value in self._values() for x in (value if isinstance(value, tuple) else (value,)))
+        return (x for x in values if isinstance(x, Expression))
 
     def _values(self) -> Iterator[object]:
         return (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
@@ -59,6 +67,10 @@ class Stored(Expression):
     def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
         """As the store reads them."""
         return store.read(self.name, slice(start, stop))
+
+    def coded(self, store: WeightStore) -> Coded | str | None:
+        """As the store has it."""
+        return coded_of(store, self.name)
 
     def stored(self) -> Iterator[str]:
         """It alone."""
@@ -123,6 +135,11 @@ class Cut(_Over):
         """Reads these alone."""
         return self.x.rows(store, self.start + start, self.start + stop)
 
+    def coded(self, store: WeightStore) -> Coded | str | None:
+        """These rows."""
+        found = self.x.coded(store)
+        return found.picked(torch.arange(self.start, self.stop)) if isinstance(found, Coded) else found
+
 
 @dataclass(frozen=True)
 class Halved(_Over):
@@ -137,11 +154,19 @@ class Halved(_Over):
 
     def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
         """Reads from the first to the last of the rows where they lie: at most a head more at either end."""
-        order, turned = torch.arange(self.shape(store)[0]).reshape(-1, self.head_dim), self.turned or self.head_dim
-        halves = order[:, :turned].reshape(-1, turned // 2, 2).transpose(1, 2).reshape(-1, turned)  # (H, R)
-        wanted = torch.cat([halves, order[:, turned:]], dim=1).flatten()[start:stop]
+        wanted = self._order(store)[start:stop]
         low, high = int(wanted.min()), int(wanted.max()) + 1
         return self.x.rows(store, low, high)[wanted - low]
+
+    def _order(self, store: WeightStore) -> Tensor:
+        order, turned = torch.arange(self.shape(store)[0]).reshape(-1, self.head_dim), self.turned or self.head_dim
+        halves = order[:, :turned].reshape(-1, turned // 2, 2).transpose(1, 2).reshape(-1, turned)  # (H, R)
+        return torch.cat([halves, order[:, turned:]], dim=1).flatten()
+
+    def coded(self, store: WeightStore) -> Coded | str | None:
+        """Rows, in this order."""
+        found = self.x.coded(store)
+        return found.picked(self._order(store)) if isinstance(found, Coded) else found
 
 
 @dataclass(frozen=True)
@@ -154,6 +179,12 @@ class Affine(_Over):
     def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
         """Reads these alone."""
         return self.x.rows(store, start, stop) * self.scale + self.shift
+
+    def coded(self, store: WeightStore) -> Coded | str | None:
+        """Scaled, where nothing is added."""
+        found = self.x.coded(store)
+        kept = isinstance(found, Coded) and self.scale > 0 and not self.shift
+        return found.scaled(self.scale) if kept and isinstance(found, Coded) else super().coded(store)
 
 
 @dataclass(frozen=True)
@@ -181,6 +212,13 @@ class Rows(_Over):
         x = self.x.rows(store, start, stop)
         by = self.by.rows(store, start, stop).reshape(-1, *[1] * (x.ndim - 1))
         return x / by if self.divide else x * by
+
+    def coded(self, store: WeightStore) -> Coded | str | None:
+        """Each row's scale with it, where it is above 0."""
+        found = self.x.coded(store)
+        if isinstance(found, Coded) and bool(((by := _whole(self.by, store)) > 0).all()):
+            return found.scaled(1 / by if self.divide else by)
+        return super().coded(store)
 
 
 @dataclass(frozen=True)
@@ -218,6 +256,10 @@ class Joined(Expression):
                 found.append(x.rows(store, max(start, begin) - begin, min(stop, end) - begin))
             begin = end
         return found[0] if len(found) == 1 else torch.cat(found)
+
+    def coded(self, store: WeightStore) -> Coded | str | None:
+        """On top of each other."""
+        return super().coded(store) if self.axis else joined([x.coded(store) for x in self.xs])
 
 
 @dataclass(frozen=True)
@@ -262,6 +304,50 @@ class LowRank(_Over):
     def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
         """Reads these of x and of b, and all of a."""
         return self.x.rows(store, start, stop) + self.scale * (self.b.rows(store, start, stop) @ _whole(self.a, store))
+
+
+@dataclass(frozen=True)
+class RowLengths(_Over):
+    """Each row of x in its direction, as long as a number of `by` (rows,) says: DoRA's magnitudes."""
+
+    by: Expression
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these, of both."""
+        x = self.x.rows(store, start, stop)
+        found: Tensor = x * (self.by.rows(store, start, stop) / x.norm(dim=1))[:, None]
+        return found
+
+
+@dataclass(frozen=True)
+class Sum(Expression):
+    """Several of one shape, added."""
+
+    xs: tuple[Expression, ...]
+
+    def shape(self, store: WeightStore) -> Shape:
+        """Of the first."""
+        return self.xs[0].shape(store)
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads these, of all."""
+        return torch.stack([x.rows(store, start, stop) for x in self.xs]).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class Transposed(Expression):
+    """A matrix whose rows are the columns of x, which is small: all of it is read."""
+
+    x: Expression
+
+    def shape(self, store: WeightStore) -> Shape:
+        """Of x, turned around."""
+        rows, columns = self.x.shape(store)
+        return columns, rows
+
+    def rows(self, store: WeightStore, start: int, stop: int) -> Tensor:
+        """Reads all of x."""
+        return _whole(self.x, store).T[start:stop].contiguous()
 
 
 def _whole(x: Expression, store: WeightStore) -> Tensor:

@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmconv.encodings.fitting import fitted
 from llmconv.errors import CheckpointError
+from llmconv.weights.coded import Coded
+from llmconv.weights.faults import check_apart, check_finite, check_no_pointer
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
+_QUANTS = 32  # of a block of Q4_0 and Q8_0
 _PIECE = 1 << 20  # values that are dequantized at once
 _LEAST_ENTRY = 12  # bytes that a key or a tensor takes in the header at the least
 
@@ -69,6 +73,7 @@ class GGUFStore:
         self._entries: dict[str, _Entry] = {}
         readers = [_open(file) for file in self.files]
         for file, reader in zip(self.files, readers, strict=True):
+            check_apart(self._entries, file, (t.name for t in reader.tensors))
             for t in reader.tensors:
                 shape = tuple(int(size) for size in reversed(t.shape))
                 self._entries[t.name] = _Entry(file, t.tensor_type, shape, t.data)
@@ -116,17 +121,38 @@ class GGUFStore:
         entry = self._entry(name)
         data, shape = entry.data, entry.shape
         if len(shape) < 2:  # one row of a quantized type cannot be cut
-            whole = _dequantized(data.reshape(1, -1), entry).reshape(shape)
+            whole = torch.from_numpy(np.array(_dequantized(data.reshape(1, -1), entry)).reshape(shape))
+            check_finite(whole, entry.file, name)
             self._hash(name, data)
-            return torch.from_numpy(np.array(whole if rows is None else whole[rows]))
+            return whole if rows is None else whole[rows]
         start, stop, _ = (rows or slice(None)).indices(shape[0])
         weight = np.empty((max(0, stop - start), *shape[1:]), dtype=np.float32)
         step = max(1, _PIECE // max(1, prod(shape[1:])))
         for i in range(0, len(weight), step):
             weight[i : i + step] = _dequantized(data[start + i : min(start + i + step, stop)], entry)
+            check_finite(torch.from_numpy(weight[i : i + step]), entry.file, name)
         if (start, stop) == (0, shape[0]):
             self._hash(name, data)
         return torch.from_numpy(weight)
+
+    def coded(self, name: str) -> Coded | str | None:
+        """A weight of Q4_0 or Q8_0 on its grid, where one of QNN's has its blocks' scales; None of other types."""
+        entry = self._entry(name)
+        if entry.kind.name not in ("Q4_0", "Q8_0") or len(entry.shape) != 2:
+            return None
+        bits = 4 if entry.kind.name == "Q4_0" else 8
+        blocks = np.ascontiguousarray(entry.data).reshape(entry.shape[0], entry.shape[1] // _QUANTS, -1)
+        scales = torch.from_numpy(blocks[..., :2].copy().view(np.float16)[..., 0])
+        grid = fitted(scales.float(), _QUANTS, bits, torch.finfo(scales.dtype).eps / 2)
+
+        def ints() -> torch.Tensor:
+            found = blocks[..., 2:]
+            if bits == 4:  # the first half of a block lies in the low halves of its bytes
+                found = np.concatenate([found & 0xF, found >> 4], axis=-1).astype(np.int8) - 8
+            self._hash(name, entry.data)
+            return torch.from_numpy(found.view(np.int8).reshape(entry.shape).copy())
+
+        return grid if isinstance(grid, str) else Coded(*grid, ints)
 
     def _hash(self, name: str, data: np.ndarray) -> None:
         if name not in self._hashes:
@@ -166,6 +192,7 @@ def _open(file: Path) -> Any:
     Raises:
         CheckpointError: as of `GGUFStore`.
     """
+    check_no_pointer(file)
     _check_header(file)
     import gguf  # noqa: PLC0415  likewise
 

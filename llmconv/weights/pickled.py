@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from llmconv.errors import CheckpointError
+from llmconv.weights.faults import check_apart, check_finite, check_no_pointer
 
 MAPPED_BYTES = 64 * 2**20  # read through one mapping: its pages count as this process's memory until it is closed
 
@@ -55,10 +56,17 @@ class PickleStore:
         self._mapping: _Mapping | None = None
         self._lock = threading.Lock()
         for file in files:
-            self._entries |= {name: _Entry(file, t.dtype, tuple(t.shape)) for name, t in _open(file).tensors.items()}
+            found = {name: _Entry(file, t.dtype, tuple(t.shape)) for name, t in _open(file).tensors.items()}
+            check_apart(self._entries, file, found)
+            self._entries |= found
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return list(self._entries)
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
@@ -79,6 +87,13 @@ class PickleStore:
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A weight, or a range of its rows, as float32."""
         entry = self._entry(name)
+        found = self.stored(name, rows).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        check_finite(found, entry.file, name)
+        return found
+
+    def stored(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A tensor, or a range of its rows, in the type that the file has, as it is mapped."""
+        entry = self._entries[name]
         with self._lock:  # weights are read ahead in a thread
             mapping = self._mapped(entry.file)
             tensor = mapping.tensors.get(name)
@@ -91,7 +106,7 @@ class PickleStore:
         whole = rows is None or not entry.shape or rows.indices(entry.shape[0]) == (0, entry.shape[0], 1)
         if whole and name not in self._hashes:
             self._hashes[name] = hashlib.sha256(part.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
-        return part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return part
 
     def sha256(self, name: str) -> str | None:
         """Of a weight's bytes, once it has been read whole."""
@@ -151,6 +166,7 @@ def _is_plain(value: object) -> bool:
 
 def _check_container(file: Path) -> None:
     """Refuse what torch would read without mapping it, or map to the wrong bytes."""
+    check_no_pointer(file)
     try:
         with file.open("rb") as stream:
             magic = stream.read(4)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from llmconv.errors import CheckpointError
+from llmconv.weights.faults import check_apart, check_finite, check_no_pointer
 
 _PIECE = 1 << 19  # values that are read, hashed and converted at once: small enough for a core's cache
 
@@ -22,6 +23,10 @@ _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+}
+_OTHERS = {
+    **{"I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
+    "BOOL": torch.bool,
 }
 
 
@@ -40,8 +45,8 @@ class SafetensorsStore:
     Headers are read and checked when the store is made; bytes only when a weight is asked for.
 
     Raises:
-        CheckpointError: a file is missing, truncated, or its header is damaged; a tensor that is asked for is missing
-            or of a type that is no float.
+        CheckpointError: a file is missing, truncated, or its header is damaged; a tensor lies in two files; one that is
+            asked for is missing, of a type that is no float, or not finite.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -49,10 +54,17 @@ class SafetensorsStore:
         self._entries: dict[str, _Entry] = {}
         self._hashes: dict[str, str] = {}
         for file in files:
-            self._entries |= _read_header(file)
+            found = _read_header(file)
+            check_apart(self._entries, file, found)
+            self._entries |= found
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return list(self._entries)
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
@@ -89,9 +101,30 @@ class SafetensorsStore:
                 if whole is not None:
                     whole.update(data)
                 values.copy_(stored)
+                check_finite(values, entry.file, name)
         if whole is not None:
             self._hashes[name] = whole.hexdigest()
         return weight
+
+    def stored(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A tensor, or a range of its rows, in the type that the file has; for integers that stand for weights."""
+        entry, types = self._entries[name], _DTYPES | _OTHERS
+        if entry.dtype not in types:
+            raise CheckpointError(f"{entry.file}: tensor '{name}' has dtype {entry.dtype}, which is not implemented")
+        start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
+        row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
+        with entry.file.open("rb") as file:
+            file.seek(entry.begin + start * row_bytes)
+            data = bytearray(file.read(row_bytes * (stop - start)))
+        if len(data) != row_bytes * (stop - start):
+            raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
+        if len(data) == entry.end - entry.begin and name not in self._hashes:
+            self._hashes[name] = hashlib.sha256(data).hexdigest()
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        found = torch.frombuffer(data, dtype=types[entry.dtype]).reshape(shape)
+        if found.is_floating_point():
+            check_finite(found, entry.file, name)
+        return found
 
     def sha256(self, name: str) -> str | None:
         """Of a weight's bytes, once it has been read whole."""
@@ -99,6 +132,7 @@ class SafetensorsStore:
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:
+    check_no_pointer(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from llmconv.errors import PassError
+from llmconv.weights.coded import Coded, coded_of
 
 
 class WeightStore(Protocol):
@@ -25,6 +26,17 @@ class WeightStore(Protocol):
 
     def sha256(self, name: str) -> str | None:
         """Of the checkpoint's bytes of a weight that has been read whole, out of the same read; None of others."""
+        ...
+
+
+@runtime_checkable
+class IntegerStore(Protocol):
+    """A store over files whose tensors may be integers, which stand for weights by a rule of the files' format."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def stored(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A tensor, or a range of its rows, in the type that the file has."""
         ...
 
 
@@ -59,9 +71,14 @@ class DictStore:
 
 @dataclass(frozen=True)
 class StoreUnion:
-    """Several stores as one; a weight is called `<store>/<its name there>`."""
+    """Several stores as one; a weight is called `<store>/<its name there>`.
+
+    Attributes:
+        rest: has the weights whose names begin with none of the stores.
+    """
 
     stores: Mapping[str, Checkpoint]
+    rest: Checkpoint | None = None
 
     def __contains__(self, name: str) -> bool:
         store, own = self._find(name)
@@ -82,9 +99,13 @@ class StoreUnion:
         store, own = self._find(name)
         return store.sha256(own)
 
+    def coded(self, name: str) -> Coded | str | None:
+        """As the weight's own store has it."""
+        return coded_of(*self._find(name))
+
     def _find(self, name: str) -> tuple[Checkpoint, str]:
         store, _, own = name.partition("/")
-        return self.stores[store], own
+        return (self.rest, name) if self.rest is not None and store not in self.stores else (self.stores[store], own)
 
 
 class ShapeStore:

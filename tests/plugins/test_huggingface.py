@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_checkpoints import BASE, HIDDEN, VOCABULARY, tensors_of, write
 from tiny_models import FP32_ROUNDING
 
@@ -155,7 +155,7 @@ def test_the_module_holds_no_data(tmp_path: Path) -> None:
         ({"mlp_bias": "yes"}, "mlp_bias must be true or false, not 'yes'"),
         ({"attention_sinks": 4}, "attention_sinks = 4 is not implemented"),
         ({"layer_types": ["full_attention", "conv"]}, "layer_types = .* is not implemented"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config = .* is not implemented"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method = None is not implemented"),
         ({"hidden_size": "16"}, "hidden_size must be a whole number above 0, not '16'"),
         ({"hidden_size": 16.5}, "hidden_size must be a whole number above 0, not 16.5"),
         ({"num_hidden_layers": -1}, "num_hidden_layers must be a whole number above 0, not -1"),
@@ -340,7 +340,7 @@ def test_bases_of_rope(tmp_path: Path, changes: dict[str, Any], theta: float) ->
 
 def test_an_adapter_alone_says_so(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    with pytest.raises(CheckpointError, match="an adapter alone, of some/base; merge it into that model"):
+    with pytest.raises(CheckpointError, match="an adapter alone, of some/base; give that model's folder"):
         DecoderSource(tmp_path).config()
 
 
@@ -359,3 +359,39 @@ def test_a_stored_lm_head_is_not_tied(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     weights = DecoderSource(tmp_path).weights()
     assert not torch.equal(weights.read("lm_head.weight"), weights.read("embed_tokens.weight"))
+
+
+def test_shards_of_two_sets_are_not_mixed(tmp_path: Path) -> None:
+    write(tmp_path, shards=2)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert DecoderSource(tmp_path).weights().shape("norm.weight")
+    (tmp_path / "model-00001-of-00003.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="shards of sets of 00002 and of 00003"):
+        DecoderSource(tmp_path).weights()
+    (tmp_path / "model-00001-of-00003.safetensors").unlink()
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors: missing"):
+        DecoderSource(tmp_path).weights()
+
+
+def test_of_a_tied_pair_the_head_alone_may_be_stored(tmp_path: Path) -> None:
+    write(tmp_path, tie_word_embeddings=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    table = tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    weights = DecoderSource(tmp_path).weights()
+    assert torch.equal(weights.read("embed_tokens.weight"), table)
+    assert torch.equal(weights.read("lm_head.weight"), table)
+
+
+def test_files_behind_links_are_read_and_a_link_to_nothing_is_missing(tmp_path: Path) -> None:
+    real, snapshot = write(tmp_path / "blobs"), tmp_path / "snapshot"
+    snapshot.mkdir()
+    for file in real.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    assert torch.equal(
+        DecoderSource(snapshot).weights().read("norm.weight"), DecoderSource(real).weights().read("norm.weight")
+    )
+    (real / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing; is the download complete"):
+        DecoderSource(snapshot).weights()

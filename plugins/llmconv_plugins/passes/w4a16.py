@@ -48,6 +48,7 @@ from llmconv.quantization import (
     sharing_groups,
     tuned_once,
 )
+from llmconv_plugins.passes.kept import KEEP, with_kept
 from llmconv_plugins.passes.masking import mask_ranges
 
 LINEAR, LM_HEAD = "linear", "lm_head"  # roles of weights
@@ -116,7 +117,7 @@ class W4A16(Pass):
 
     def uses(self) -> Sequence[Use]:
         """The quantizers of the scheme."""
-        names = [self.quantizer, Nearest.name, *(line.quantizer for line in self.weights.values())]
+        names = [self.quantizer, Nearest.name, KEEP, *(line.quantizer for line in self.weights.values())]
         return [("quantizer", name, self._options_of(name)) for name in dict.fromkeys(names) if name is not None]
 
     def _options_of(self, quantizer: str) -> dict[str, Any]:
@@ -138,19 +139,24 @@ class W4A16(Pass):
             return True
         if CALIBRATION not in model.graphs or not context.samples:
             raise PassError("no calibration text; set calibration.text in the recipe")
-        rules = self._rules(model)
+        rules = self._kept(model, self._rules(model))
         weights, made = self._weights(model, rules), {use[1]: context.create(*use) for use in self.uses()}
-        quantizers: dict[str, Quantizer] = {name: made[rule.quantizer] for name, rule in rules.items()}
+        quantizers: dict[str, Quantizer] = {
+            name: made[rule.quantizer].of_weight(name, model.weights, weights[name].grid)
+            for name, rule in rules.items()
+        }
         if self.tuning_steps:
+            fixed = {name: quantizers.pop(name) for name, rule in rules.items() if rule.quantizer == KEEP}
             tuned = tuned_once(model, context, weights, quantizers, self.tuning_steps)
-            quantizers = {name: Known(encoded) for name, encoded in tuned.items()}
+            quantizers = fixed | {name: Known(encoded) for name, encoded in tuned.items()}
         magnitudes = Magnitudes(_cache_names(model) if self.kv_bits < 16 and self.kv_range != "min-max" else ())
         ranges, quantized = calibrate(model, context, weights, quantizers, magnitudes)
         values = self._values(model, ranges, magnitudes)
         for lookup in (n for part in _parts(model) for n in part.graph.nodes if n.target is aten.embedding.default):
             shared = WeightEncoding(16, encoding=values[name_of(lookup)])  # of the table and of what is looked up
             weights[name_of(lookup.args[0])] = shared
-        model.encodings = Encodings(values, weights, quantized)
+        kept = tuple(name for name, rule in rules.items() if rule.quantizer == KEEP)
+        model.encodings = Encodings(values, weights, quantized, kept)
         return True
 
     def _values(self, model: Model, ranges: dict[str, Range], magnitudes: Magnitudes) -> dict[str, Encoding]:
@@ -185,6 +191,16 @@ class W4A16(Pass):
         for name, rule in rules.items():
             _check_blocks(name, rule.block, columns[name])
         return rules
+
+    def _kept(self, model: Model, rules: Mapping[str, Rule]) -> dict[str, Rule]:
+        """The rules, with the checkpoint's integers where it has some that fit; blocks as it has them."""
+        columns = {
+            name_of(node): prod(shape_of(node)[1:])
+            for part in _parts(model)
+            for node in part.graph.find_nodes(op="get_attr")
+        }
+        by_line = {name for name in rules if self.scheme.names_quantizer(name)}
+        return with_kept(rules, by_line, model.weights, lambda name, block: _check_blocks(name, block, columns[name]))
 
     def _weights(self, model: Model, rules: Mapping[str, Rule]) -> dict[str, WeightEncoding]:
         found: dict[str, WeightEncoding] = {}

@@ -15,10 +15,11 @@ from llmconv import CheckpointError
 from llmconv.sources import Family, ModelConfig, Source
 from llmconv.tokenizer import Tokenizer
 from llmconv.weights import Derived, WeightStore
+from llmconv_plugins.sources.adapter import CONFIG as ADAPTER_CONFIG
 from llmconv_plugins.sources.decoder import DecoderModule
 from llmconv_plugins.sources.families import FAMILIES
 from llmconv_plugins.sources.gguf import GGUF, SUFFIX
-from llmconv_plugins.sources.huggingface import ADAPTER, HuggingFace
+from llmconv_plugins.sources.huggingface import HuggingFace
 from llmconv_plugins.sources.layout import Description, Layout
 from llmconv_plugins.sources.meta import Meta
 
@@ -29,10 +30,15 @@ def _built_in() -> dict[str, type[Family]]:
 
 @dataclass(frozen=True)
 class DecoderSource(Source):
-    """Decoder-only models: a folder with config.json (Hugging Face's), with params.json (Meta's), or a GGUF file."""
+    """Decoder-only models: a folder with config.json (Hugging Face's), with params.json (Meta's), or a GGUF file.
+
+    Attributes:
+        adapters: PEFT folders, a recipe's `model.adapter`, that are merged into the weights -> the weight of each.
+    """
 
     name: ClassVar[str] = "decoder"
 
+    adapters: dict[Path, float] = field(default_factory=dict)
     families: Mapping[str, type[Family]] = field(default_factory=_built_in, init=False, repr=False, compare=False)
 
     @classmethod
@@ -48,7 +54,13 @@ class DecoderSource(Source):
             )
         if self.checkpoint.is_file() and self.checkpoint.suffix.lower() != SUFFIX:
             raise CheckpointError(f"{self.checkpoint}: no folder and no {SUFFIX} file; give the checkpoint's folder")
-        return (_layout(self.checkpoint) or HuggingFace)(self.checkpoint, self.families)  # which says what is missing
+        layout = _layout(self.checkpoint) or HuggingFace  # which says what is missing
+        if self.adapters and layout is not HuggingFace:
+            raise CheckpointError(
+                f"{self.checkpoint}: adapters are merged into checkpoints in Hugging Face's layout alone; "
+                "give the folder that the adapter was trained on"
+            )
+        return layout(self.checkpoint, self.families, self.adapters)
 
     @cached_property
     def _description(self) -> Description:
@@ -112,7 +124,7 @@ class DecoderSource(Source):
 def _layout(checkpoint: Path) -> type[Layout] | None:
     if checkpoint.is_file():
         return GGUF if checkpoint.suffix.lower() == SUFFIX else None
-    if any((checkpoint / name).is_file() for name in (HuggingFace.config_name, ADAPTER)):
+    if any((checkpoint / name).is_file() for name in (HuggingFace.config_name, ADAPTER_CONFIG)):
         return HuggingFace
     if (checkpoint / Meta.config_name).is_file() or any(checkpoint.glob("consolidated.*.pth")):
         return Meta

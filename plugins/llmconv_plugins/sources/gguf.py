@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from math import isclose
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -32,8 +33,13 @@ class GGUF(HuggingFace):
     Keys of the architecture that are not known here are errors that name them: they may change what is computed.
     """
 
-    def __init__(self, checkpoint: Path, families: Mapping[str, type[Family]]) -> None:
-        super().__init__(checkpoint, families)
+    def __init__(
+        self,
+        checkpoint: Path,
+        families: Mapping[str, type[Family]],
+        adapters: Mapping[Path, float] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(checkpoint, families, adapters)
         self.file = checkpoint if checkpoint.is_file() else _only(checkpoint)
         self.folder = self.file.parent
 

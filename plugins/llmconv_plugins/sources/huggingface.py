@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,11 +18,16 @@ from torch import nn
 
 from llmconv import CheckpointError, Sampling
 from llmconv.sources import Family, Keys
-from llmconv.weights import Checkpoint, Expression, PickleStore, SafetensorsStore
+from llmconv.weights import Checkpoint, DerivedCheckpoint, Expression, PickleStore, SafetensorsStore
+from llmconv_plugins.sources.adapter import CONFIG as ADAPTER_CONFIG
+from llmconv_plugins.sources.adapter import adapted, base_of, beside
+from llmconv_plugins.sources.formats import KEYS as QUANTIZATION
+from llmconv_plugins.sources.formats import format_of
 from llmconv_plugins.sources.layout import Description, Layout
 from llmconv_plugins.sources.outside import OUTSIDE
 
-GENERATION, ADAPTER = "generation_config.json", "adapter_config.json"
+GENERATION = "generation_config.json"
+_SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.\w+")
 logger = logging.getLogger(__name__)
 
 
@@ -34,12 +42,11 @@ class HuggingFace(Layout):
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        adapter = self.folder / ADAPTER
+        adapter = self.folder / ADAPTER_CONFIG
         if name == self.config_name and not self.file.is_file() and adapter.is_file():
-            base = Keys.read(adapter).values.get("base_model_name_or_path")
             raise CheckpointError(
-                f"{self.folder}: an adapter alone, of {base or 'a base model that it does not name'}; "
-                "merge it into that model and give the result"
+                f"{self.folder}: an adapter alone, of {base_of(self.folder)}; give that model's folder as the "
+                f"checkpoint, and this one as --adapter {self.folder}"
             )
         return Keys.read(self.folder / name)
 
@@ -60,8 +67,7 @@ class HuggingFace(Layout):
         """
         config = self._json
         kind = config.get("model_type")
-        if config.get("quantization_config") is not None:
-            raise config.unsupported("quantization_config")
+        format_of(config)  # refuses by name what is not read
         if not isinstance(kind, str) or kind not in self.families:
             why = OUTSIDE.get(str(kind), "no family knows it")
             raise CheckpointError(
@@ -69,7 +75,8 @@ class HuggingFace(Layout):
             )
         family = self.families[kind]
         inner = config.table(family.text) if family.text else config
-        return family(inner if inner.values else config)
+        found = inner if inner.values else config
+        return family(Keys(found.path, {key: v for key, v in found.values.items() if key not in QUANTIZATION}))
 
     @cached_property
     def _generation(self) -> Keys:
@@ -104,8 +111,14 @@ class HuggingFace(Layout):
         return Description(family, family.described, self._bos(), self._eos(), self._sampling())
 
     def open(self) -> Checkpoint:
-        """The safetensors files, or the pickle files of a folder without safetensors."""
-        return self._opened
+        """The safetensors files, or the pickle files of a folder without safetensors; with adapters merged."""
+        if line := beside(self.folder, self.adapters):
+            logger.warning("%s", line)
+        opened: Checkpoint = self._opened
+        if (quantized := format_of(self._json)) is not None:
+            table, said = quantized
+            opened = DerivedCheckpoint(opened, table(said, opened, self._opened.names))
+        return adapted(opened, self.adapters) if self.adapters else opened
 
     @cached_property
     def _opened(self) -> SafetensorsStore | PickleStore:
@@ -135,15 +148,34 @@ class HuggingFace(Layout):
                 logger.warning("%s: names files that are not there; %s is read instead", index, single.name)
                 return [single]
             return files
-        return [single] if single.is_file() else sorted(self.folder.glob(f"{stem}-*-of-*.{suffix}"))
+        return [single] if single.is_file() else self._shards(stem, suffix)
+
+    def _shards(self, stem: str, suffix: str) -> list[Path]:
+        """All shards of the one set that lies in the folder; one that is not there is asked for as well.
+
+        Raises:
+            CheckpointError: there are shards of several sets.
+        """
+        names = (_SHARD.fullmatch(file.name) for file in self.folder.glob(f"{stem}-*-of-*.{suffix}"))
+        counts = {found[1] for found in names if found is not None}
+        if len(counts) > 1:
+            raise CheckpointError(
+                f"{self.folder}: holds shards of sets of {' and of '.join(sorted(counts))}, and no index says which "
+                "are the model's; remove the others"
+            )
+        return [
+            self.folder / f"{stem}-{i:05}-of-{count}.{suffix}" for count in counts for i in range(1, int(count) + 1)
+        ]
 
     def reference(self) -> nn.Module | str:
-        """The same checkpoint in transformers, float32, where it knows the model type."""
-        return in_transformers(self.folder)
+        """The same checkpoint in transformers, float32, where it knows the model type; with what peft makes of adapters."""
+        if format_of(self._json) is not None:
+            return "transformers reads quantized checkpoints through libraries of their own"
+        return in_transformers(self.folder, self.adapters)
 
 
-def in_transformers(folder: Path, **how: Any) -> nn.Module | str:
-    """A checkpoint as transformers reads it: ids to logits, float32; a line where it does not."""
+def in_transformers(folder: Path, adapters: Mapping[Path, float] = MappingProxyType({}), **how: Any) -> nn.Module | str:
+    """A checkpoint as transformers reads it, with adapters as peft merges them: ids to logits, float32; or why not."""
     try:
         from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: PLC0415  an extra, and 2 s to import
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  likewise
@@ -157,6 +189,16 @@ def in_transformers(folder: Path, **how: Any) -> nn.Module | str:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **how
         )
+    for adapter, weight in adapters.items():
+        try:
+            from peft import PeftModel  # noqa: PLC0415  an extra, as above
+            from peft.tuners.lora import LoraLayer  # noqa: PLC0415  likewise
+        except ImportError:
+            return "the adapter's own library is not installed; pip install peft"
+        model = PeftModel.from_pretrained(model, adapter)
+        for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
+            layer.scale_layer(weight)
+        model = model.merge_and_unload()
     return _LogitsOnly(model)  # which from_pretrained has set to evaluate
 
 

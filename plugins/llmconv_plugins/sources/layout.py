@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import nn
@@ -40,13 +41,17 @@ class Layout(ABC):
     Args:
         folder: the checkpoint's.
         families: by model type.
+        adapters: folders of adapters that are merged into the weights -> the weight of each.
     """
 
     config_name: ClassVar[str]  # of the file that names the sizes
 
-    def __init__(self, folder: Path, families: Mapping[str, type[Family]]) -> None:
+    def __init__(
+        self, folder: Path, families: Mapping[str, type[Family]], adapters: Mapping[Path, float] = MappingProxyType({})
+    ) -> None:
         self.folder = folder
         self.families = families
+        self.adapters = adapters
         self.file = folder / self.config_name
 
     @abstractmethod
