@@ -18,6 +18,7 @@ from torch import fx, nn
 
 import llmconv.plugins.registry
 from llmconv import Bundle, CheckpointError, PluginError, RecipeError, Registry, Sampling, hookimpl
+from llmconv.backends import Exporter, Progress
 from llmconv.decoding import Dialog
 from llmconv.graph import Graph, Model, aten, trace
 from llmconv.passes import GraphPass, PassManager, RewritePass
@@ -367,6 +368,21 @@ def test_an_error_while_a_runtime_is_entered_is_the_plugins_and_one_inside_is_no
         pass
     with pytest.raises(ZeroDivisionError), Falling().dialog(bundle, Sampling(), []):
         _ = 1 / 0
+
+
+@dataclass(frozen=True)
+class ToAFolder(Exporter):
+    """A path can be entered, on Python 3.11 and 3.12."""
+
+    name: ClassVar[str] = "to_a_folder"
+
+    def export(self, bundle: Bundle, registry: Registry, progress: Progress) -> Path:
+        return Path("there")
+
+
+def test_what_a_plugin_gives_comes_through_as_it_is() -> None:
+    nothing: Any = None
+    assert ToAFolder().export(nothing, nothing, nothing) == Path("there")
 
 
 def test_a_plugin_of_one_file_is_named_by_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

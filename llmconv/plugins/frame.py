@@ -52,7 +52,8 @@ def _framed(method: Callable[..., Any]) -> Callable[..., Any]:
         doing = f"{type(self).__name__}.{method.__name__}"
         with plugin_code(self, doing):
             made = method(self, *args, **kwargs)
-        return _entered(self, doing, made) if isinstance(made, AbstractContextManager) else made
+        # by its bases: a path and an open file could be entered as well, and are what the caller asked for
+        return _entered(self, doing, made) if AbstractContextManager in type(made).__mro__ else made
 
     return call
 
