@@ -73,6 +73,7 @@ def apply(
         LlmconvError: what is wrong, where, and what to do; the output folder is as it was.
     """
     registry = registry or Registry.load()
+    recipe.require(registry)
     verify = recipe.verify.passes if verify is None else verify
     chipset, ready = registry.chipset(recipe.target.name), backend
     backend = ready or registry.create("backend", recipe.backend.name, recipe.backend.options)

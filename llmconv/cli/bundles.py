@@ -31,6 +31,7 @@ def apply(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle in the output folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is finished.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Build so many parts at once at most.")] = None,
+    allow_local_plugins: options.LocalPlugins = False,
 ) -> None:
     """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
@@ -41,18 +42,30 @@ def apply(
     with display.progress("importing torch") as step, _left(loaded.folder):
         import llmconv
 
-        bundle = llmconv.apply(loaded, backend=ready, verify=verify, force=force, fresh=fresh, jobs=jobs, progress=step)
+        registry = options.registry_for(loaded, allow_local_plugins)
+        bundle = llmconv.apply(
+            loaded,
+            registry=registry,
+            backend=ready,
+            verify=verify,
+            force=force,
+            fresh=fresh,
+            jobs=jobs,
+            progress=step,
+        )
     display.show_conversion(bundle, time.monotonic() - started)
     _exit_by(bundle.report.get("proof", []))
 
 
-def verify(bundle: options.Bundle) -> None:
+def verify(bundle: options.Bundle, allow_local_plugins: options.LocalPlugins = False) -> None:
     """Run the proof of a bundle again."""
     with display.progress("importing torch") as step:
         import llmconv
+        from llmconv.prepare.remake import recipe_of
 
         opened = llmconv.Bundle(bundle)
-        llmconv.prove(opened, progress=step)
+        registry = options.registry_for(recipe_of(opened), allow_local_plugins)
+        llmconv.prove(opened, registry=registry, progress=step)
     display.show_proof(opened)
     _exit_by(opened.report["proof"])
 

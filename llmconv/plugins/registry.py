@@ -16,9 +16,12 @@ import pluggy
 from llmconv.errors import PluginError
 from llmconv.naming import nearest
 from llmconv.plugins import hooks
+from llmconv.plugins.api import check_api
 from llmconv.plugins.contract import lacks, lacks_of_family
 from llmconv.plugins.frame import plugin_code
+from llmconv.plugins.local_file import module_of_file
 from llmconv.plugins.options import validated
+from llmconv.plugins.selection import selected
 from llmconv.target import Chipset, find
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ _HOOKS = {
     "evaluator": "register_evaluators",
 }
 _LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
+_NOTHING = "brings nothing; decorate its register_ functions with llmconv.hookimpl"
 logger = logging.getLogger(__name__)
 
 
@@ -67,10 +71,14 @@ class Registry:
     Attributes:
         loaded: every hook module.
         broken: distribution and entry point, hook or class -> why it cannot be used.
+        off: distributions that `LLMCONV_PLUGINS` leaves out.
+        files: plugins that were loaded from a file.
     """
 
     loaded: list[Loaded] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
+    off: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
     _found: dict[Kind, dict[str, list[Registered]]] = field(default_factory=dict)
 
     @classmethod
@@ -79,9 +87,13 @@ class Registry:
 
         Args:
             names: of the entry points to load, so that the others are not imported; all by default.
+
+        Raises:
+            PluginError: `LLMCONV_PLUGINS` names what is not installed.
         """
-        registry = cls()
-        for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name)):
+        on, off = selected(entry_points(group=GROUP))
+        registry = cls(off=[_distribution(entry) for entry in off])
+        for entry in on:
             if not names or entry.name in names:
                 registry._load(entry)
         return registry
@@ -98,8 +110,9 @@ class Registry:
         """Add one hook module: what of it is decorated with `hookimpl` is called.
 
         Raises:
-            PluginError: it implements a hook that does not exist.
+            PluginError: it implements a hook that does not exist, or is for another version of the plugin API.
         """
+        check_api(module)
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hooks)
         try:
@@ -109,6 +122,22 @@ class Registry:
             raise PluginError(f"{distribution}: {' '.join(str(error).split())}") from error
         self.loaded.append(Loaded(distribution, module, manager))
         self._found.clear()
+
+    def add_file(self, file: Path) -> None:
+        """Run a Python file, and add its hooks.
+
+        Raises:
+            PluginError: it fails, or brings nothing.
+        """
+        module = module_of_file(file)
+        self.add(file.name, module)
+        if not self.loaded[-1].manager.get_hookcallers(module):
+            raise PluginError(f"plugin {file}: {_NOTHING}")
+        self.files.append(file)
+
+    def registered(self, kind: Kind) -> list[Registered]:
+        """Every plugin of one kind, also those of one name."""
+        return [entry for _, found in sorted(self._named(kind).items()) for entry in found]
 
     def of_kind(self, kind: Kind) -> Mapping[str, Registered]:
         """Plugins of one kind by name, but for those whose name two distributions claim."""
@@ -133,10 +162,20 @@ class Registry:
                 found.setdefault(op, []).append((distribution, function))
         return found
 
-    @cached_property
+    @property
+    def registered_lowerings(self) -> list[tuple[str, Any]]:
+        """Every op that a plugin lowers, with its distribution."""
+        return [(distribution, op) for op, found in self._ops.items() for distribution, _ in found]
+
+    @property
     def chipsets(self) -> list[Chipset]:
         """Every chipset that a plugin knows."""
-        return [chipset for _, found in self._call(_CHIPSETS) for chipset in found]
+        return [chipset for _, chipset in self.registered_chipsets]
+
+    @cached_property
+    def registered_chipsets(self) -> list[tuple[str, Chipset]]:
+        """Every chipset that a plugin knows, with its distribution."""
+        return [(distribution, chipset) for distribution, found in self._call(_CHIPSETS) for chipset in found]
 
     @cached_property
     def families(self) -> Mapping[str, type[Family]]:
@@ -222,12 +261,12 @@ class Registry:
         raise PluginError(f"{checkpoint}: no source knows what lies there; name one as model.source")
 
     def _load(self, entry: EntryPoint) -> None:
-        distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+        distribution = _distribution(entry)
         try:
             module = entry.load()
             self.add(distribution, module)
             if not self.loaded[-1].manager.get_hookcallers(module):
-                raise PluginError("brings nothing; decorate its register_ functions with llmconv.hookimpl")
+                raise PluginError(_NOTHING)
         except Exception as error:  # a third party's module may raise anything
             self._break(f"{distribution} ({entry.name})", error)
 
@@ -263,6 +302,10 @@ class Registry:
             said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             self.broken[where] = reason = " ".join(said.split())
             logger.warning("plugin %s cannot be loaded: %s", where, reason)
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
 
 
 def _checked(hook: str, found: Any) -> Any:

@@ -15,6 +15,7 @@ from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
 from llmconv.recipe.located import in_package, located
 from llmconv.recipe.overrides import override, substitute
+from llmconv.recipe.requires import require_installed
 
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
@@ -117,6 +118,22 @@ class Recipe(_Section):
     chat: ChatSection = Field(default_factory=ChatSection)
     verify: VerifySection = Field(default_factory=VerifySection)
     output: OutputSection = Field(default_factory=OutputSection)
+    requires: dict[str, str] = Field(default_factory=dict)
+    plugins: list[Path] = Field(default_factory=list)
+
+    def require(self, registry: Registry) -> None:
+        """Whether what the recipe asks for is installed, and its own Python files were allowed to run.
+
+        Raises:
+            RecipeError: a distribution is missing or of another version, or a file was not allowed.
+        """
+        require_installed(self.requires)
+        for file in self.plugins:
+            if file not in registry.files:
+                raise RecipeError(
+                    f"plugins: {file} would run with all your rights; pass --allow-local-plugins if you trust it, "
+                    "or install it as a plugin"
+                )
 
     @property
     def folder(self) -> Path:
@@ -154,7 +171,9 @@ class Recipe(_Section):
             override(values, overrides)
         except RecipeError as error:
             raise RecipeError(f"{file}: {error}") from error
-        return cls.from_dict({"name": file.stem, **values}, str(file))
+        recipe = cls.from_dict({"name": file.stem, **values}, str(file))
+        require_installed(recipe.requires)
+        return recipe
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -180,6 +199,7 @@ class Recipe(_Section):
         Raises:
             RecipeError, PluginError: the first that does not.
         """
+        self.require(registry)
         registry.chipset(self.target.name)
         if self.model.source is not None or self.model.options:
             name = self.model.source or registry.source_for(located(self.model.checkpoint))
@@ -196,6 +216,10 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
         place = values.get(section)
         if isinstance(place, dict) and isinstance(place.get(key), str | Path) and not in_package(place[key]):
             place[key] = os.path.normpath(folder.absolute() / Path(place[key]).expanduser())
+    if isinstance(files := values.get("plugins"), list):
+        values["plugins"] = [
+            os.path.normpath(folder.absolute() / Path(f).expanduser()) if isinstance(f, str) else f for f in files
+        ]
 
 
 def _name(section: Any) -> Any:
