@@ -22,7 +22,7 @@ from llmconv.graph.model import Model
 from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
 from llmconv.passes.manager import PassReport
 from llmconv.planning.plan import Device, preflight
-from llmconv.plugins.frame import distribution_of, given
+from llmconv.plugins.frame import distribution_of, given, plugin_code
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.run import prepare
@@ -77,6 +77,9 @@ def apply(
     verify = recipe.verify.passes if verify is None else verify
     chipset, ready = registry.chipset(recipe.target.name), backend
     backend = ready or registry.create("backend", recipe.backend.name, recipe.backend.options)
+    with plugin_code(backend, f"backend '{backend.name}'"):
+        for runtime in backend.runtimes if verify else ():
+            registry.find("runtime", runtime)  # what the proof will run
     checked = check(recipe, registry)
     key = _key(checked, backend, registry)
 

@@ -170,7 +170,7 @@ def not_a_table() -> Any:
         (hook_module(register_lowerings=lambda: {aten.relu.default: 1}), "return a dict of op -> function"),
         (hook_module(register_lowerings=lambda: None), "(register_lowerings)': 'gives None"),
         (hook_module(register_passes=lambda: None), "(register_passes)': 'gives None; return what it is to bring"),
-        (hook_module(register_passes=lambda: 3), "TypeError: 'int' object is not iterable"),
+        (hook_module(register_passes=lambda: 3), "gives int; return a list"),
         (hook_module(register_chipsets=lambda: ["SM8550"]), "gives str; return instances of llmconv.target.Chipset"),
     ],
 )

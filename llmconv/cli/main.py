@@ -12,7 +12,17 @@ from importlib.metadata import version
 
 import typer
 
-from llmconv.cli import bundles, catalog, eval_command, inspect, new_plugin_command, recipes, sensitivity_command, talk
+from llmconv.cli import (
+    bundles,
+    catalog,
+    eval_command,
+    graph_command,
+    inspect,
+    new_plugin_command,
+    recipes,
+    sensitivity_command,
+    talk,
+)
 from llmconv.cli import plan_command as planning
 from llmconv.cli.extensions import ExtensibleGroup
 from llmconv.errors import LlmconvError
@@ -36,6 +46,7 @@ app.command()(talk.generate)
 app.command()(talk.chat)
 app.command()(inspect.inspect)
 app.command()(bundles.export)
+app.command()(graph_command.graph)
 app.command()(catalog.passes)
 app.command()(catalog.plugins)
 app.command()(catalog.families)

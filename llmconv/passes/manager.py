@@ -10,11 +10,11 @@ from functools import partial
 
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.model import Graph, Model
-from llmconv.passes.base import Pass
+from llmconv.passes.base import Pass, said
 from llmconv.passes.context import PassContext
 from llmconv.passes.contract import Snapshot, enforce
 from llmconv.passes.verifier import Verifier
-from llmconv.plugins.frame import blame
+from llmconv.plugins.frame import ANYTHING, blame, third_party
 from llmconv.work.collector import collector_paused
 from llmconv.work.machine import give_back_memory, peak_memory
 
@@ -125,7 +125,7 @@ class PassManager:
                     self.verifier.forget()  # calibration holds weights of its own
                     give_back_memory()
                 start = time.perf_counter()
-                says = p.run(model, context)
+                says = said(p.run(model, context))
                 seconds = time.perf_counter() - start
                 where = before.difference(model)
                 if where is not None and not says:
@@ -175,12 +175,13 @@ class PassManager:
 @contextmanager
 def _named(p: Pass, before: list[str]) -> Iterator[None]:
     """Whatever goes wrong inside is an error that names the pass and those before it."""
-    where = f"pass '{p.name}'" + (f" (after {', '.join(before)})" if before else "")
+    known = [third_party(p), f"after {', '.join(before)}" if before else ""]
+    where = f"pass '{p.name}'" + (f" ({', '.join(filter(None, known))})" if any(known) else "")
     try:
         yield
     except LlmconvError as error:
         raise PassError(f"{where}: {error}") from error
-    except Exception as error:
+    except ANYTHING as error:
         raise PassError(f"{where} failed: {blame(p, error)}") from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from llmconv.errors import PluginError
-from llmconv.plugins.frame import blame
+from llmconv.plugins.frame import ANYTHING, blame
 
 
 def module_of_file(file: Path) -> ModuleType:
@@ -25,7 +25,7 @@ def module_of_file(file: Path) -> ModuleType:
     sys.modules[name] = module  # where dataclasses look for the names of annotations
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a third party's module may raise anything
+    except ANYTHING as error:
         del sys.modules[name]
         raise PluginError(f"plugin {file} cannot be loaded: {blame(name, error)}") from error
     return module

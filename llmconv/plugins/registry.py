@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -18,7 +18,7 @@ from llmconv.naming import nearest
 from llmconv.plugins import hooks
 from llmconv.plugins.api import check_api
 from llmconv.plugins.contract import lacks, lacks_of_family
-from llmconv.plugins.frame import plugin_code
+from llmconv.plugins.frame import ANYTHING, plugin_code
 from llmconv.plugins.local_file import module_of_file
 from llmconv.plugins.options import validated
 from llmconv.plugins.selection import selected
@@ -225,8 +225,11 @@ class Registry:
         if len(found) == 1:
             return found[0]
         if found:
-            both = " and ".join(f.distribution for f in found)
-            raise PluginError(f"{kind} '{name}' comes from both {both}; uninstall one")
+            brought = list(dict.fromkeys(f.distribution for f in found))
+            if len(brought) == 1:
+                classes = " and ".join(f.plugin.__name__ for f in found)
+                raise PluginError(f"{kind} '{name}' stands for {classes} of {brought[0]}; give one another name")
+            raise PluginError(f"{kind} '{name}' comes from both {' and '.join(brought)}; uninstall one")
         broken = "".join(f"; plugin {where} cannot be loaded: {why}" for where, why in self.broken.items())
         raise PluginError(f"no {kind} named '{name}'{nearest(name, known)}{broken}")
 
@@ -267,7 +270,7 @@ class Registry:
             self.add(distribution, module)
             if not self.loaded[-1].manager.get_hookcallers(module):
                 raise PluginError(_NOTHING)
-        except Exception as error:  # a third party's module may raise anything
+        except ANYTHING as error:
             self._break(f"{distribution} ({entry.name})", error)
 
     def _named(self, kind: Kind) -> Mapping[str, list[Registered]]:
@@ -292,12 +295,12 @@ class Registry:
                 if len(results) < len(caller.get_hookimpls()):
                     raise PluginError("gives None; return what it is to bring")
                 checked = [_checked(hook, found) for found in results]
-            except Exception as error:  # as in `_load`
+            except ANYTHING as error:
                 self._break(f"{plugin.distribution} ({hook})", error)
                 continue
             yield from ((plugin.distribution, found) for found in checked)
 
-    def _break(self, where: str, error: Exception) -> None:
+    def _break(self, where: str, error: BaseException) -> None:
         if where not in self.broken:
             said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             self.broken[where] = reason = " ".join(said.split())
@@ -311,9 +314,11 @@ def _distribution(entry: EntryPoint) -> str:
 def _checked(hook: str, found: Any) -> Any:
     """What a hook gave: a table of lowerings as it is, of all else a list."""
     if hook == _LOWERINGS:
-        if not isinstance(found, Mapping) or not all(callable(function) for function in found.values()):
+        if not isinstance(found, Mapping) or not all(map(callable, (*found, *found.values()))):
             raise PluginError(f"gives {type(found).__name__}; return a dict of op -> function")
         return found
+    if isinstance(found, type | str) or not isinstance(found, Iterable):
+        raise PluginError(f"gives {getattr(found, '__name__', type(found).__name__)}; return a list")
     items = list(found)
     if hook == _FAMILIES and (wrong := next((x for x in items if lacks_of_family(x)), None)):
         raise PluginError(f"gives {getattr(wrong, '__name__', wrong)!s}, which {lacks_of_family(wrong)}")
