@@ -21,6 +21,7 @@ from llmconv.files import digest, write_json
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
 from llmconv.passes.manager import PassReport
+from llmconv.passes.observer import Observers
 from llmconv.planning.plan import Device, preflight
 from llmconv.plugins.frame import distribution_of, given, plugin_code
 from llmconv.plugins.registry import Registry
@@ -83,8 +84,11 @@ def apply(
     checked = check(recipe, registry)
     key = _key(checked, backend, registry)
 
+    observers = Observers(registry.observers())
+
     def announce(stage: str, item: str) -> None:
         progress(stage, item)
+        observers.step(stage, item)
         reach(f"{stage} {item}")
 
     bundle = None if force or fresh else _made_before(recipe.folder, key)
@@ -95,7 +99,16 @@ def apply(
             backend.check(chipset)
         with work_folder(recipe.folder, fresh=fresh) as folder:
             reports = _convert(
-                checked, backend, chipset, registry, folder, key, verify=verify, jobs=jobs, progress=announce
+                checked,
+                backend,
+                chipset,
+                registry,
+                folder,
+                key,
+                verify=verify,
+                jobs=jobs,
+                progress=announce,
+                observers=observers,
             )
         bundle = Bundle(recipe.folder)
     elif not verify:
@@ -117,6 +130,7 @@ def _convert(
     verify: bool,
     jobs: int | None,
     progress: Progress,
+    observers: Observers,
 ) -> list[PassReport]:
     """Make a whole bundle in a work folder; what the passes did is in its report, and returned.
 
@@ -135,6 +149,7 @@ def _convert(
             laid_out=partial(preflight, checked, device=Device(backend, chipset, jobs, registry.lowerings)),
             sink=files,
             steps=steps,
+            observers=observers,
         )
         if not any(graph.rope for graph in model.graphs.values()):
             raise RecipeError(

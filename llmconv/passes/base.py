@@ -12,7 +12,7 @@ from torch import fx
 
 from llmconv.errors import PassError
 from llmconv.graph.edit import TraceCache, finish, splice
-from llmconv.graph.model import MADE_BY, Graph, Model, name_of
+from llmconv.graph.model import MADE_BY, NAME, Graph, Model, name_of
 from llmconv.passes.context import PassContext
 from llmconv.plugins.frame import plugin_code
 from llmconv.plugins.registry import Kind
@@ -131,7 +131,8 @@ class RewritePass(GraphPass):
         """Replace every node that nothing speaks against; nodes alike share one trace."""
         nodes = [n for n in part.graph.nodes if n.target in self.targets and self.why_not(n) is None]
         cache: TraceCache = {}
+        taken = {name_of(n) for n in part.graph.nodes if NAME in n.meta} if nodes else set()
         for node in nodes:
             with plugin_code(self, f"replacement of '{name_of(node)}'"):
-                splice(node, self.replacement_for(node.target), cache)
+                splice(node, self.replacement_for(node.target), cache, taken)
         return bool(nodes)

@@ -13,6 +13,7 @@ from llmconv.graph.model import Graph, Model
 from llmconv.passes.base import Pass, said
 from llmconv.passes.context import PassContext
 from llmconv.passes.contract import Snapshot, enforce
+from llmconv.passes.observer import Observers
 from llmconv.passes.verifier import Verifier
 from llmconv.plugins.frame import ANYTHING, blame, third_party
 from llmconv.work.collector import collector_paused
@@ -53,15 +54,21 @@ class PassManager:
         passes: in the order in which they run.
         verifier: when given, what the graphs compute is compared with the source after every pass.
         announce: called with the name of each pass before it runs.
+        observers: shown the model before and after each pass.
 
     Raises:
         PassError: the order breaks what a pass declares.
     """
 
     def __init__(
-        self, passes: Sequence[Pass], verifier: Verifier | None = None, announce: Announce = lambda _name: None
+        self,
+        passes: Sequence[Pass],
+        verifier: Verifier | None = None,
+        announce: Announce = lambda _name: None,
+        observers: Observers | None = None,
     ) -> None:
         self.passes, self.verifier, self.announce = list(passes), verifier, announce
+        self.observers = observers or Observers()
         self._check_order()
 
     def _check_order(self) -> None:
@@ -92,7 +99,8 @@ class PassManager:
         for i, p in enumerate(self.passes[done:stop], start=done):
             self.announce(p.name)
             given = replace(context, widths=partial(self.widths, model, done=i + 1))
-            reports.append(self._run_one(i, model, given))
+            with self.observers.of_pass(p.name, model):
+                reports.append(self._run_one(i, model, given))
         for graph in model.graphs.values():
             for part in graph.parts:
                 part.recompile()

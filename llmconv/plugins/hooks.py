@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llmconv.evaluation.evaluator import Evaluator
     from llmconv.lowering.lower import LoweringTable
     from llmconv.passes.base import Pass
+    from llmconv.passes.observer import Observer
     from llmconv.quantization.quantizer import Quantizer
     from llmconv.runtimes.runtime import Runtime
     from llmconv.sources.family import Family
@@ -66,6 +67,11 @@ def register_exporters() -> Iterable[type[Exporter]]:  # type: ignore[empty-body
 @hookspec
 def register_evaluators() -> Iterable[type[Evaluator]]:  # type: ignore[empty-body]
     """Evaluators that `llmconv eval` may name."""
+
+
+@hookspec
+def register_observers() -> Iterable[type[Observer]]:  # type: ignore[empty-body]
+    """Observers of every conversion, each made anew for it."""
 
 
 @hookspec

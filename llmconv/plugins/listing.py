@@ -92,6 +92,8 @@ def _brought(registry: Registry) -> Iterator[tuple[str, Brought]]:
             )
     for distribution, family in registry.registered_families:
         yield distribution, Brought("family", ", ".join(family.types), _first_line(family))
+    for distribution, observer in registry.registered_observers:
+        yield distribution, Brought("observer", observer.__name__, _first_line(observer))
     for distribution, op in registry.registered_lowerings:
         yield distribution, Brought("lowering", str(op), "")
     for distribution, chipset in registry.registered_chipsets:

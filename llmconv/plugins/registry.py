@@ -17,7 +17,7 @@ from llmconv.errors import PluginError
 from llmconv.naming import nearest
 from llmconv.plugins import hooks
 from llmconv.plugins.api import check_api
-from llmconv.plugins.contract import lacks, lacks_of_family
+from llmconv.plugins.contract import lacks, lacks_of_family, lacks_of_observer
 from llmconv.plugins.frame import ANYTHING, plugin_code
 from llmconv.plugins.local_file import module_of_file
 from llmconv.plugins.options import validated
@@ -26,6 +26,7 @@ from llmconv.target import Chipset, find
 
 if TYPE_CHECKING:
     from llmconv.lowering.lower import LoweringTable
+    from llmconv.passes.observer import Observer
     from llmconv.sources.family import Family
     from llmconv.sources.source import Source
 
@@ -42,6 +43,8 @@ _HOOKS = {
     "evaluator": "register_evaluators",
 }
 _LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
+_OBSERVERS = "register_observers"
+_LACKS = {_FAMILIES: lacks_of_family, _OBSERVERS: lacks_of_observer}
 _NOTHING = "brings nothing; decorate its register_ functions with llmconv.hookimpl"
 logger = logging.getLogger(__name__)
 
@@ -196,6 +199,19 @@ class Registry:
         """Every family that a plugin brings, with its distribution."""
         return [(distribution, family) for distribution, found in self._call(_FAMILIES) for family in found]
 
+    def observers(self) -> list[Observer]:
+        """One of each, for one conversion."""
+        made = []
+        for _, observer in self.registered_observers:
+            with plugin_code(observer, f"observer {observer.__name__}"):
+                made.append(observer())
+        return made
+
+    @cached_property
+    def registered_observers(self) -> list[tuple[str, type[Observer]]]:
+        """Every observer that a plugin brings, with its distribution."""
+        return [(distribution, observer) for distribution, found in self._call(_OBSERVERS) for observer in found]
+
     def source(self, name: str, options: Mapping[str, Any]) -> Source:
         """A source that knows all families.
 
@@ -320,8 +336,9 @@ def _checked(hook: str, found: Any) -> Any:
     if isinstance(found, type | str) or not isinstance(found, Iterable):
         raise PluginError(f"gives {getattr(found, '__name__', type(found).__name__)}; return a list")
     items = list(found)
-    if hook == _FAMILIES and (wrong := next((x for x in items if lacks_of_family(x)), None)):
-        raise PluginError(f"gives {getattr(wrong, '__name__', wrong)!s}, which {lacks_of_family(wrong)}")
+    lacking = _LACKS.get(hook)
+    if lacking is not None and (wrong := next((x for x in items if lacking(x)), None)) is not None:
+        raise PluginError(f"gives {getattr(wrong, '__name__', wrong)!s}, which {lacking(wrong)}")
     if hook == _CHIPSETS and (wrong := next((x for x in items if not isinstance(x, Chipset)), None)):
         raise PluginError(f"gives {type(wrong).__name__}; return instances of llmconv.target.Chipset")
     return items
