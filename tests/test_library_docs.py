@@ -25,4 +25,4 @@ def test_every_block_runs_after_those_before_it(
     for block in blocks:
         exec(compile(block, "docs/library.md", "exec"), names)
     assert len(blocks) == 7
-    assert {"the source", "kv_cache_io", "split_heads", "decompose", "linear_to_conv"} <= set(names["makers"])  # type: ignore[call-overload]
+    assert {"the source", "split_heads", "decompose", "linear_to_conv"} <= set(names["makers"])  # type: ignore[call-overload]
