@@ -24,8 +24,9 @@ from llmconv.files import digest, write_json
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
 from llmconv.passes.manager import PassReport
+from llmconv.passes.observer import Observers
 from llmconv.planning.plan import Device, preflight
-from llmconv.plugins.frame import distribution_of, given
+from llmconv.plugins.frame import distribution_of, given, plugin_code
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.run import prepare
@@ -78,14 +79,21 @@ def apply(
         LlmconvError: what is wrong, where, and what to do; the output folder is as it was.
     """
     registry = registry or Registry.load()
+    recipe.require(registry)
     verify = recipe.verify.passes if verify is None else verify
     chipset, ready = registry.chipset(recipe.target.name), backend
     backend = ready or registry.create("backend", recipe.backend.name, recipe.backend.options)
+    with plugin_code(backend, f"backend '{backend.name}'"):
+        for runtime in backend.runtimes if verify else ():
+            registry.find("runtime", runtime)  # what the proof will run
     checked = check(recipe, registry)
     key = _key(checked, backend, registry)
 
+    observers = Observers(registry.observers())
+
     def announce(stage: str, item: str) -> None:
         progress(stage, item)
+        observers.step(stage, item)
         reach(f"{stage} {item}")
 
     bundle = None if force or fresh else _made_before(recipe.folder, key)
@@ -97,7 +105,17 @@ def apply(
         executor: Executor = registry.create("executor", recipe.executor.name, recipe.executor.options)
         with work_folder(recipe.folder, fresh=fresh) as folder, executor.open(folder, jobs) as workers:
             reports = _convert(
-                checked, backend, chipset, registry, folder, key, workers, verify=verify, jobs=jobs, progress=announce
+                checked,
+                backend,
+                chipset,
+                registry,
+                folder,
+                key,
+                workers,
+                verify=verify,
+                jobs=jobs,
+                progress=announce,
+                observers=observers,
             )
         bundle = Bundle(recipe.folder)
     elif not verify:
@@ -120,6 +138,7 @@ def _convert(
     verify: bool,
     jobs: int | None,
     progress: Progress,
+    observers: Observers,
 ) -> list[PassReport]:
     """Make a whole bundle in a work folder; what the passes did is in its report, and returned.
 
@@ -138,6 +157,7 @@ def _convert(
             laid_out=partial(preflight, checked, device=Device(backend, chipset, jobs, registry.lowerings)),
             sink=files,
             steps=steps,
+            observers=observers,
         )
         if not any(graph.rope for graph in model.graphs.values()):
             raise RecipeError(

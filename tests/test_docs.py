@@ -11,9 +11,13 @@ import pytest
 import torch
 from import_picture import picture
 
+import llmconv.testing
+import llmconv.testing.fixtures
 from llmconv import Registry
 from llmconv.encodings import Grid, PerRow
 from llmconv.plugins import hooks as hookspecs
+from llmconv.plugins.api import API_VERSION
+from llmconv.plugins.listing import listed
 from llmconv.recipe.recipe import Recipe
 from llmconv.work import Outcome, Task
 
@@ -28,6 +32,43 @@ def test_every_hook_is_documented_with_its_signature() -> None:
         assert f"### `{name}{str(inspect.signature(hook)).replace(chr(39), '')}`" in text
 
 
+SECTIONS = re.split(r"^### `", (ROOT / "docs" / "plugins.md").read_text(), flags=re.MULTILINE)[1:]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=[section.partition("(")[0] for section in SECTIONS])
+def test_every_hook_has_an_example_that_is_executed(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of examples/, whose own test runs with all others; or the section's code, which is one more plugin here."""
+    hook = section.partition("(")[0]
+    examples = [ROOT / "examples" / name for name in re.findall(r"`examples/(\w+)`", section)]
+    assert all(
+        f"def {hook}(" in (folder / f"llmconv_{folder.name}.py").read_text() for folder in examples if folder.is_dir()
+    )
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    if code is None:
+        assert [folder for folder in examples if (folder / f"test_{folder.name}.py").is_file()]
+        return
+    (tmp_path / f"documented_{hook}.py").write_text(code[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry.of(importlib.import_module(f"documented_{hook}"))
+    (listed_one,) = listed(registry)
+    assert (listed_one.state, len(listed_one.brings)) == ("loaded", 1)
+
+
+def test_the_documented_api_version_is_the_codes() -> None:
+    assert f"The plugin API has a version, {API_VERSION}," in (ROOT / "docs" / "plugins.md").read_text()
+
+
+def test_every_trial_and_fixture_is_documented() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    names = [name for name in llmconv.testing.__all__ if name.startswith(("try_", "tiny_"))]
+    fixtures = [name for name in vars(llmconv.testing.fixtures) if name.startswith("llmconv_")]
+    assert len(names) + len(fixtures) == 12
+    for name in names + fixtures:
+        assert f"`{name}" in text
+
+
 def test_readme_holds_the_example_plugin_word_for_word() -> None:
     readme = (ROOT / "README.md").read_text()
     assert (ROOT / "examples" / "scale_queries" / "llmconv_scale_queries.py").read_text() in readme
@@ -38,7 +79,7 @@ def test_every_pass_and_every_section_is_documented() -> None:
     for name in Registry.load().of_kind("pass"):
         assert f"| `{name}` |" in text
     for section in set(Recipe.model_fields) - {"name"}:
-        assert re.search(rf"`\[+{section}(\.NAME)?\]+`", text)
+        assert re.search(rf"\| `\[*{section}(\.NAME)?\]*` \|", text)
 
 
 def test_readme_names_each_command_that_ci_runs() -> None:

@@ -37,6 +37,7 @@ def apply(
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Where the executor's workers are known: tcp://host:8786.")
     ] = None,
+    allow_local_plugins: options.LocalPlugins = False,
 ) -> None:
     """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
@@ -44,28 +45,48 @@ def apply(
     changes = options.changes(assignments, checkpoint, output, adapters)
     changes += [f"executor.scheduler={json.dumps(scheduler)}"] if scheduler is not None else []
     loaded = Recipe.load(recipe, changes, backend=backend, executor=executor)
-    run(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs)
+    run(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs, allow_local_plugins=allow_local_plugins)
 
 
-def run(recipe: Recipe, *, verify: bool | None, force: bool, fresh: bool = False, jobs: int | None = None) -> None:
+def run(
+    recipe: Recipe,
+    *,
+    verify: bool | None,
+    force: bool,
+    fresh: bool = False,
+    jobs: int | None = None,
+    allow_local_plugins: bool = False,
+) -> None:
     """Apply a recipe and show what came of it; arguments as of `llmconv.apply`."""
     ready = _checked_backend(recipe)
     started = time.monotonic()
     with display.progress("importing torch") as step, _left(recipe.folder):
         import llmconv
 
-        bundle = llmconv.apply(recipe, backend=ready, verify=verify, force=force, fresh=fresh, jobs=jobs, progress=step)
+        registry = options.registry_for(recipe, allow_local_plugins)
+        bundle = llmconv.apply(
+            recipe,
+            registry=registry,
+            backend=ready,
+            verify=verify,
+            force=force,
+            fresh=fresh,
+            jobs=jobs,
+            progress=step,
+        )
     display.show_conversion(bundle, time.monotonic() - started)
     _exit_by(bundle.report.get("proof", []))
 
 
-def verify(bundle: options.Bundle) -> None:
+def verify(bundle: options.Bundle, allow_local_plugins: options.LocalPlugins = False) -> None:
     """Run the proof of a bundle again."""
     with display.progress("importing torch") as step:
         import llmconv
+        from llmconv.prepare.remake import recipe_of
 
         opened = llmconv.Bundle(bundle)
-        llmconv.prove(opened, progress=step)
+        registry = options.registry_for(recipe_of(opened), allow_local_plugins)
+        llmconv.prove(opened, registry=registry, progress=step)
     display.show_proof(opened)
     _exit_by(opened.report["proof"])
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated
+
+import typer
 from rich.table import Table
 
 from llmconv.cli import display
@@ -19,6 +23,36 @@ def passes() -> None:
     display.show(table)
     for where, why in registry.broken.items():
         display.note(f"plugin {where} cannot be loaded: {why}")
+
+
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """List what is installed: each distribution, its state, and what it brings with its options.
+
+    LLMCONV_PLUGINS=NAME,NAME loads those distributions alone beside llmconv's own.
+    """
+    from llmconv.plugins.api import API_VERSION
+    from llmconv.plugins.listing import listed
+    from llmconv.plugins.registry import Registry
+
+    with display.warnings_off():  # they are in the list
+        found = listed(Registry.load())
+    if as_json:
+        print(json.dumps([one.to_dict() for one in found], indent=1, default=repr))
+        return
+    for one in found:
+        display.say(f"{one.distribution} {one.version}: {one.state}", style="bold")
+        for what, why in one.broken.items():
+            display.say(f"  {what}: {why}")
+        for thing in one.brings:
+            display.say(f"  {thing.kind} {thing.name}" + (f": {thing.about}" if thing.about else ""))
+            for option in thing.options:
+                default = "must be given" if option.required else f"default {option.default!r}"
+                display.say(
+                    f"    {option.name} ({option.type}, {default})" + (f": {option.help}" if option.help else "")
+                )
+    display.note(f"plugin API {API_VERSION}")
 
 
 def families() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,16 @@ def say(text: str, style: str | None = None) -> None:
 def note(text: str) -> None:
     """One line beside the result, on stderr."""
     _err.print(escape(text), style="dim", soft_wrap=True)
+
+
+@contextmanager
+def warnings_off() -> Iterator[None]:
+    """Leave out what is logged as a warning, of what is shown anyway."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @contextmanager

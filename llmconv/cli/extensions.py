@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from llmconv.errors import PluginError
 from llmconv.plugins.frame import blame
+from llmconv.plugins.selection import selected
 
 logger = logging.getLogger(__name__)
 GROUP = "llmconv.commands"  # command -> a typer app
@@ -25,18 +26,22 @@ class ExtensibleGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Names, read from the metadata of installed distributions."""
         own = super().list_commands(ctx)
-        return [*own, *sorted({entry.name for entry in entry_points(group=GROUP)} - set(own))]
+        return [*own, *sorted({entry.name for entry in _entries()} - set(own))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command; a plugin's is not imported yet."""
         found = super().get_command(ctx, cmd_name)
-        entries = [entry for entry in entry_points(group=GROUP) if entry.name == cmd_name]
+        entries = [entry for entry in _entries() if entry.name == cmd_name]
         brought = " and ".join(_distribution(entry) for entry in entries)
         if found is not None and entries:
             logger.warning("command '%s' of %s is not used: llmconv has one of that name", cmd_name, brought)
         elif len(entries) > 1:
             raise PluginError(f"command '{cmd_name}' comes from both {brought}; uninstall one")
         return found if found is not None or not entries else _Deferred(entries[0])
+
+
+def _entries() -> list[EntryPoint]:
+    return selected(entry_points(group=GROUP))[0]
 
 
 def _distribution(entry: EntryPoint) -> str:

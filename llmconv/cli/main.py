@@ -17,6 +17,7 @@ from llmconv.cli import (
     catalog,
     convert_command,
     eval_command,
+    graph_command,
     inspect,
     new_plugin_command,
     recipes,
@@ -47,7 +48,9 @@ app.command()(talk.generate)
 app.command()(talk.chat)
 app.command()(inspect.inspect)
 app.command()(bundles.export)
+app.command()(graph_command.graph)
 app.command()(catalog.passes)
+app.command()(catalog.plugins)
 app.command()(catalog.families)
 app.command()(catalog.targets)
 app.command("new-plugin")(new_plugin_command.new)

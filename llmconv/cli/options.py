@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmconv.recipe.located import elsewhere
 
+if TYPE_CHECKING:
+    from llmconv.plugins.registry import Registry
+    from llmconv.recipe.recipe import Recipe
+
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An output folder of 'llmconv apply'.")]
 Runtime = Annotated[
     str, typer.Option(help="onnxruntime, torch, or one for the phone's NPU; 'llmconv passes' lists all.")
+]
+LocalPlugins = Annotated[
+    bool, typer.Option("--allow-local-plugins", help="Run the Python files that the recipe names as plugins.")
 ]
 _OWN = "By default as the checkpoint asks for it."
 Temperature = Annotated[float | None, typer.Option(min=0, help=f"0 takes the likeliest token each time. {_OWN}")]
@@ -28,6 +35,21 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="FOLDER[=WEIGHT]", help="An adapter (PEFT) to merge; again for several."),
 ]
+
+
+def registry_for(recipe: Recipe, allowed: bool) -> Registry:
+    """All installed plugins, and, where that is allowed, the recipe's own files.
+
+    Raises:
+        RecipeError: it names files, and they were not allowed.
+    """
+    from llmconv.plugins.registry import Registry
+
+    registry = Registry.load()
+    for file in recipe.plugins if allowed else ():
+        registry.add_file(file)
+    recipe.require(registry)
+    return registry
 
 
 def changes(

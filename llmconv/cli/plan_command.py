@@ -26,6 +26,7 @@ def plan(
     output: Annotated[Path | None, typer.Option(help="The output folder; by default build/<recipe>.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Build so many parts at once at most.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for apply.")] = None,
+    allow_local_plugins: options.LocalPlugins = False,
 ) -> None:
     """Say what a conversion will need and whether the target holds it; reads the checkpoint's configuration alone."""
     from llmconv.recipe.recipe import Recipe
@@ -35,7 +36,7 @@ def plan(
         import llmconv
 
         step("lay out", loaded.name)
-        made = llmconv.plan(loaded, jobs=jobs)
+        made = llmconv.plan(loaded, registry=options.registry_for(loaded, allow_local_plugins), jobs=jobs)
     show(made)
     made.require()
 

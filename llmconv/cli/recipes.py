@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmconv.cli import convert_command
+from llmconv.cli import convert_command, options
 from llmconv.cli.convert_command import CONTEXT
 from llmconv.errors import RecipeError
 
@@ -61,16 +61,16 @@ def for_(
 def check(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
     assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for apply.")] = None,
+    allow_local_plugins: options.LocalPlugins = False,
 ) -> None:
     """Check a recipe without converting: every name, every option, and that its files are there."""
     from llmconv.recipe.recipe import Recipe
 
     loaded = Recipe.load(recipe, assignments or [])  # before torch is imported
 
-    from llmconv.plugins.registry import Registry
     from llmconv.prepare.resolve import check as check_recipe
 
-    registry = Registry.load()
+    registry = options.registry_for(loaded, allow_local_plugins)
     loaded.check(registry)
     checked = check_recipe(loaded, registry)
     print(

@@ -145,12 +145,16 @@ def insert_weight(part: fx.GraphModule, name: str, shape: Iterable[int]) -> fx.N
 TraceCache = dict[Any, fx.GraphModule]
 
 
-def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache) -> None:
+def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache, taken: set[str] | None = None) -> None:
     """Put the trace of `replacement(*node.args, **node.kwargs)` in the place of a node.
 
     New nodes are named after the one they replace: `<its name>.<op>`, the last one takes its name. Like nodes
     (same op, constants, shapes) share one trace through `cache`.
+
+    Args:
+        taken: names that the graph has already, which are given to no other node; those of the new ones are added.
     """
+    taken = set() if taken is None else taken
     leaves, spec = pytree.tree_flatten((node.args, dict(node.kwargs)))
     tensors = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
     key = (node.target, str(spec), tuple(_signature(leaf) for leaf in leaves))
@@ -179,8 +183,10 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache) ->
         if original.op != "call_function" or copy is None:
             continue
         op = op_name(copy)
-        copy.meta[NAME] = f"{name_of(node)}.{op}" + (f"_{seen[op]}" if seen[op] else "")
-        seen[op] += 1
+        while (name := f"{name_of(node)}.{op}" + (f"_{seen[op]}" if seen[op] else "")) in taken:
+            seen[op] += 1  # an earlier pass has made it
+        copy.meta[NAME] = name
+        taken.add(name)
     if result not in tensors:
         result.meta[NAME] = name_of(node)
     node.replace_all_uses_with(result)

@@ -18,8 +18,9 @@ from torch import fx
 from llmconv.bundle.part_file import Placed
 from llmconv.encodings.value import Encoding, Encodings
 from llmconv.errors import LoweringError
-from llmconv.graph.model import inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
+from llmconv.graph.model import MADE_BY, inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
 from llmconv.lowering.missing import REMEDY, without_lowering
+from llmconv.naming import nearest
 from llmconv.plugins.frame import given, plugin_code
 from llmconv.weights.store import WeightStore
 
@@ -102,6 +103,9 @@ class Lowering:
                 self._settle(node, self._lower(node))
         place = {name: i for i, name in enumerate(outputs_of(self.part))}
         self.graph.outputs = sorted(self.graph.outputs, key=lambda t: place[t.name])
+        if domains := sorted({node.domain for node in self.graph.nodes if node.domain}):
+            versions = {"": self.graph.opset, **dict.fromkeys(domains, 1)}
+            self.graph.import_domains = [onnx.helper.make_opsetid(*version) for version in versions.items()]
         model: onnx.ModelProto = gs.export_onnx(self.graph, do_type_check=True)
         return model
 
@@ -113,8 +117,14 @@ class Lowering:
         if node.target not in self.table:
             raise LoweringError(f"{without_lowering(node)}; {REMEDY}")
         function, doing = self.table[node.target], f"lowering of {node.target} at '{name_of(node)}'"
-        with plugin_code(function, doing):
-            made = function(self, node)
+        try:
+            with plugin_code(function, doing):
+                made = function(self, node)
+        except LoweringError as error:
+            if name_of(node) in str(error):
+                raise
+            made_by = f", which pass '{node.meta[MADE_BY]}' made" if MADE_BY in node.meta else ""
+            raise LoweringError(f"'{name_of(node)}'{made_by}: {error}") from error
         return given(function, doing, made, gs.Tensor)
 
     def value(self, node: Any) -> gs.Tensor:
@@ -127,11 +137,23 @@ class Lowering:
             self._values[node] = self._dequantize(self._quantized[node], *self._known(node))
         return self._values[node]
 
-    def emit(self, op: str, node: fx.Node, inputs: list[gs.Tensor], **attributes: Any) -> gs.Tensor:
-        """One ONNX node that computes the float value of `node`."""
+    def emit(
+        self, op: str, node: fx.Node, inputs: list[gs.Tensor], *, domain: str = "", **attributes: Any
+    ) -> gs.Tensor:
+        """One ONNX node that computes the float value of `node`.
+
+        Args:
+            domain: of an op that is not the standard's, e.g. `com.microsoft`; its version 1 is meant.
+
+        Raises:
+            LoweringError: the standard has no such op, or the op no such attribute.
+        """
+        if not domain:
+            _check_standard(op, attributes, name_of(node), self.graph.opset)
         name = name_of(node)
         out = gs.Variable(f"{name}.f" if name in self._io_names else name, np.float32, list(shape_of(node)))
-        self.graph.nodes.append(gs.Node(op=op, name=name, inputs=inputs, outputs=[out], attrs=attributes))
+        node_of = gs.Node(op=op, name=name, inputs=inputs, outputs=[out], attrs=attributes, domain=domain or None)
+        self.graph.nodes.append(node_of)
         return out
 
     def integers(self, values: list[int]) -> gs.Constant:
@@ -267,6 +289,14 @@ class Lowering:
         if name not in self._constants:
             self._constants[name] = gs.Constant(name, np.array(value, dtype=dtype))
         return self._constants[name]
+
+
+def _check_standard(op: str, attributes: Mapping[str, Any], node: str, opset: int) -> None:
+    if not onnx.defs.has(op):
+        raise LoweringError(f"'{node}' is lowered to {op}, which ONNX does not have; give its domain, or another op")
+    known = onnx.defs.get_schema(op, max_inclusive_version=opset).attributes
+    if unknown := sorted(set(attributes) - set(known)):
+        raise LoweringError(f"'{node}' is lowered to {op} with {unknown[0]}{nearest(unknown[0], known)}")
 
 
 def _zeros(name: str, bits: int, shape: Sequence[int]) -> gs.Constant:

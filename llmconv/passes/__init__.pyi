@@ -5,3 +5,5 @@ from .base import Use as Use
 from .context import PassContext as PassContext
 from .manager import PassManager as PassManager
 from .manager import PassReport as PassReport
+from .observer import Observer as Observer
+from .observer import Observers as Observers

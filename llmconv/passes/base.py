@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from llmconv.errors import PassError
 from llmconv.graph.edit import TraceCache, finish, splice
-from llmconv.graph.model import MADE_BY, Graph, Model, name_of
+from llmconv.graph.model import MADE_BY, NAME, Graph, Model, name_of
 from llmconv.passes.context import PassContext
 from llmconv.plugins.frame import plugin_code
 from llmconv.plugins.registry import Kind
@@ -70,6 +71,17 @@ class Pass(ABC):
         """Rewrite the model in place; say truthfully whether anything changed."""
 
 
+def said(changed: Any) -> bool:
+    """What a pass says of itself.
+
+    Raises:
+        PassError: neither True nor False.
+    """
+    if not isinstance(changed, bool):
+        raise PassError(f"returned {type(changed).__name__}; return True or False, whether anything changed")
+    return changed
+
+
 @dataclass(frozen=True)
 class GraphPass(Pass):
     """A pass over the fx graph of one part at a time."""
@@ -85,7 +97,7 @@ class GraphPass(Pass):
 
     def _rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         before = set(part.graph.nodes)
-        changed = self.rewrite(part, graph)
+        changed = said(self.rewrite(part, graph))
         if changed:
             finish(part)
         for node in part.graph.nodes:
@@ -108,15 +120,19 @@ class RewritePass(GraphPass):
         """The replacement of one of several targets; `replacement` for all of them, unless overridden."""
         return self.replacement
 
-    def applies(self, node: fx.Node) -> bool:
-        """Whether to replace this node, which is one of `targets`."""
-        return True
+    def why_not(self, node: fx.Node) -> str | None:
+        """Why this node, which is one of `targets`, is not to be replaced; None where it is.
+
+        `llmconv graph --explain` shows it.
+        """
+        return None
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
-        """Replace every node that applies; nodes alike share one trace."""
-        nodes = [n for n in part.graph.nodes if n.target in self.targets and self.applies(n)]
+        """Replace every node that nothing speaks against; nodes alike share one trace."""
+        nodes = [n for n in part.graph.nodes if n.target in self.targets and self.why_not(n) is None]
         cache: TraceCache = {}
+        taken = {name_of(n) for n in part.graph.nodes if NAME in n.meta} if nodes else set()
         for node in nodes:
             with plugin_code(self, f"replacement of '{name_of(node)}'"):
-                splice(node, self.replacement_for(node.target), cache)
+                splice(node, self.replacement_for(node.target), cache, taken)
         return bool(nodes)

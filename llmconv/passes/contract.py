@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.edit import finish, inferred
-from llmconv.graph.model import IO_META, MADE_BY, NAME, Graph, Model
+from llmconv.graph.model import IO, IO_META, MADE_BY, NAME, Graph, Model
 
 Entry = tuple[Any, ...]  # of one node: itself, then all that makes it what it is
 
@@ -68,6 +69,7 @@ def enforce(before: Snapshot, model: Model, name: str) -> None:
         for part in graph.parts:
             _check_outputs(part, graph)
             finish(part)
+        _check_kept(old, graph)
         fresh = [e[0] for e in _flat([_entries(part) for part in graph.parts]) if known.get(e[0]) != e]
         _stamp(fresh, known, name)
         for node in dict.fromkeys([*fresh, *(user for n in fresh for user in n.users)]):
@@ -116,6 +118,19 @@ def _check_outputs(part: fx.GraphModule, graph: Graph) -> None:
         raise PassError(f"graph '{graph.name}': each output must say what it means; set_outputs replaces outputs")
 
 
+def _check_kept(before: list[list[Entry]], graph: Graph) -> None:
+    """What the graph gave to its host before, it still gives."""
+    now = [io for part in graph.parts for io in _given(part.graph.output_node().meta[IO_META])]
+    for io in (io for entries in before for entry in entries if entry[0].op == "output" for io in _given(entry[5])):
+        if io not in now:
+            layer = "" if io[1] is None else f" of layer {io[1]}"
+            raise PassError(f"graph '{graph.name}' no longer gives its {io[0]}{layer}; set_outputs takes all outputs")
+
+
+def _given(io: dict[str, IO]) -> list[tuple[str, int | None]]:
+    return [(one.kind, one.layer) for one in io.values() if one.kind != "hidden"]
+
+
 def _check_node(node: fx.Node, graph: Graph, model: Model) -> None:
     """A node has a name and a value, and the value is what its op gives."""
     where = f"graph '{graph.name}', node '{_label(node)}'"
@@ -129,6 +144,9 @@ def _check_node(node: fx.Node, graph: Graph, model: Model) -> None:
     if node.op == "get_attr":
         found: Any = (tuple(model.weights.shape(str(node.target))), given[1])
     elif node.op == "call_function":
+        if not isinstance(node.target, torch._ops.OpOverload) and node.target is not operator.getitem:
+            called = getattr(node.target, "__qualname__", node.target)
+            raise PassError(f"{where}: calls {called}, which is no ATen op; insert one of llmconv.graph.aten")
         found = _form(_inferred(node, where))
     else:
         found = given

@@ -10,11 +10,12 @@ from functools import partial
 
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.model import Graph, Model
-from llmconv.passes.base import Pass
+from llmconv.passes.base import Pass, said
 from llmconv.passes.context import PassContext
 from llmconv.passes.contract import Snapshot, enforce
+from llmconv.passes.observer import Observers
 from llmconv.passes.verifier import Verifier
-from llmconv.plugins.frame import blame
+from llmconv.plugins.frame import ANYTHING, blame, third_party
 from llmconv.work.collector import collector_paused
 from llmconv.work.machine import give_back_memory, peak_memory
 
@@ -53,15 +54,21 @@ class PassManager:
         passes: in the order in which they run.
         verifier: when given, what the graphs compute is compared with the source after every pass.
         announce: called with the name of each pass before it runs.
+        observers: shown the model before and after each pass.
 
     Raises:
         PassError: the order breaks what a pass declares.
     """
 
     def __init__(
-        self, passes: Sequence[Pass], verifier: Verifier | None = None, announce: Announce = lambda _name: None
+        self,
+        passes: Sequence[Pass],
+        verifier: Verifier | None = None,
+        announce: Announce = lambda _name: None,
+        observers: Observers | None = None,
     ) -> None:
         self.passes, self.verifier, self.announce = list(passes), verifier, announce
+        self.observers = observers or Observers()
         self._check_order()
 
     def _check_order(self) -> None:
@@ -92,7 +99,8 @@ class PassManager:
         for i, p in enumerate(self.passes[done:stop], start=done):
             self.announce(p.name)
             given = replace(context, widths=partial(self.widths, model, done=i + 1))
-            reports.append(self._run_one(i, model, given))
+            with self.observers.of_pass(p.name, model):
+                reports.append(self._run_one(i, model, given))
         for graph in model.graphs.values():
             for part in graph.parts:
                 part.recompile()
@@ -125,7 +133,7 @@ class PassManager:
                     self.verifier.forget()  # calibration holds weights of its own
                     give_back_memory()
                 start = time.perf_counter()
-                says = p.run(model, context)
+                says = said(p.run(model, context))
                 seconds = time.perf_counter() - start
                 where = before.difference(model)
                 if where is not None and not says:
@@ -175,12 +183,13 @@ class PassManager:
 @contextmanager
 def _named(p: Pass, before: list[str]) -> Iterator[None]:
     """Whatever goes wrong inside is an error that names the pass and those before it."""
-    where = f"pass '{p.name}'" + (f" (after {', '.join(before)})" if before else "")
+    known = [third_party(p), f"after {', '.join(before)}" if before else ""]
+    where = f"pass '{p.name}'" + (f" ({', '.join(filter(None, known))})" if any(known) else "")
     try:
         yield
     except LlmconvError as error:
         raise PassError(f"{where}: {error}") from error
-    except Exception as error:
+    except ANYTHING as error:
         raise PassError(f"{where} failed: {blame(p, error)}") from error
 
 

@@ -45,6 +45,12 @@ def lacks_of_family(family: object) -> str | None:
     return None
 
 
+def lacks_of_observer(observer: object) -> str | None:
+    """What a class lacks to be an observer, said after its name, or None."""
+    derives = isinstance(observer, type) and "llmconv.passes.Observer" in map(_public_name, observer.__mro__)
+    return None if derives else "does not derive from llmconv.passes.Observer"
+
+
 def _public_name(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[0]}.{cls.__qualname__}"
 

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from llmconv.errors import LlmconvError, PluginError
 
+ANYTHING = (Exception, SystemExit)  # that a third party's code may raise; but for what a user's Ctrl-C does
+
 
 @contextmanager
 def plugin_code(owner: object, doing: str) -> Iterator[None]:
-    """Errors of a plugin's code inside become one line; those that llmconv raises on purpose pass.
+    """Errors of a plugin's code inside become one line; those of llmconv's own tree pass, and name the distribution.
 
     Args:
         owner: the plugin's class, an instance of it, a function, or the name of its module.
@@ -29,9 +31,12 @@ def plugin_code(owner: object, doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except LlmconvError:
+    except LlmconvError as error:
+        brought = third_party(owner)
+        if brought and brought not in str(error):
+            error.args = (f"{error} ({brought})",)
         raise
-    except Exception as error:  # a third party's code may raise anything
+    except ANYTHING as error:
         raise PluginError(f"{doing} failed: {blame(owner, error)}") from error
 
 
@@ -87,6 +92,12 @@ def blame(owner: object, error: BaseException) -> str:
     text = " ".join(str(error).split())
     cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{cause} ({', '.join(filter(None, (_line(owner, error.__traceback__), distribution_of(owner))))})"
+
+
+def third_party(owner: object) -> str:
+    """The distribution of a class or function that is not llmconv's own; else empty."""
+    found = distribution_of(owner)
+    return "" if found == distribution_of("llmconv") else found
 
 
 def distribution_of(owner: object) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmconv.evaluation.evaluator import Evaluator
     from llmconv.lowering.lower import LoweringTable
     from llmconv.passes.base import Pass
+    from llmconv.passes.observer import Observer
     from llmconv.quantization.quantizer import Quantizer
     from llmconv.runtimes.runtime import Runtime
     from llmconv.sources.family import Family
@@ -73,6 +74,11 @@ def register_evaluators() -> Iterable[type[Evaluator]]:  # type: ignore[empty-bo
 @hookspec
 def register_executors() -> Iterable[type[Executor]]:  # type: ignore[empty-body]
     """Executors that recipes may name."""
+
+
+@hookspec
+def register_observers() -> Iterable[type[Observer]]:  # type: ignore[empty-body]
+    """Observers of every conversion, each made anew for it."""
 
 
 @hookspec

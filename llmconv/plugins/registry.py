@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -16,13 +16,17 @@ import pluggy
 from llmconv.errors import PluginError
 from llmconv.naming import nearest
 from llmconv.plugins import hooks
-from llmconv.plugins.contract import lacks, lacks_of_family
-from llmconv.plugins.frame import plugin_code
+from llmconv.plugins.api import check_api
+from llmconv.plugins.contract import lacks, lacks_of_family, lacks_of_observer
+from llmconv.plugins.frame import ANYTHING, plugin_code
+from llmconv.plugins.local_file import module_of_file
 from llmconv.plugins.options import validated
+from llmconv.plugins.selection import selected
 from llmconv.target import Chipset, find
 
 if TYPE_CHECKING:
     from llmconv.lowering.lower import LoweringTable
+    from llmconv.passes.observer import Observer
     from llmconv.sources.family import Family
     from llmconv.sources.source import Source
 
@@ -41,6 +45,9 @@ _HOOKS = {
     "executor": "register_executors",
 }
 _LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
+_OBSERVERS = "register_observers"
+_LACKS = {_FAMILIES: lacks_of_family, _OBSERVERS: lacks_of_observer}
+_NOTHING = "brings nothing; decorate its register_ functions with llmconv.hookimpl"
 logger = logging.getLogger(__name__)
 
 
@@ -69,10 +76,14 @@ class Registry:
     Attributes:
         loaded: every hook module.
         broken: distribution and entry point, hook or class -> why it cannot be used.
+        off: distributions that `LLMCONV_PLUGINS` leaves out.
+        files: plugins that were loaded from a file.
     """
 
     loaded: list[Loaded] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
+    off: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
     _found: dict[Kind, dict[str, list[Registered]]] = field(default_factory=dict)
 
     @classmethod
@@ -81,9 +92,13 @@ class Registry:
 
         Args:
             names: of the entry points to load, so that the others are not imported; all by default.
+
+        Raises:
+            PluginError: `LLMCONV_PLUGINS` names what is not installed.
         """
-        registry = cls()
-        for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name)):
+        on, off = selected(entry_points(group=GROUP))
+        registry = cls(off=[_distribution(entry) for entry in off])
+        for entry in on:
             if not names or entry.name in names:
                 registry._load(entry)
         return registry
@@ -100,8 +115,9 @@ class Registry:
         """Add one hook module: what of it is decorated with `hookimpl` is called.
 
         Raises:
-            PluginError: it implements a hook that does not exist.
+            PluginError: it implements a hook that does not exist, or is for another version of the plugin API.
         """
+        check_api(module)
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hooks)
         try:
@@ -111,6 +127,22 @@ class Registry:
             raise PluginError(f"{distribution}: {' '.join(str(error).split())}") from error
         self.loaded.append(Loaded(distribution, module, manager))
         self._found.clear()
+
+    def add_file(self, file: Path) -> None:
+        """Run a Python file, and add its hooks.
+
+        Raises:
+            PluginError: it fails, or brings nothing.
+        """
+        module = module_of_file(file)
+        self.add(file.name, module)
+        if not self.loaded[-1].manager.get_hookcallers(module):
+            raise PluginError(f"plugin {file}: {_NOTHING}")
+        self.files.append(file)
+
+    def registered(self, kind: Kind) -> list[Registered]:
+        """Every plugin of one kind, also those of one name."""
+        return [entry for _, found in sorted(self._named(kind).items()) for entry in found]
 
     def of_kind(self, kind: Kind) -> Mapping[str, Registered]:
         """Plugins of one kind by name, but for those whose name two distributions claim."""
@@ -135,10 +167,20 @@ class Registry:
                 found.setdefault(op, []).append((distribution, function))
         return found
 
-    @cached_property
+    @property
+    def registered_lowerings(self) -> list[tuple[str, Any]]:
+        """Every op that a plugin lowers, with its distribution."""
+        return [(distribution, op) for op, found in self._ops.items() for distribution, _ in found]
+
+    @property
     def chipsets(self) -> list[Chipset]:
         """Every chipset that a plugin knows."""
-        return [chipset for _, found in self._call(_CHIPSETS) for chipset in found]
+        return [chipset for _, chipset in self.registered_chipsets]
+
+    @cached_property
+    def registered_chipsets(self) -> list[tuple[str, Chipset]]:
+        """Every chipset that a plugin knows, with its distribution."""
+        return [(distribution, chipset) for distribution, found in self._call(_CHIPSETS) for chipset in found]
 
     @cached_property
     def families(self) -> Mapping[str, type[Family]]:
@@ -158,6 +200,19 @@ class Registry:
     def registered_families(self) -> list[tuple[str, type[Family]]]:
         """Every family that a plugin brings, with its distribution."""
         return [(distribution, family) for distribution, found in self._call(_FAMILIES) for family in found]
+
+    def observers(self) -> list[Observer]:
+        """One of each, for one conversion."""
+        made = []
+        for _, observer in self.registered_observers:
+            with plugin_code(observer, f"observer {observer.__name__}"):
+                made.append(observer())
+        return made
+
+    @cached_property
+    def registered_observers(self) -> list[tuple[str, type[Observer]]]:
+        """Every observer that a plugin brings, with its distribution."""
+        return [(distribution, observer) for distribution, found in self._call(_OBSERVERS) for observer in found]
 
     def source(self, name: str, options: Mapping[str, Any]) -> Source:
         """A source that knows all families.
@@ -188,8 +243,11 @@ class Registry:
         if len(found) == 1:
             return found[0]
         if found:
-            both = " and ".join(f.distribution for f in found)
-            raise PluginError(f"{kind} '{name}' comes from both {both}; uninstall one")
+            brought = list(dict.fromkeys(f.distribution for f in found))
+            if len(brought) == 1:
+                classes = " and ".join(f.plugin.__name__ for f in found)
+                raise PluginError(f"{kind} '{name}' stands for {classes} of {brought[0]}; give one another name")
+            raise PluginError(f"{kind} '{name}' comes from both {' and '.join(brought)}; uninstall one")
         broken = "".join(f"; plugin {where} cannot be loaded: {why}" for where, why in self.broken.items())
         raise PluginError(f"no {kind} named '{name}'{nearest(name, known)}{broken}")
 
@@ -224,13 +282,13 @@ class Registry:
         raise PluginError(f"{checkpoint}: no source knows what lies there; name one as model.source")
 
     def _load(self, entry: EntryPoint) -> None:
-        distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+        distribution = _distribution(entry)
         try:
             module = entry.load()
             self.add(distribution, module)
             if not self.loaded[-1].manager.get_hookcallers(module):
-                raise PluginError("brings nothing; decorate its register_ functions with llmconv.hookimpl")
-        except Exception as error:  # a third party's module may raise anything
+                raise PluginError(_NOTHING)
+        except ANYTHING as error:
             self._break(f"{distribution} ({entry.name})", error)
 
     def _named(self, kind: Kind) -> Mapping[str, list[Registered]]:
@@ -255,27 +313,34 @@ class Registry:
                 if len(results) < len(caller.get_hookimpls()):
                     raise PluginError("gives None; return what it is to bring")
                 checked = [_checked(hook, found) for found in results]
-            except Exception as error:  # as in `_load`
+            except ANYTHING as error:
                 self._break(f"{plugin.distribution} ({hook})", error)
                 continue
             yield from ((plugin.distribution, found) for found in checked)
 
-    def _break(self, where: str, error: Exception) -> None:
+    def _break(self, where: str, error: BaseException) -> None:
         if where not in self.broken:
             said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             self.broken[where] = reason = " ".join(said.split())
             logger.warning("plugin %s cannot be loaded: %s", where, reason)
 
 
+def _distribution(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+
+
 def _checked(hook: str, found: Any) -> Any:
     """What a hook gave: a table of lowerings as it is, of all else a list."""
     if hook == _LOWERINGS:
-        if not isinstance(found, Mapping) or not all(callable(function) for function in found.values()):
+        if not isinstance(found, Mapping) or not all(map(callable, (*found, *found.values()))):
             raise PluginError(f"gives {type(found).__name__}; return a dict of op -> function")
         return found
+    if isinstance(found, type | str) or not isinstance(found, Iterable):
+        raise PluginError(f"gives {getattr(found, '__name__', type(found).__name__)}; return a list")
     items = list(found)
-    if hook == _FAMILIES and (wrong := next((x for x in items if lacks_of_family(x)), None)):
-        raise PluginError(f"gives {getattr(wrong, '__name__', wrong)!s}, which {lacks_of_family(wrong)}")
+    lacking = _LACKS.get(hook)
+    if lacking is not None and (wrong := next((x for x in items if lacking(x)), None)) is not None:
+        raise PluginError(f"gives {getattr(wrong, '__name__', wrong)!s}, which {lacking(wrong)}")
     if hook == _CHIPSETS and (wrong := next((x for x in items if not isinstance(x, Chipset)), None)):
         raise PluginError(f"gives {type(wrong).__name__}; return instances of llmconv.target.Chipset")
     return items

@@ -72,6 +72,7 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
     Raises:
         LlmconvError: what is wrong, where, and what to do.
     """
+    recipe.require(registry)
     checkpoint = located(recipe.model.checkpoint)
     name = recipe.model.source or registry.source_for(checkpoint)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": name})})

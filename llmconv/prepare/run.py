@@ -8,6 +8,7 @@ from dataclasses import replace
 from llmconv.graph.model import Model
 from llmconv.passes.context import PassContext, WeightSink
 from llmconv.passes.manager import PassManager, PassReport
+from llmconv.passes.observer import Observers
 from llmconv.prepare.resolve import Checked
 from llmconv.prepare.text import calibration_samples, held_out
 from llmconv.prepare.trace import make_verifier, trace_graphs
@@ -26,6 +27,7 @@ def prepare(
     laid_out: Callable[[Model, dict[str, int]], None] = lambda _model, _widths: None,
     sink: WeightSink | None = None,
     steps: Steps | None = None,
+    observers: Observers | None = None,
 ) -> tuple[Model, PassContext, list[PassReport]]:
     """Trace and run every pass; the calibration graph is gone afterwards.
 
@@ -43,7 +45,8 @@ def prepare(
         return {name: sha for name in sorted(names) if (sha := weights.sha256(name)) is not None}
 
     context = PassContext(calibration_samples(checked), sink, steps, hashed=hashed, create=checked.create)
-    manager = PassManager(checked.passes, make_verifier(checked, model) if verify else None, announce)
+    verifier = make_verifier(checked, model) if verify else None
+    manager = PassManager(checked.passes, verifier, announce, observers)
     reports = manager.run(model, context, stop=manager.structural)
     wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}
     shown = replace(model, graphs=wanted)

@@ -40,11 +40,16 @@ def lay_out(checked: Checked) -> tuple[Model, dict[str, int]]:
     Raises:
         PassError: a pass cannot be applied, or reads a weight.
     """
-    module, manager = checked.source.module(), PassManager(checked.passes)
-    graphs = {name: trace(module, g.ar, g.context, name) for name, g in checked.recipe.graphs.items()}
-    model = Model(graphs, ShapeStore(module), checked.config)
+    manager, model = PassManager(checked.passes), shapes_alone(checked)
     manager.run(model, stop=manager.structural)
     return model, manager.widths(model)
+
+
+def shapes_alone(checked: Checked) -> Model:
+    """The recipe's graphs before any pass, with weights that cannot be read."""
+    module = checked.source.module()
+    graphs = {name: trace(module, g.ar, g.context, name) for name, g in checked.recipe.graphs.items()}
+    return Model(graphs, ShapeStore(module), checked.config)
 
 
 def make_verifier(checked: Checked, model: Model) -> Verifier:

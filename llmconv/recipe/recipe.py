@@ -16,6 +16,7 @@ from llmconv.naming import nearest
 from llmconv.recipe import shipped
 from llmconv.recipe.located import elsewhere, located
 from llmconv.recipe.overrides import override, substitute
+from llmconv.recipe.requires import require_installed
 
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
@@ -136,12 +137,28 @@ class Recipe(_Section):
     verify: VerifySection = Field(default_factory=VerifySection)
     executor: ExecutorSection = Field(default_factory=ExecutorSection)
     output: OutputSection = Field(default_factory=OutputSection)
+    requires: dict[str, str] = Field(default_factory=dict)
+    plugins: list[Path] = Field(default_factory=list)
     _text: str | None = PrivateAttr(default=None)
 
     @property
     def text(self) -> str | None:
         """TOML, as it was read, behind what was changed beside it; None of a recipe that was made of values."""
         return self._text
+
+    def require(self, registry: Registry) -> None:
+        """Whether what the recipe asks for is installed, and its own Python files were allowed to run.
+
+        Raises:
+            RecipeError: a distribution is missing or of another version, or a file was not allowed.
+        """
+        require_installed(self.requires)
+        for file in self.plugins:
+            if file not in registry.files:
+                raise RecipeError(
+                    f"plugins: {file} would run with all your rights; pass --allow-local-plugins if you trust it, "
+                    "or install it as a plugin"
+                )
 
     @property
     def folder(self) -> Path:
@@ -214,6 +231,7 @@ class Recipe(_Section):
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
         made = cls.from_dict({"name": name, **values}, where)
+        require_installed(made.requires)
         changes = [f"--backend {backend}"] if backend is not None else []
         changes += [f"--set {change}" for change in overrides if not change.startswith("output.")]
         made._text = "".join(f"# with {' '.join(change.split())}\n" for change in changes) + text
@@ -247,6 +265,7 @@ class Recipe(_Section):
         Raises:
             RecipeError, PluginError: the first that does not.
         """
+        self.require(registry)
         registry.chipset(self.target.name)
         if self.model.source is not None or self.model.options:
             name = self.model.source or registry.source_for(located(self.model.checkpoint))
@@ -268,6 +287,8 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
             place[key] = str(shipped.text(str(place[key])))
         elif not elsewhere(place[key]):
             place[key] = _absolute(place[key], folder)
+    if isinstance(files := values.get("plugins"), list):
+        values["plugins"] = [_absolute(f, folder) if isinstance(f, str) else f for f in files]
     model = values.get("model")
     if not isinstance(model, dict):
         return

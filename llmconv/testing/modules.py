@@ -83,7 +83,7 @@ class _Attention(nn.Module):
         return out
 
     def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        a, b = x.chunk(2, -1)
+        a, b = x[..., : HEAD_DIM // 2], x[..., HEAD_DIM // 2 :]
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 

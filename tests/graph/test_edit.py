@@ -118,6 +118,12 @@ def test_constants_are_part_of_what_is_alike() -> None:
     assert run(part, x=torch.tensor([1.0, 2.0]))["y"].tolist() == pytest.approx([6.0, 12.0])
 
 
+def test_a_name_that_is_taken_is_given_to_no_other_node() -> None:
+    part = relu_part()
+    splice(named(part, "first"), by_clamp, {}, {"first.add"})
+    assert names(part)[:3] == ["first.abs", "first.add_1", "first"]
+
+
 def test_replacement_may_be_its_own_argument() -> None:
     part = relu_part()
     splice(named(part, "second"), lambda x: x, {})

@@ -114,8 +114,8 @@ class ByClamp(RewritePass):
 
     skip: str = ""
 
-    def applies(self, node: fx.Node) -> bool:
-        return name_of(node) != self.skip
+    def why_not(self, node: fx.Node) -> str | None:
+        return "it is to be left alone" if name_of(node) == self.skip else None
 
     def replacement(self, x: torch.Tensor) -> torch.Tensor:
         return torch.clamp(x, min=0) + 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -181,17 +182,51 @@ def test_what_takes_a_changed_value_must_fit_it(model: Model) -> None:
         PassManager([Does(cut)]).run(bad)
 
 
-@pytest.mark.parametrize("says", [False, None])
-def test_change_without_a_word_is_an_error(model: Model, says: bool | None) -> None:
-    def lie(part: fx.GraphModule) -> bool | None:
+def test_change_without_a_word_is_an_error(model: Model) -> None:
+    def lie(part: fx.GraphModule) -> bool:
         zero(part)
-        return says
+        return False
 
     with pytest.raises(PassError) as caught:
         PassManager([Does(lie)]).run(model)
     assert str(caught.value) == (
         "pass 'does': says that it changed nothing (False), but changed graph 'prompt' at node 'zero'; return True"
     )
+
+
+@pytest.mark.parametrize(("says", "kind"), [(None, "NoneType"), ("yes", "str"), (1, "int")])
+def test_a_word_that_is_neither_true_nor_false_is_an_error(model: Model, says: Any, kind: str) -> None:
+    with pytest.raises(
+        PassError, match=f"pass 'does': returned {kind}; return True or False, whether anything changed"
+    ):
+        PassManager([Does(lambda _part: says)]).run(model)
+
+
+def test_an_exit_is_an_error_as_any_other(model: Model) -> None:
+    with pytest.raises(PassError, match=r"pass 'does' failed: SystemExit: 3 \(.*test_contract\.py:\d+\)"):
+        PassManager([Does(lambda _part: sys.exit(3))]).run(model)
+
+
+def test_an_output_that_is_lost_is_named(model: Model) -> None:
+    def lose(part: fx.GraphModule) -> bool:
+        (logits,) = outputs_of(part).values()
+        set_outputs(part, {"other": logits}, {"other": IO("hidden")})
+        return True
+
+    with pytest.raises(PassError, match=r"graph 'prompt' no longer gives its logits; set_outputs takes all outputs"):
+        PassManager([Does(lose)]).run(model)
+
+
+def test_what_is_no_aten_op_is_named(model: Model) -> None:
+    def eager(part: fx.GraphModule) -> bool:
+        node = next(n for n in part.graph.nodes if n.target is aten.transpose.int)
+        with part.graph.inserting_after(node):
+            new = insert(part.graph, torch.neg, (node,), "negated")
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        return True
+
+    with pytest.raises(PassError, match=r"node 'negated': calls .*neg, which is no ATen op; insert one of llmconv"):
+        PassManager([Does(eager)]).run(model)
 
 
 @pytest.mark.parametrize(
@@ -208,9 +243,10 @@ def test_change_beside_the_graphs_is_seen_too(model: Model, quiet: Callable[[Mod
 
 
 def test_argument_set_to_itself_is_no_change(model: Model) -> None:
-    def idle(part: fx.GraphModule) -> None:
+    def idle(part: fx.GraphModule) -> bool:
         for node in part.graph.nodes:
             node.args = tuple(node.args)
+        return False
 
     (report,) = PassManager([Does(idle)]).run(model)
     assert not report.changed

@@ -537,6 +537,40 @@ def test_a_third_party_s_lowering_is_called(tmp_path: Path) -> None:
     np.testing.assert_allclose(run_float(part, tmp_path)["out_y"], expected, atol=FP32_ROUNDING, rtol=0)
 
 
+def test_an_op_of_another_domain(tmp_path: Path) -> None:
+    def quick(low: Lowering, node: fx.Node) -> Any:
+        return low.emit("QuickGelu", node, [low.value(node.args[0])], domain="com.microsoft", alpha=1.0)
+
+    part = part_of(unary(aten.silu.default, onnx="QuickGelu"))
+    model = lower(part, tmp_path, table={**TABLE, aten.silu.default: quick})
+    assert {o.domain: o.version for o in model.opset_import} == {"": 23, "com.microsoft": 1}
+    (found,) = run_float(part, tmp_path).values()
+    np.testing.assert_allclose(found, torch.nn.functional.silu(part.inputs["a"]).numpy(), atol=FP32_ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "said"),
+    [
+        ("Negg", {}, r"^'y' is lowered to Negg, which ONNX does not have; give its domain, or another op"),
+        ("Softmax", {"axes": 1}, r"^'y' is lowered to Softmax with axes; did you mean 'axis'\?"),
+    ],
+)
+def test_an_op_or_attribute_that_onnx_lacks(op: str, attributes: Mapping[str, int], said: str, tmp_path: Path) -> None:
+    def wrong(low: Lowering, node: fx.Node) -> Any:
+        return low.emit(op, node, [low.value(node.args[0])], **attributes)
+
+    with pytest.raises(LoweringError, match=said):
+        lower(part_of(CASES["neg"]), tmp_path, table={**TABLE, aten.neg.default: wrong})
+
+
+def test_an_error_that_names_no_node_is_given_the_node(tmp_path: Path) -> None:
+    def refuses(_low: Lowering, _node: fx.Node) -> Any:
+        raise LoweringError("not this one")
+
+    with pytest.raises(LoweringError, match=r"^'y': not this one"):
+        lower(part_of(CASES["neg"]), tmp_path, table={**TABLE, aten.neg.default: refuses})
+
+
 def none(_low: Lowering, _node: fx.Node) -> Any:
     return None
 

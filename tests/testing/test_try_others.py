@@ -82,7 +82,7 @@ class Wrong(Quantizer):
     [
         ("outside", "gives integers from 2 to 16 on a grid from -8 to 7"),
         ("zero", "gives scales that are not 24 numbers above 0"),
-        ("other rows", "(half of the rows|on the rest) gives other integers"),
+        ("other rows", "(half of the rows|the rest) gives other integers"),
         ("again", "a second run gives other integers"),
         ("float", "quantizer 'wrong' gave Tensor, not Encoded"),
     ],

@@ -33,11 +33,11 @@ class Decompose(RewritePass):
         *(aten.tanh.default, aten.layer_norm.default),
     )
 
-    def applies(self, node: fx.Node) -> bool:
-        """Every silu, and attention that has a mask."""
+    def why_not(self, node: fx.Node) -> str | None:
+        """Nothing, but attention must have a mask."""
         if node.target in ATTENTION and (len(node.args) < 4 or node.args[3] is None):
             raise PassError(f"'{name_of(node)}' has no attention mask; put kv_cache_io before decompose")
-        return True
+        return None
 
     def replacement_for(self, target: torch._ops.OpOverload) -> Callable[..., Tensor]:
         """Dispatch on the op."""

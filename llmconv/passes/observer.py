@@ -1,0 +1,55 @@
+"""What watches a conversion: a plugin that is told of each pass and step, and changes nothing."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from llmconv.errors import PluginError
+from llmconv.graph.model import Model
+from llmconv.passes.contract import Snapshot
+from llmconv.plugins.frame import blame, plugin_code
+
+
+class Observer(ABC):  # noqa: B024  whoever watches need not watch everything
+    """Told of what happens; a subclass overrides what it wants to hear of. One instance watches one conversion."""
+
+    def step(self, stage: str, item: str) -> None:  # noqa: B027  as above
+        """A piece of work begins, e.g. `lower`, `token_ar1_cl128_1_of_2`."""
+
+    def before_pass(self, name: str, model: Model) -> None:  # noqa: B027  as above
+        """A pass is about to run; the model is for looking at."""
+
+    def after_pass(self, name: str, model: Model) -> None:  # noqa: B027  as above
+        """A pass has run, and what it left has been checked."""
+
+
+class Observers:
+    """Tells several; what one of them changes or raises is an error that names it."""
+
+    def __init__(self, watching: Sequence[Observer] = ()) -> None:
+        self._watching = list(watching)
+
+    def step(self, stage: str, item: str) -> None:
+        """As of `Observer`."""
+        for one in self._watching:
+            with plugin_code(one, f"observer {type(one).__name__}"):
+                one.step(stage, item)
+
+    @contextmanager
+    def of_pass(self, name: str, model: Model) -> Iterator[None]:
+        """Around a pass."""
+        self._show([one.before_pass for one in self._watching], name, model)
+        yield
+        self._show([one.after_pass for one in self._watching], name, model)
+
+    def _show(self, calls: Sequence[Callable[[str, Model], None]], name: str, model: Model) -> None:
+        for call in calls:
+            before = Snapshot.of(model)
+            one = call.__self__  # type: ignore[attr-defined]
+            with plugin_code(one, f"observer {type(one).__name__}"):
+                call(name, model)
+            if where := before.difference(model):
+                wrong = RuntimeError(f"changed {where}")
+                raise PluginError(f"observer {type(one).__name__} may look, but {blame(one, wrong)}")
