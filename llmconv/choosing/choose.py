@@ -71,9 +71,7 @@ class Chosen:
         return Recipe.loads(self.text, "the chosen recipe", Path.cwd())
 
 
-def choose(
-    wish: Wish, *, registry: Registry | None = None, progress: Progress = lambda _stage, _item: None
-) -> Chosen:
+def choose(wish: Wish, *, registry: Registry | None = None, progress: Progress = lambda _stage, _item: None) -> Chosen:
     """Choose a recipe from the checkpoint's configuration alone; the same sizes give the same recipe.
 
     Raises:
@@ -97,11 +95,10 @@ def choose(
         except PassError as error:
             refused.append(f"not {draft.label}: {error}")
             continue
-        draft = draft.noting(*refused)
         if wish.budget is not None and whole.weight_bytes > wish.budget:
             too_large.append(whole.weight_bytes)
         elif _seconds(whole) <= NIGHT:
-            return Chosen(*in_parts(draft, whole, plan_of))
+            return Chosen(*in_parts(draft.noting(*refused), whole, plan_of))
         else:
             slow = slow or (draft.noting(f"{draft.label}: takes more than a night on one core"), whole)
     if slow is not None:
@@ -152,7 +149,10 @@ def _chooser(wish: Wish, registry: Registry) -> Chooser:
 
 def _context(wish: Wish, config: ModelConfig) -> tuple[int, str]:
     """Positions, and why so many."""
-    bounds = [(wish.context, "as asked"), (config.positions, "all that the model knows")]
+    bounds = [
+        (wish.context, f"of {config.positions} that the model knows"),
+        (config.positions, "all that the model knows"),
+    ]
     if config.window is not None:
         bounds.append((config.window, "as far as the narrowest layer sees, up to which alone graphs are exact"))
     return min(bounds, key=lambda bound: bound[0])

@@ -39,9 +39,7 @@ def apply(
     run(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs)
 
 
-def run(
-    recipe: Recipe, *, verify: bool | None, force: bool, fresh: bool = False, jobs: int | None = None
-) -> None:
+def run(recipe: Recipe, *, verify: bool | None, force: bool, fresh: bool = False, jobs: int | None = None) -> None:
     """Apply a recipe and show what came of it; arguments as of `llmconv.apply`."""
     ready = _checked_backend(recipe)
     started = time.monotonic()

@@ -23,7 +23,7 @@ def prepare(
     *,
     verify: bool,
     announce: Callable[[str], None] = lambda _name: None,
-    laid_out: Callable[[Model, dict[str, int]], None] = lambda _model, _widths: None,
+    laid_out: Callable[[Model, dict[str, float]], None] = lambda _model, _widths: None,
     sink: WeightSink | None = None,
     steps: Steps | None = None,
 ) -> tuple[Model, PassContext, list[PassReport]]:

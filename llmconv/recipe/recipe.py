@@ -120,6 +120,12 @@ class Recipe(_Section):
     output: OutputSection = Field(default_factory=OutputSection)
     _text: str | None = PrivateAttr(default=None)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the values are the same, however they are written."""
+        return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # sections hold lists
+
     @property
     def text(self) -> str | None:
         """TOML, as it was read, behind what was changed beside it; None of a recipe that was made of values."""
