@@ -15,8 +15,9 @@ from llmconv.choosing.parts import in_parts
 from llmconv.errors import PassError, RecipeError, ResourceError
 from llmconv.planning.plan import Plan, plan
 from llmconv.plugins.registry import Registry
+from llmconv.prepare.resolve import files_of
 from llmconv.quantities import size
-from llmconv.recipe.located import located, title_of
+from llmconv.recipe.located import located, pinned, title_of
 from llmconv.recipe.recipe import Recipe
 from llmconv.sources.licence import licence_of
 from llmconv.sources.model_config import ModelConfig
@@ -117,17 +118,19 @@ def drafts(wish: Wish, registry: Registry) -> Iterator[Draft]:
     Raises:
         LlmconvError: as of `choose`.
     """
-    chooser, chipset, folder = _chooser(wish, registry), registry.chipset(wish.target), located(Path(wish.checkpoint))
+    chooser, chipset, written = _chooser(wish, registry), registry.chipset(wish.target), Path(wish.checkpoint)
+    folder = located(written, files_of(registry, weights=False))
+    checkpoint = str(pinned(written, folder))
     source = registry.source(registry.source_for(folder), {"checkpoint": folder})
     config = source.config()
     context, why = _context(wish, config)
     shapes = {name: tuple(p.shape) for name, p in source.module().named_parameters()}
     facts = Facts(config, shapes, chipset, context, limited=wish.budget is not None)
-    title = title_of(Path(wish.checkpoint))
+    title = title_of(written)
     licence = licence_of(folder).name
     before = (
         Section("", (Line("name", wish.name or _slug(title)),)),
-        Section("model", (Line("checkpoint", wish.checkpoint, f"licence: {licence}" if licence else ""),)),
+        Section("model", (Line("checkpoint", checkpoint, f"licence: {licence}" if licence else ""),)),
         Section("target", (Line("name", wish.target),)),
     )
     after = (Section("backend", (Line("name", wish.backend or chooser.backend),)), _proof(facts.parameters))

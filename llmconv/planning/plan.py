@@ -169,7 +169,7 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
     registry = registry or Registry.load()
     chipset = registry.chipset(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
-    checked = check(recipe, registry)
+    checked = check(recipe, registry, weights=False)
     return make(checked, *lay_out(checked), Device(backend, chipset, jobs, registry.lowerings))
 
 

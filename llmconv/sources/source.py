@@ -45,6 +45,15 @@ class Source(Framed, ABC):
         """Whether this source is for what lies there, where a recipe names none; by default never."""
         return False
 
+    @classmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """Of the names of a repository's files, those that this source reads; none where no checkpoint is among them.
+
+        Args:
+            weights: whether the weights are wanted as well, or only what tells the sizes and how to talk.
+        """
+        return ()
+
     @abstractmethod
     def config(self) -> ModelConfig:
         """The model's sizes, from the folder's configuration alone.

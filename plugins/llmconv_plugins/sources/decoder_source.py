@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,14 @@ class DecoderSource(Source):
     def reads(cls, checkpoint: Path) -> bool:
         """Whether something of one of the layouts lies there."""
         return _layout(checkpoint) is not None
+
+    @classmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """Of Hugging Face's layout, else of Meta's, else of the one GGUF file."""
+        for layout in (HuggingFace, Meta, GGUF):
+            if found := layout.wanted(names, weights=weights):
+                return found
+        return ()
 
     @cached_property
     def _layout(self) -> Layout:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
 from io import StringIO
@@ -16,9 +18,10 @@ from torch import nn
 from llmconv import CheckpointError, Sampling
 from llmconv.sources import Family, Keys
 from llmconv.weights import Checkpoint, Expression, PickleStore, SafetensorsStore
-from llmconv_plugins.sources.layout import Description, Layout
+from llmconv_plugins.sources.layout import TALK, TOKENIZERS, Description, Layout
 from llmconv_plugins.sources.outside import OUTSIDE
 
+KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))  # stem and suffix of files that hold weights
 GENERATION, ADAPTER = "generation_config.json", "adapter_config.json"
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,19 @@ class HuggingFace(Layout):
     """Keys of config.json that its family does not know are errors that name them, unless they say nothing."""
 
     config_name = "config.json"
+
+    @classmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """config.json, what says how to talk, and the first kind of weights: whole, else in shards with their index."""
+        if cls.config_name not in names and ADAPTER not in names:
+            return ()
+        found = [name for name in (cls.config_name, ADAPTER, *TOKENIZERS, *TALK) if name in names]
+        for stem, suffix in KINDS if weights else ():
+            shards = re.compile(rf"{stem}(-\d+-of-\d+\.{suffix}|\.{suffix}\.index\.json)")
+            whole = [name for name in names if name == f"{stem}.{suffix}"]
+            if files := whole or [name for name in names if shards.fullmatch(name)]:
+                return [*found, *files]
+        return found
 
     def table(self, name: str) -> Keys:
         """A file of the checkpoint.
