@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import CheckpointError, RecipeError, ResourceError
+from llmconv.files import write_text
 from llmconv.quantities import size
 
 PREFIX = "hub:"  # then ORG/NAME, /FILE where it is one file of several, and @REVISION
@@ -91,6 +92,7 @@ def brought(wanted_id: HubId, wanted: Wanted | None) -> Path:
     if not chosen:
         raise CheckpointError(f"{wanted_id}: none of its {len(listing.sizes)} files is a checkpoint that is read here")
     folder = _downloaded(pinned, {name: listing.sizes[name] for name in chosen})
+    _remember(wanted_id, listing.commit)
     return pinned.within(folder)
 
 
@@ -195,6 +197,14 @@ def _folder(wanted_id: HubId) -> Path:
     if not _COMMIT.fullmatch(commit) and (ref := root / "refs" / commit).is_file():
         commit = ref.read_text(encoding="utf-8").strip()
     return root / "snapshots" / commit
+
+
+def _remember(wanted_id: HubId, commit: str) -> None:
+    """Note what a branch or tag stands for, where the library does; it is looked up when the hub cannot be asked."""
+    if not _COMMIT.fullmatch(wanted_id.revision):
+        ref = _folder(replace(wanted_id, revision=commit)).parents[1] / "refs" / wanted_id.revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_text(ref, commit)
 
 
 def _cached(wanted_id: HubId, why: object = None) -> Path:

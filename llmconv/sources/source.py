@@ -75,6 +75,10 @@ class Source(Framed, ABC):
     def weights(self) -> WeightStore:
         """The weights, by the names of the module's parameters; every one is checked to be there, in its shape."""
 
+    def stored(self) -> Mapping[str, int]:
+        """How many tensors of the checkpoint are stored as what, e.g. "BF16"; nothing where the source cannot tell."""
+        return {}
+
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""

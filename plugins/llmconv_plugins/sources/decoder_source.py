@@ -14,7 +14,7 @@ from torch import nn
 from llmconv import CheckpointError
 from llmconv.sources import Family, ModelConfig, Source
 from llmconv.tokenizer import Tokenizer
-from llmconv.weights import Derived, WeightStore
+from llmconv.weights import Derived, GGUFStore, SafetensorsStore, WeightStore
 from llmconv_plugins.sources.decoder import DecoderModule
 from llmconv_plugins.sources.families import FAMILIES
 from llmconv_plugins.sources.gguf import GGUF, SUFFIX
@@ -103,6 +103,11 @@ class DecoderSource(Source):
                     f"{self._layout.file.name} asks for {asked}"
                 )
         return store
+
+    def stored(self) -> Mapping[str, int]:
+        """As the headers of safetensors and GGUF files have it."""
+        opened = self._layout.open()
+        return opened.types if isinstance(opened, SafetensorsStore | GGUFStore) else {}
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""

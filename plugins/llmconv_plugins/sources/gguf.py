@@ -47,9 +47,7 @@ class GGUF(HuggingFace):
         found = [name for name in names if name.lower().endswith(SUFFIX)]
         first = [name for name in found if shard_number(Path(name)) == 1]
         if len(first) > 1:
-            raise CheckpointError(
-                f"{len(first)} GGUF checkpoints; name one, ORG/NAME/FILE: {', '.join(first)}"
-            )
+            raise CheckpointError(f"{len(first)} GGUF checkpoints; name one, ORG/NAME/FILE: {', '.join(first)}")
         return found
 
     @cached_property
