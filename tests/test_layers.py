@@ -31,7 +31,7 @@ lowering testing runtimes
 backends chat
 report prepare
 evaluation planning
-proof
+proof choosing
 apply_recipe
 cli
 __main__
