@@ -30,7 +30,6 @@ class Popular:
     Attributes:
         title: as its publisher writes it.
         config: the config.json that it is published with, as far as sizes and switches go.
-        parts: that the phone can hold.
     """
 
     title: str
@@ -38,7 +37,6 @@ class Popular:
     licence: str
     parameters: float
     config: dict[str, Any]
-    parts: int
     phone: str = "Galaxy S23 Ultra"
 
 
@@ -103,28 +101,25 @@ LLAMA_LICENCE, GEMMA_LICENCE = "the Llama 3.2 Community License", "the Gemma Ter
 
 POPULAR: dict[str, Popular] = {
     "llama3_2_1b": Popular(
-        "Llama-3.2-1B-Instruct", "meta-llama", LLAMA_LICENCE, 1.24e9, _llama(2048, 8192, 16, 32, 8, 128256), 3
+        "Llama-3.2-1B-Instruct", "meta-llama", LLAMA_LICENCE, 1.24e9, _llama(2048, 8192, 16, 32, 8, 128256)
     ),
     "llama3_2_3b": Popular(
-        "Llama-3.2-3B-Instruct", "meta-llama", LLAMA_LICENCE, 3.21e9, _llama(3072, 8192, 28, 24, 8, 128256), 5
+        "Llama-3.2-3B-Instruct", "meta-llama", LLAMA_LICENCE, 3.21e9, _llama(3072, 8192, 28, 24, 8, 128256)
     ),
-    "qwen2_5_1_5b": Popular("Qwen2.5-1.5B-Instruct", "Qwen", "Apache-2.0", 1.54e9, QWEN25_15B, 3),
-    "qwen3_0_6b": Popular("Qwen3-0.6B", "Qwen", "Apache-2.0", 0.6e9, _qwen3(1024, 3072, 28, 16, 8, 151936), 1),
-    "qwen3_1_7b": Popular("Qwen3-1.7B", "Qwen", "Apache-2.0", 1.72e9, _qwen3(2048, 6144, 28, 16, 8, 151936), 4),
-    "qwen3_4b": Popular("Qwen3-4B", "Qwen", "Apache-2.0", 4.02e9, _qwen3(2560, 9728, 36, 32, 8, 151936), 5),
-    "phi3_5_mini": Popular(
-        "Phi-3.5-mini-instruct", "microsoft", "MIT", 3.82e9, _phi3(3072, 8192, 32, 32, 32, 32064), 6
-    ),
+    "qwen2_5_1_5b": Popular("Qwen2.5-1.5B-Instruct", "Qwen", "Apache-2.0", 1.54e9, QWEN25_15B),
+    "qwen3_0_6b": Popular("Qwen3-0.6B", "Qwen", "Apache-2.0", 0.6e9, _qwen3(1024, 3072, 28, 16, 8, 151936)),
+    "qwen3_1_7b": Popular("Qwen3-1.7B", "Qwen", "Apache-2.0", 1.72e9, _qwen3(2048, 6144, 28, 16, 8, 151936)),
+    "qwen3_4b": Popular("Qwen3-4B", "Qwen", "Apache-2.0", 4.02e9, _qwen3(2560, 9728, 36, 32, 8, 151936)),
+    "phi3_5_mini": Popular("Phi-3.5-mini-instruct", "microsoft", "MIT", 3.82e9, _phi3(3072, 8192, 32, 32, 32, 32064)),
     "phi4_mini": Popular(
         *("Phi-4-mini-instruct", "microsoft", "MIT", 3.84e9),
         _phi3(3072, 8192, 32, 24, 8, 200064, partial_rotary_factor=0.75, tie_word_embeddings=True, full_attn_mod=1),
-        5,
         phone="Galaxy S25 Ultra",  # lm_head alone takes the S23's memory longer than a part may
     ),
-    "gemma3_1b": Popular("gemma-3-1b-it", "google", GEMMA_LICENCE, 1.0e9, GEMMA_3_1B, 2),
-    "smollm2_1_7b": Popular("SmolLM2-1.7B-Instruct", "HuggingFaceTB", "Apache-2.0", 1.71e9, SMOLLM2_17B, 3),
-    "granite3_3_2b": Popular("granite-3.3-2b-instruct", "ibm-granite", "Apache-2.0", 2.53e9, GRANITE_33_2B, 3),
-    "mistral_7b": Popular("Mistral-7B-Instruct-v0.3", "mistralai", "Apache-2.0", 7.25e9, MISTRAL_7B, 8),
+    "gemma3_1b": Popular("gemma-3-1b-it", "google", GEMMA_LICENCE, 1.0e9, GEMMA_3_1B),
+    "smollm2_1_7b": Popular("SmolLM2-1.7B-Instruct", "HuggingFaceTB", "Apache-2.0", 1.71e9, SMOLLM2_17B),
+    "granite3_3_2b": Popular("granite-3.3-2b-instruct", "ibm-granite", "Apache-2.0", 2.53e9, GRANITE_33_2B),
+    "mistral_7b": Popular("Mistral-7B-Instruct-v0.3", "mistralai", "Apache-2.0", 7.25e9, MISTRAL_7B),
 }
 
 
@@ -151,5 +146,4 @@ if __name__ == "__main__":
     for name, popular in POPULAR.items():
         with TemporaryDirectory() as folder:
             chosen = choose(wish(name, popular, write_checkpoint(popular, Path(folder))))
-        print(name, len(chosen.plan.parts), popular.parts)  # noqa: T201
         (RECIPES / f"{name}.toml").write_text(finished(chosen.draft, popular), encoding="utf-8")

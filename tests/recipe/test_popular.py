@@ -14,6 +14,14 @@ from llmconv.choosing.choose import drafts
 from llmconv.choosing.parts import parted
 from llmconv.recipe import shipped
 
+SETTING = "passes.split_model.parts"
+
+
+def parts_of(name: str) -> int:
+    """As the recipe says."""
+    entries = Recipe.load(RECIPES / f"{name}.toml").passes
+    return next(int(p.options["parts"]) for p in entries if p.name == "split_model")
+
 
 @pytest.mark.parametrize("name", POPULAR)
 def test_a_recipe_is_what_the_chooser_drafts(name: str, tmp_path: Path) -> None:
@@ -21,7 +29,7 @@ def test_a_recipe_is_what_the_chooser_drafts(name: str, tmp_path: Path) -> None:
     popular, registry = POPULAR[name], Registry.load()
     draft = next(drafts(wish(name, popular, write_checkpoint(popular, tmp_path)), registry))
     chipset = registry.chipset(popular.phone)
-    made = parted(draft, "passes.split_model.parts", popular.parts, chipset.name)
+    made = parted(draft, SETTING, parts_of(name), chipset.name)
     assert (RECIPES / f"{name}.toml").read_text() == finished(made, popular)
     assert name in shipped.names()
     Recipe.load(RECIPES / f"{name}.toml").check(Registry.load())
@@ -43,4 +51,4 @@ def test_the_plan_holds_for_the_phone(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(POPULAR[name].config))
     made = llmconv.plan(Recipe.load(RECIPES / f"{name}.toml", [f"model.checkpoint='{tmp_path}'"]))
     assert [limit.message(made.chipset.name) for limit in made.limits if limit.verdict != "ok"] == []
-    assert len(made.parts) == POPULAR[name].parts
+    assert len(made.parts) == parts_of(name)
