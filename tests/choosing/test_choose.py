@@ -88,6 +88,7 @@ def test_rows_that_blocks_do_not_divide_have_none(tmp_path: Path) -> None:
     assert values(draft)["passes.w4a16.weights"] == {"*.down_proj.weight": {"block": 0}}
 
 
+@pytest.mark.slow
 def test_a_budget_decides_the_bits(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m", **LARGE | {"num_hidden_layers": 1, "vocab_size": 32})
     parameters = 4 * 1024**2 + 3 * 1024 * 4096
@@ -102,6 +103,7 @@ def test_a_budget_decides_the_bits(tmp_path: Path) -> None:
         choose(Wish(model, PHONE, context=64, budget=1_000_000))
 
 
+@pytest.mark.slow
 def test_parts_are_as_few_as_the_target_holds(tmp_path: Path) -> None:
     """Of a target whose parts may take half of what one part would."""
     model = checkpoint(tmp_path / "m", **LARGE)
