@@ -13,7 +13,18 @@ from typing import Any
 from safetensors.torch import save
 
 from llmconv.backends.backend import Backend, BuildJob, BuildResult, Progress
-from llmconv.bundle.bundle import CHOSEN, EVALUATION, FORMAT, MANIFEST, RECIPE, ROPE, SOURCE, Bundle, check_output, list_files
+from llmconv.bundle.bundle import (
+    CHOSEN,
+    EVALUATION,
+    FORMAT,
+    MANIFEST,
+    RECIPE,
+    ROPE,
+    SOURCE,
+    Bundle,
+    check_output,
+    list_files,
+)
 from llmconv.bundle.graph_spec import graph_spec
 from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.specs import ONNX_FOLDER, graph_to_dict

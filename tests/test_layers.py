@@ -31,7 +31,7 @@ lowering runtimes
 backends chat
 report prepare
 evaluation planning
-proof
+proof choosing
 apply_recipe
 testing
 cli

@@ -15,15 +15,16 @@ from llmconv.choosing.parts import in_parts
 from llmconv.errors import PassError, RecipeError, ResourceError
 from llmconv.planning.plan import Plan, plan
 from llmconv.plugins.registry import Registry
+from llmconv.prepare.resolve import files_of
 from llmconv.quantities import size
-from llmconv.recipe.located import located, title_of
+from llmconv.recipe.located import located, pinned, title_of
 from llmconv.recipe.recipe import Recipe
 from llmconv.sources.licence import licence_of
 from llmconv.sources.model_config import ModelConfig
 
 CONTEXT = 4096  # positions, where the model knows as many
 NIGHT = 12 * 3600.0  # seconds of one core, before parts are built
-REFERENCE = 1.3e9  # parameters of a model that its reference holds in float32 beside the conversion, on 16 GB
+REFERENCE = 1.6e9  # parameters, a tied head counted twice, that a reference holds in float32 beside it on 16 GB
 HELD_OUT = "shipped:tiny_llama/heldout.txt"
 
 
@@ -71,9 +72,7 @@ class Chosen:
         return Recipe.loads(self.text, "the chosen recipe", Path.cwd())
 
 
-def choose(
-    wish: Wish, *, registry: Registry | None = None, progress: Progress = lambda _stage, _item: None
-) -> Chosen:
+def choose(wish: Wish, *, registry: Registry | None = None, progress: Progress = lambda _stage, _item: None) -> Chosen:
     """Choose a recipe from the checkpoint's configuration alone; the same sizes give the same recipe.
 
     Raises:
@@ -97,11 +96,10 @@ def choose(
         except PassError as error:
             refused.append(f"not {draft.label}: {error}")
             continue
-        draft = draft.noting(*refused)
         if wish.budget is not None and whole.weight_bytes > wish.budget:
             too_large.append(whole.weight_bytes)
         elif _seconds(whole) <= NIGHT:
-            return Chosen(*in_parts(draft, whole, plan_of))
+            return Chosen(*in_parts(draft.noting(*refused), whole, plan_of))
         else:
             slow = slow or (draft.noting(f"{draft.label}: takes more than a night on one core"), whole)
     if slow is not None:
@@ -120,17 +118,19 @@ def drafts(wish: Wish, registry: Registry) -> Iterator[Draft]:
     Raises:
         LlmconvError: as of `choose`.
     """
-    chooser, chipset, folder = _chooser(wish, registry), registry.chipset(wish.target), located(Path(wish.checkpoint))
+    chooser, chipset, written = _chooser(wish, registry), registry.chipset(wish.target), Path(wish.checkpoint)
+    folder = located(written, files_of(registry, weights=False))
+    checkpoint = str(pinned(written, folder))
     source = registry.source(registry.source_for(folder), {"checkpoint": folder})
     config = source.config()
     context, why = _context(wish, config)
     shapes = {name: tuple(p.shape) for name, p in source.module().named_parameters()}
     facts = Facts(config, shapes, chipset, context, limited=wish.budget is not None)
-    title = title_of(Path(wish.checkpoint))
+    title = title_of(written)
     licence = licence_of(folder).name
     before = (
         Section("", (Line("name", wish.name or _slug(title)),)),
-        Section("model", (Line("checkpoint", wish.checkpoint, f"licence: {licence}" if licence else ""),)),
+        Section("model", (Line("checkpoint", checkpoint, f"licence: {licence}" if licence else ""),)),
         Section("target", (Line("name", wish.target),)),
     )
     after = (Section("backend", (Line("name", wish.backend or chooser.backend),)), _proof(facts.parameters))
@@ -152,7 +152,10 @@ def _chooser(wish: Wish, registry: Registry) -> Chooser:
 
 def _context(wish: Wish, config: ModelConfig) -> tuple[int, str]:
     """Positions, and why so many."""
-    bounds = [(wish.context, "as asked"), (config.positions, "all that the model knows")]
+    bounds = [
+        (wish.context, f"of {config.positions} that the model knows"),
+        (config.positions, "all that the model knows"),
+    ]
     if config.window is not None:
         bounds.append((config.window, "as far as the narrowest layer sees, up to which alone graphs are exact"))
     return min(bounds, key=lambda bound: bound[0])

@@ -58,7 +58,11 @@ class Draft:
 
     def __str__(self) -> str:
         graphs = ", ".join(f"{n.rpartition('.')[2]} {v['ar']} of {v['context']}" for n, v in self.graphs().items())
-        lines = [f"# {self.title}: {graphs}, {self.label}.", "#", "# Chosen by llmconv; what stands behind a line says why."]
+        lines = [
+            f"# {self.title}: {graphs}, {self.label}.",
+            "#",
+            "# Chosen by llmconv; what stands behind a line says why.",
+        ]
         lines += ["#", *(f"# {note}." for note in self.notes)] if self.notes else []
         return "\n\n".join(["\n".join(lines), *map(str, self.sections)]) + "\n"
 

@@ -39,9 +39,7 @@ def in_parts(draft: Draft, whole: Plan, plan_of: PlanOf) -> tuple[Draft, Plan]:
     return made.changed(setting, len(its.parts), why).noting(f"{target}: {said}"), its
 
 
-def _search(
-    draft: Draft, whole: Plan, plan_of: PlanOf, verdicts: Sequence[str]
-) -> tuple[Draft, Plan] | None:
+def _search(draft: Draft, whole: Plan, plan_of: PlanOf, verdicts: Sequence[str]) -> tuple[Draft, Plan] | None:
     """Estimate the next number from the last plan, plan it, and go on until a plan itself is within the limits."""
 
     def fits(parts: Sequence[PartSize]) -> bool:

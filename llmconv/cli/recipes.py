@@ -72,7 +72,7 @@ def check(
 
     registry = options.registry_for(loaded, allow_local_plugins)
     loaded.check(registry)
-    checked = check_recipe(loaded, registry)
+    checked = check_recipe(loaded, registry, weights=False)
     print(
         f"{recipe}: {checked.config.family}, {checked.config.layers} layers, "
         f"{len(checked.passes)} passes; nothing wrong found"

@@ -126,6 +126,11 @@ class WeightEncoding:
     encoding: Encoding | None = None
 
     @property
+    def width(self) -> float:
+        """Bits that an element takes, those of its block's multiplier counted; a row's scale is not."""
+        return self.bits + (8 / self.block if self.block else 0)
+
+    @property
     def per_row(self) -> bool:
         """Whether each row has a scale of its own."""
         return self.bits < 16

@@ -119,7 +119,7 @@ class Subject:
         try:
             if not located(self.recipe.model.checkpoint).exists():
                 return None
-        except RecipeError:  # its package is not installed
+        except (RecipeError, CheckpointError):  # its package is not installed; the hub's cache lacks it
             return None
         structural = [(e, p) for e, p in zip(self.recipe.passes, self.described.passes, strict=True) if p.structural]
         recipe = self.recipe.model_copy(update={"calibration": None, "passes": [e for e, _ in structural]})

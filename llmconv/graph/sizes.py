@@ -81,15 +81,15 @@ class PartSize:
         return sum(g.nodes for g in self.graphs)
 
 
-def widths_of(model: Model) -> dict[str, int]:
+def widths_of(model: Model) -> dict[str, float]:
     """Bits of each value and weight that has an encoding, by structural name."""
     if model.encodings is None:
         return {}
-    values = {name: encoding.bits for name, encoding in model.encodings.values.items()}
-    return values | {name: encoding.bits for name, encoding in model.encodings.weights.items()}
+    values = {name: float(encoding.bits) for name, encoding in model.encodings.values.items()}
+    return values | {name: encoding.width for name, encoding in model.encodings.weights.items()}
 
 
-def part_sizes(model: Model, widths: Mapping[str, int]) -> list[PartSize]:
+def part_sizes(model: Model, widths: Mapping[str, float]) -> list[PartSize]:
     """The size of every part.
 
     Args:
@@ -99,7 +99,7 @@ def part_sizes(model: Model, widths: Mapping[str, int]) -> list[PartSize]:
     return [_part(i, graphs, widths) for i in range(len(graphs[0].parts))]
 
 
-def _part(number: int, graphs: list[Graph], widths: Mapping[str, int]) -> PartSize:
+def _part(number: int, graphs: list[Graph], widths: Mapping[str, float]) -> PartSize:
     weights = {name_of(n): n for g in graphs for n in g.parts[number].graph.find_nodes(op="get_attr")}
     tables = {name for name, n in weights.items() if all(u.target is aten.embedding.default for u in n.users)}
     stored = {name: weight_bytes(n, widths) for name, n in weights.items()}
@@ -145,7 +145,7 @@ def _head(part: fx.GraphModule) -> set[str]:
     return set()
 
 
-def weight_bytes(node: fx.Node, widths: Mapping[str, int]) -> int:
+def weight_bytes(node: fx.Node, widths: Mapping[str, float]) -> int:
     """Bytes of a weight's packed integers and scales.
 
     Args:
@@ -153,10 +153,10 @@ def weight_bytes(node: fx.Node, widths: Mapping[str, int]) -> int:
     """
     shape, bits = shape_of(node), widths.get(name_of(node), FLOAT_BITS)
     scales = shape[0] if bits < 16 else 1 if bits == 16 else 0  # float32, one a row below 16 bits
-    return -(-math.prod(shape) * bits // 8) + 4 * scales
+    return math.ceil(math.prod(shape) * bits / 8) + 4 * scales
 
 
-def _graph(graph: Graph, number: int, widths: Mapping[str, int]) -> GraphSize:
+def _graph(graph: Graph, number: int, widths: Mapping[str, float]) -> GraphSize:
     part = graph.parts[number]
     io_in, io_out = io_of(part)
     ins = {n: _value_bytes(node, widths) for n, node in inputs_of(part).items()}
@@ -178,13 +178,13 @@ def _cached(io: IO) -> bool:
     return io.layer is not None
 
 
-def _value_bytes(node: fx.Node, widths: Mapping[str, int]) -> int:
+def _value_bytes(node: fx.Node, widths: Mapping[str, float]) -> int:
     value = value_of(node)
     bits = widths.get(name_of(node), FLOAT_BITS) if value.is_floating_point() else 32  # ids are int32
-    return value.numel() * bits // 8
+    return round(value.numel() * bits / 8)
 
 
-def score_bytes(graph: Graph, heads: int, widths: Mapping[str, int]) -> dict[str, int] | None:
+def score_bytes(graph: Graph, heads: int, widths: Mapping[str, float]) -> dict[str, int] | None:
     """Bytes of the largest scores tensor as the graph has it, and of one with all heads; None without attention.
 
     Args:
@@ -201,10 +201,10 @@ def score_bytes(graph: Graph, heads: int, widths: Mapping[str, int]) -> dict[str
     return {"bits": bits, "all_heads": heads * graph.ar * graph.context * bits // 8, "largest": elements * bits // 8}
 
 
-def _scores(node: fx.Node, widths: Mapping[str, int]) -> list[tuple[int, int]]:
+def _scores(node: fx.Node, widths: Mapping[str, float]) -> list[tuple[int, int]]:
     """Elements and bits of the scores that a node makes or takes, if it is attention."""
     if node.target is aten.softmax.int:
-        return [(prod(shape_of(node)), widths.get(name_of(node), FLOAT_BITS))]
+        return [(prod(shape_of(node)), int(widths.get(name_of(node), FLOAT_BITS)))]  # of values, whole
     if node.target in ATTENTION:
         q, k = node.args[:2]
         assert isinstance(q, fx.Node)

@@ -59,7 +59,7 @@ class Pass(ABC):
         """The plugins that the pass makes by name, `PassContext.create`, with their options."""
         return ()
 
-    def widths(self, model: Model) -> Mapping[str, int]:
+    def widths(self, model: Model) -> Mapping[str, float]:
         """Bits that the pass will give to values and weights, by structural name, without reading a weight.
 
         `llmconv plan` runs the structural passes and asks the others; what has no width counts as float32.

@@ -80,7 +80,7 @@ class PassContext:
     samples: Sequence[Sequence[int]] = ()
     sink: WeightSink | None = None
     steps: Steps | None = None
-    widths: Callable[[], Mapping[str, int]] = dict
+    widths: Callable[[], Mapping[str, float]] = dict
     hashed: Callable[[], Mapping[str, str]] = dict
     hashes: dict[str, str] = field(default_factory=dict)
     create: Callable[[Kind, str, Mapping[str, Any]], Any] = _create

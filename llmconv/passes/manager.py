@@ -111,13 +111,13 @@ class PassManager:
         """How many passes come before the first that changes numbers."""
         return next((i for i, p in enumerate(self.passes) if not p.structural), len(self.passes))
 
-    def widths(self, model: Model, *, done: int = 0) -> dict[str, int]:
+    def widths(self, model: Model, *, done: int = 0) -> dict[str, float]:
         """The bits that the passes, but for the first `done`, will give to values and weights, by structural name.
 
         Raises:
             PassError: a pass failed.
         """
-        widths: dict[str, int] = {}
+        widths: dict[str, float] = {}
         for i, p in enumerate(self.passes[done:], start=done):
             with _named(p, [q.name for q in self.passes[:i]]):
                 widths |= p.widths(model)

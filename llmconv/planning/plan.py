@@ -169,11 +169,11 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
     registry = registry or Registry.load()
     chipset = registry.chipset(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
-    checked = check(recipe, registry)
+    checked = check(recipe, registry, weights=False)
     return make(checked, *lay_out(checked), Device(backend, chipset, jobs, registry.lowerings))
 
 
-def make(checked: Checked, model: Model, widths: Mapping[str, int], device: Device) -> Plan:
+def make(checked: Checked, model: Model, widths: Mapping[str, float], device: Device) -> Plan:
     """The plan of a recipe whose graphs are laid out.
 
     Args:
@@ -212,7 +212,7 @@ def _kept_bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in work_of(folder).rglob("*") if f.is_file())
 
 
-def preflight(checked: Checked, model: Model, widths: Mapping[str, int], device: Device) -> None:
+def preflight(checked: Checked, model: Model, widths: Mapping[str, float], device: Device) -> None:
     """Check the plan of laid-out graphs before the work starts; arguments as of `make`.
 
     Raises:

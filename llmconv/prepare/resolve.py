@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from llmconv.passes.base import Pass
 from llmconv.passes.manager import PassManager
 from llmconv.plugins.registry import Kind, Registry
 from llmconv.quantization.calibration import CALIBRATION
-from llmconv.recipe.located import located
+from llmconv.recipe.hub import Wanted
+from llmconv.recipe.located import located, pinned
 from llmconv.recipe.recipe import CalibrationSection, Recipe
+from llmconv.sources.licence import licence_files
 from llmconv.sources.model_config import ModelConfig
 from llmconv.sources.source import Source
 from llmconv.tokenizer.tokenizer import Tokenizer
@@ -63,20 +65,34 @@ class Checked:
         return self.recipe.calibration if any(p.needs_calibration for p in self.passes) else None
 
 
-def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Checked:
+def files_of(registry: Registry, *, weights: bool) -> Wanted:
+    """Which of a repository's files the first source that reads it needs, and those that tell its licence."""
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        sources = (entry.plugin for _, entry in sorted(registry.of_kind("source").items()))
+        found = next((f for s in sources if (f := s.wanted(names, weights=weights))), ())  # type: ignore[attr-defined]
+        return [*found, *licence_files(names)] if found else []
+
+    return wanted
+
+
+def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False, weights: bool = True) -> Checked:
     """Make the recipe's source and passes, without reading a weight.
 
     Args:
-        calibrated: whether encodings are at hand already, so that no calibration text is needed.
+        calibrated: whether encodings are at hand already, so that no calibration text is needed; nothing is then
+            downloaded either.
+        weights: whether they will be read, so that a checkpoint on the hub is downloaded with them.
 
     Raises:
         LlmconvError: what is wrong, where, and what to do.
     """
     recipe.require(registry)
-    checkpoint = located(recipe.model.checkpoint)
+    checkpoint = located(recipe.model.checkpoint, None if calibrated else files_of(registry, weights=weights))
     name = recipe.model.source or registry.source_for(checkpoint)
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": name})})
     source = registry.source(name, recipe.model.source_options(checkpoint))
+    found = {"source": name, "checkpoint": pinned(recipe.model.checkpoint, checkpoint)}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=found)})
     names = [entry.name for entry in recipe.passes]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise RecipeError(f"passes: '{twice[0]}' stands twice; options go by its name, so remove one")

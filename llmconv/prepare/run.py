@@ -24,7 +24,7 @@ def prepare(
     *,
     verify: bool,
     announce: Callable[[str], None] = lambda _name: None,
-    laid_out: Callable[[Model, dict[str, int]], None] = lambda _model, _widths: None,
+    laid_out: Callable[[Model, dict[str, float]], None] = lambda _model, _widths: None,
     sink: WeightSink | None = None,
     steps: Steps | None = None,
     observers: Observers | None = None,

@@ -31,7 +31,7 @@ def trace_graphs(checked: Checked, weights: WeightStore) -> Model:
     return Model(graphs, weights, checked.config)
 
 
-def lay_out(checked: Checked) -> tuple[Model, dict[str, int]]:
+def lay_out(checked: Checked) -> tuple[Model, dict[str, float]]:
     """The recipe's graphs after the structural passes, from the checkpoint's configuration alone.
 
     Returns:

@@ -141,6 +141,12 @@ class Recipe(_Section):
     plugins: list[Path] = Field(default_factory=list)
     _text: str | None = PrivateAttr(default=None)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the values are the same, however they are written."""
+        return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # sections hold lists
+
     @property
     def text(self) -> str | None:
         """TOML, as it was read, behind what was changed beside it; None of a recipe that was made of values."""

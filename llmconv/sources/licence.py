@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _FILE = re.compile(r"(licen[cs]e|use[-_ ]?policy|notice|copying)", re.IGNORECASE)  # how their names begin
 _ENTRY = re.compile(r"^(license|license_name|license_link):[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+README = "README.md"
 _HEAD = 1 << 16  # bytes of a README in which its front matter ends
 
 
@@ -26,11 +28,16 @@ class Licence:
     files: tuple[Path, ...] = ()
 
 
+def licence_files(names: Sequence[str]) -> list[str]:
+    """Of a folder's files, those that say something of the licence."""
+    return [name for name in names if _FILE.match(name) or name == README]
+
+
 def licence_of(checkpoint: Path) -> Licence:
     """Read what LICENSE*, USE_POLICY*, NOTICE* and README.md in a checkpoint's folder, or beside its file, say."""
     checkpoint = checkpoint if checkpoint.is_dir() else checkpoint.parent
     files = tuple(sorted(f for f in checkpoint.iterdir() if f.is_file() and _FILE.match(f.name)))
-    entries = _front_matter(checkpoint / "README.md")
+    entries = _front_matter(checkpoint / README)
     name = entries.get("license_name") or entries.get("license")
     return Licence(name, entries.get("license_link"), files)
 

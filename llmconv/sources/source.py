@@ -45,6 +45,15 @@ class Source(Framed, ABC):
         """Whether this source is for what lies there, where a recipe names none; by default never."""
         return False
 
+    @classmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """Of the names of a repository's files, those that this source reads; none where no checkpoint is among them.
+
+        Args:
+            weights: whether the weights are wanted as well, or only what tells the sizes and how to talk.
+        """
+        return ()
+
     @abstractmethod
     def config(self) -> ModelConfig:
         """The model's sizes, from the folder's configuration alone.
@@ -65,6 +74,10 @@ class Source(Framed, ABC):
     @abstractmethod
     def weights(self) -> WeightStore:
         """The weights, by the names of the module's parameters; every one is checked to be there, in its shape."""
+
+    def stored(self) -> Mapping[str, int]:
+        """How many tensors of the checkpoint are stored as what, e.g. "BF16"; nothing where the source cannot tell."""
+        return {}
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -92,6 +93,11 @@ class GGUFStore:
     def names(self) -> list[str]:
         """Of all tensors."""
         return list(self._entries)
+
+    @property
+    def types(self) -> Counter[str]:
+        """How many tensors are stored as what."""
+        return Counter(str(entry.kind.name) for entry in self._entries.values())
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ class SafetensorsStore:
     def names(self) -> list[str]:
         """Of all tensors."""
         return list(self._entries)
+
+    @property
+    def types(self) -> Counter[str]:
+        """How many tensors are stored as what."""
+        return Counter(entry.dtype for entry in self._entries.values())
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -116,3 +118,13 @@ def write(name: str, folder: Path) -> nn.Module:
     model = make(name)
     model.save_pretrained(folder)  # type: ignore[operator]
     return model
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of as many ids as the models have: one for each character of plain text, one for all others."""
+    named = ["<pad>", "<s>", "</s>", "<unk>"]
+    letters = "\n" + "".join(map(chr, range(32, 127)))
+    vocabulary = {text: i for i, text in enumerate([*named, *letters][:VOCABULARY])}
+    tokenizer = Tokenizer(BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.add_special_tokens(named)
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from llmconv import Wish, choose
+from llmconv.choosing import Draft
+
 RECIPES = Path(__file__).parents[2] / "recipes"
-SMALL = 1.3e9  # parameters of a model that transformers can hold in float32 beside the conversion, on 16 GB
 
 LLAMA_32 = {
     "rope_type": "llama3",
@@ -24,9 +28,8 @@ class Popular:
     """One model.
 
     Attributes:
-        title: as its publisher writes it; also the folder that the recipe expects.
+        title: as its publisher writes it.
         config: the config.json that it is published with, as far as sizes and switches go.
-        parts: that the phone can hold.
     """
 
     title: str
@@ -34,8 +37,6 @@ class Popular:
     licence: str
     parameters: float
     config: dict[str, Any]
-    parts: int
-    context: int = 4096
     phone: str = "Galaxy S23 Ultra"
 
 
@@ -100,91 +101,49 @@ LLAMA_LICENCE, GEMMA_LICENCE = "the Llama 3.2 Community License", "the Gemma Ter
 
 POPULAR: dict[str, Popular] = {
     "llama3_2_1b": Popular(
-        "Llama-3.2-1B-Instruct", "meta-llama", LLAMA_LICENCE, 1.24e9, _llama(2048, 8192, 16, 32, 8, 128256), 3
+        "Llama-3.2-1B-Instruct", "meta-llama", LLAMA_LICENCE, 1.24e9, _llama(2048, 8192, 16, 32, 8, 128256)
     ),
     "llama3_2_3b": Popular(
-        "Llama-3.2-3B-Instruct", "meta-llama", LLAMA_LICENCE, 3.21e9, _llama(3072, 8192, 28, 24, 8, 128256), 5
+        "Llama-3.2-3B-Instruct", "meta-llama", LLAMA_LICENCE, 3.21e9, _llama(3072, 8192, 28, 24, 8, 128256)
     ),
-    "qwen2_5_1_5b": Popular("Qwen2.5-1.5B-Instruct", "Qwen", "Apache-2.0", 1.54e9, QWEN25_15B, 3),
-    "qwen3_0_6b": Popular("Qwen3-0.6B", "Qwen", "Apache-2.0", 0.6e9, _qwen3(1024, 3072, 28, 16, 8, 151936), 1),
-    "qwen3_1_7b": Popular("Qwen3-1.7B", "Qwen", "Apache-2.0", 1.72e9, _qwen3(2048, 6144, 28, 16, 8, 151936), 4),
-    "qwen3_4b": Popular("Qwen3-4B", "Qwen", "Apache-2.0", 4.02e9, _qwen3(2560, 9728, 36, 32, 8, 151936), 5),
-    "phi3_5_mini": Popular(
-        "Phi-3.5-mini-instruct", "microsoft", "MIT", 3.82e9, _phi3(3072, 8192, 32, 32, 32, 32064), 6
-    ),
+    "qwen2_5_1_5b": Popular("Qwen2.5-1.5B-Instruct", "Qwen", "Apache-2.0", 1.54e9, QWEN25_15B),
+    "qwen3_0_6b": Popular("Qwen3-0.6B", "Qwen", "Apache-2.0", 0.6e9, _qwen3(1024, 3072, 28, 16, 8, 151936)),
+    "qwen3_1_7b": Popular("Qwen3-1.7B", "Qwen", "Apache-2.0", 1.72e9, _qwen3(2048, 6144, 28, 16, 8, 151936)),
+    "qwen3_4b": Popular("Qwen3-4B", "Qwen", "Apache-2.0", 4.02e9, _qwen3(2560, 9728, 36, 32, 8, 151936)),
+    "phi3_5_mini": Popular("Phi-3.5-mini-instruct", "microsoft", "MIT", 3.82e9, _phi3(3072, 8192, 32, 32, 32, 32064)),
     "phi4_mini": Popular(
         *("Phi-4-mini-instruct", "microsoft", "MIT", 3.84e9),
         _phi3(3072, 8192, 32, 24, 8, 200064, partial_rotary_factor=0.75, tie_word_embeddings=True, full_attn_mod=1),
-        5,
         phone="Galaxy S25 Ultra",  # lm_head alone takes the S23's memory longer than a part may
     ),
-    "gemma3_1b": Popular("gemma-3-1b-it", "google", GEMMA_LICENCE, 1.0e9, GEMMA_3_1B, 2, context=512),
-    "smollm2_1_7b": Popular("SmolLM2-1.7B-Instruct", "HuggingFaceTB", "Apache-2.0", 1.71e9, SMOLLM2_17B, 3),
-    "granite3_3_2b": Popular("granite-3.3-2b-instruct", "ibm-granite", "Apache-2.0", 2.53e9, GRANITE_33_2B, 3),
-    "mistral_7b": Popular("Mistral-7B-Instruct-v0.3", "mistralai", "Apache-2.0", 7.25e9, MISTRAL_7B, 8),
+    "gemma3_1b": Popular("gemma-3-1b-it", "google", GEMMA_LICENCE, 1.0e9, GEMMA_3_1B),
+    "smollm2_1_7b": Popular("SmolLM2-1.7B-Instruct", "HuggingFaceTB", "Apache-2.0", 1.71e9, SMOLLM2_17B),
+    "granite3_3_2b": Popular("granite-3.3-2b-instruct", "ibm-granite", "Apache-2.0", 2.53e9, GRANITE_33_2B),
+    "mistral_7b": Popular("Mistral-7B-Instruct-v0.3", "mistralai", "Apache-2.0", 7.25e9, MISTRAL_7B),
 }
 
-TEMPLATE = """\
-# {title}: prompt 128 of {context}, token 1 of {context}, {parts}, weights of 4 bits in blocks of 32.
-#
-# The checkpoint is the folder of that name on Hugging Face ({publisher}), under {licence}; or pass --checkpoint FOLDER.
-#
-# The calibration text decides the ranges of all values; one that resembles what the model will read is better.{note}
 
-[model]
-checkpoint = "{title}"
-
-[target]
-name = "{phone}"
-
-[graphs.prompt]
-ar = 128
-context = {context}
-
-[graphs.token]
-ar = 1
-context = {context}
-{passes}
-[[passes]]
-name = "split_model"
-parts = {count}
-
-[[passes]]
-name = "w4a16"
-quantizer = "gptq"
-block = 32
-
-[calibration]
-text = "calibration/mixed.txt"
-samples = 32
-tokens = 512
-
-[backend]
-name = "qnn"
-
-[verify]
-passes = {verify}
-"""
-PASSES = ("rotate", "balance_cache", "kv_cache_io", "split_heads", "decompose", "linear_to_conv")
-WINDOW = "\n# Its layers with a window see 512 positions, up to which alone the graphs compute what the model does."
+def write_checkpoint(popular: Popular, folder: Path) -> Path:
+    """The small files that a recipe is chosen by, in a folder of the model's name."""
+    checkpoint = folder / popular.title
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text(json.dumps(popular.config))
+    return checkpoint
 
 
-def recipe(popular: Popular) -> str:
-    """The text of a model's recipe."""
-    return TEMPLATE.format(
-        title=popular.title,
-        publisher=popular.publisher,
-        licence=popular.licence,
-        context=popular.context,
-        phone=popular.phone,
-        parts="1 part" if popular.parts == 1 else f"{popular.parts} parts",
-        count=popular.parts,
-        note=WINDOW if popular.context < 4096 else "",
-        passes="".join(f'\n[[passes]]\nname = "{name}"\n' for name in PASSES),
-        verify=str(popular.parameters < SMALL).lower(),
-    )
+def finished(draft: Draft, popular: Popular) -> str:
+    """A recipe that was chosen, with the model's name on the hub in the place of the folder."""
+    why = f"downloaded, under {popular.licence}; or pass --checkpoint FOLDER"
+    return str(draft.changed("model.checkpoint", f"hub:{popular.publisher}/{popular.title}", why))
+
+
+def wish(name: str, popular: Popular, checkpoint: Path) -> Wish:
+    """What its recipe is chosen for."""
+    return Wish(str(checkpoint), popular.phone, name=name)
 
 
 if __name__ == "__main__":
     for name, popular in POPULAR.items():
-        (RECIPES / f"{name}.toml").write_text(recipe(popular), encoding="utf-8")
+        with TemporaryDirectory() as folder:
+            chosen = choose(wish(name, popular, write_checkpoint(popular, Path(folder))))
+        (RECIPES / f"{name}.toml").write_text(finished(chosen.draft, popular), encoding="utf-8")

@@ -8,12 +8,12 @@ import pytest
 
 from llmconv import Recipe, RecipeError
 from llmconv.recipe import shipped
-from llmconv.recipe.located import in_package, located
+from llmconv.recipe.located import elsewhere, located
 
 
 def test_a_path_is_itself(tmp_path: Path) -> None:
     assert located(tmp_path) == tmp_path
-    assert not in_package(tmp_path)
+    assert not elsewhere(tmp_path)
 
 
 def test_a_file_of_an_installed_package() -> None:

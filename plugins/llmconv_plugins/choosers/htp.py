@@ -1,4 +1,4 @@
-"""Recipes for a Snapdragon's NPU: prompt and token graph, the passes in their usual order, as many bits as are needed."""
+"""Recipes for a Snapdragon's NPU: two graphs, the passes in their usual order, and bits as the model bears them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 from llmconv.choosing import Chooser, Draft, Facts, Line, Section
 from llmconv_plugins.backends.qnn_backend import QnnBackend
-from llmconv_plugins.passes import W4A16, Rotate, SplitModel
-from llmconv_plugins.quantizers import GPTQ
+from llmconv_plugins.passes.rotate import Rotate
+from llmconv_plugins.passes.split_model import SplitModel
+from llmconv_plugins.passes.w4a16 import W4A16
+from llmconv_plugins.quantizers.gptq import GPTQ
 
 PROMPT = 128  # tokens that a prompt graph reads at once: few runs, and buffers that stay small
 BLOCK = 32  # columns; 16 more bits a row would not help what is truncated, docs/quantization.md
@@ -91,7 +93,7 @@ def _calibration(facts: Facts) -> Section:
     return Section(
         "calibration",
         (
-            Line("text", TEXT, "prose, code and conversations; half of the samples in the chat template, if there is one"),
+            Line("text", TEXT, "prose, code, conversations; the last in the chat template, where there is one"),
             Line("samples", SAMPLES),
             Line("tokens", min(TOKENS, facts.context)),
         ),

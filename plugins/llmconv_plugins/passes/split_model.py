@@ -114,7 +114,7 @@ def _input(part: fx.GraphModule, kind: str) -> fx.Node:
     raise PassError(f"the graph has no input of kind {kind}; put kv_cache_io before split_model")
 
 
-def _layer_bytes(part: fx.GraphModule, boundaries: list[fx.Node], widths: Mapping[str, int]) -> list[int]:
+def _layer_bytes(part: fx.GraphModule, boundaries: list[fx.Node], widths: Mapping[str, float]) -> list[int]:
     """Bytes of the weights that each layer uses; the embedding counts to the first, lm_head to the last."""
     owner = part_of(part, [name_of(b) for b in boundaries])
     totals = [0] * (len(boundaries) + 1)

@@ -123,12 +123,12 @@ class W4A16(Pass):
     def _options_of(self, quantizer: str) -> dict[str, Any]:
         return self.options if quantizer == self.quantizer else {}
 
-    def widths(self, model: Model) -> Mapping[str, int]:
+    def widths(self, model: Model) -> Mapping[str, float]:
         """Those of all weights, and of the values that enter and leave parts."""
         cache = _cache_names(model)
         ports = {name_of(n) for part in _parts(model) for n in (inputs_of(part) | outputs_of(part)).values()}
         values = {name: self.kv_bits if name in cache else 16 for name in ports}
-        return values | {name: encoding.bits for name, encoding in self._weights(model, self._rules(model)).items()}
+        return values | {name: encoding.width for name, encoding in self._weights(model, self._rules(model)).items()}
 
     def run(self, model: Model, context: PassContext) -> bool:
         """Insert the requantize nodes, calibrate, and choose every encoding."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 from llmconv import CheckpointError
 from llmconv.sources import Family, ModelConfig, Source
 from llmconv.tokenizer import Tokenizer
-from llmconv.weights import Derived, WeightStore
+from llmconv.weights import Derived, GGUFStore, SafetensorsStore, WeightStore
 from llmconv_plugins.sources.adapter import CONFIG as ADAPTER_CONFIG
 from llmconv_plugins.sources.decoder import DecoderModule
 from llmconv_plugins.sources.families import FAMILIES
@@ -45,6 +45,14 @@ class DecoderSource(Source):
     def reads(cls, checkpoint: Path) -> bool:
         """Whether something of one of the layouts lies there."""
         return _layout(checkpoint) is not None
+
+    @classmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """Of Hugging Face's layout, else of Meta's, else of the one GGUF file."""
+        for layout in (HuggingFace, Meta, GGUF):
+            if found := layout.wanted(names, weights=weights):
+                return found
+        return ()
 
     @cached_property
     def _layout(self) -> Layout:
@@ -107,6 +115,11 @@ class DecoderSource(Source):
                     f"{self._layout.file.name} asks for {asked}"
                 )
         return store
+
+    def stored(self) -> Mapping[str, int]:
+        """As the headers of safetensors and GGUF files have it."""
+        opened = self._layout.open()
+        return opened.types if isinstance(opened, SafetensorsStore | GGUFStore) else {}
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import isclose
 from pathlib import Path
@@ -42,6 +42,19 @@ class GGUF(HuggingFace):
         super().__init__(checkpoint, families, adapters)
         self.file = checkpoint if checkpoint.is_file() else _only(checkpoint)
         self.folder = self.file.parent
+
+    @classmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """The one file, or the one split set; it holds all that there is to know.
+
+        Raises:
+            CheckpointError: there are several.
+        """
+        found = [name for name in names if name.lower().endswith(SUFFIX)]
+        first = [name for name in found if shard_number(Path(name)) == 1]
+        if len(first) > 1:
+            raise CheckpointError(f"{len(first)} GGUF checkpoints; name one, ORG/NAME/FILE: {', '.join(first)}")
+        return found
 
     @cached_property
     def _store(self) -> GGUFStore:

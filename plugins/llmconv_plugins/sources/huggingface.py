@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
 from io import StringIO
@@ -19,13 +19,14 @@ from torch import nn
 from llmconv import CheckpointError, Sampling
 from llmconv.sources import Family, Keys
 from llmconv.weights import Checkpoint, DerivedCheckpoint, Expression, PickleStore, SafetensorsStore
-from llmconv_plugins.sources.adapter import CONFIG as ADAPTER_CONFIG
+from llmconv_plugins.sources.adapter import CONFIG as ADAPTER
 from llmconv_plugins.sources.adapter import adapted, base_of, beside
 from llmconv_plugins.sources.formats import KEYS as QUANTIZATION
 from llmconv_plugins.sources.formats import format_of
-from llmconv_plugins.sources.layout import Description, Layout
+from llmconv_plugins.sources.layout import TALK, TOKENIZERS, Description, Layout
 from llmconv_plugins.sources.outside import OUTSIDE
 
+KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))  # stem and suffix of files that hold weights
 GENERATION = "generation_config.json"
 _SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.\w+")
 logger = logging.getLogger(__name__)
@@ -36,13 +37,26 @@ class HuggingFace(Layout):
 
     config_name = "config.json"
 
+    @classmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """config.json, what says how to talk, and the first kind of weights: whole, else in shards with their index."""
+        if cls.config_name not in names and ADAPTER not in names:
+            return ()
+        found = [name for name in (cls.config_name, ADAPTER, *TOKENIZERS, *TALK) if name in names]
+        for stem, suffix in KINDS if weights else ():
+            shards = re.compile(rf"{stem}(-\d+-of-\d+\.{suffix}|\.{suffix}\.index\.json)")
+            whole = [name for name in names if name == f"{stem}.{suffix}"]
+            if files := whole or [name for name in names if shards.fullmatch(name)]:
+                return [*found, *files]
+        return found
+
     def table(self, name: str) -> Keys:
         """A file of the checkpoint.
 
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        adapter = self.folder / ADAPTER_CONFIG
+        adapter = self.folder / ADAPTER
         if name == self.config_name and not self.file.is_file() and adapter.is_file():
             raise CheckpointError(
                 f"{self.folder}: an adapter alone, of {base_of(self.folder)}; give that model's folder as the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from llmconv.sources import Architecture, Family
 from llmconv.tokenizer import Tokenizer
 from llmconv.weights import Checkpoint, Expression
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 # Hugging Face's names of files that say how to talk with a model; none has to be there
 TALK = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -53,6 +54,11 @@ class Layout(ABC):
         self.families = families
         self.adapters = adapters
         self.file = folder / self.config_name
+
+    @classmethod
+    @abstractmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """As of `Source.wanted`."""
 
     @abstractmethod
     def describe(self) -> Description:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from llmconv import CheckpointError, Sampling
 from llmconv.sources import Keys
 from llmconv.weights import Checkpoint, Expression, Halved, Joined, PickleStore, Stored, StoreUnion
 from llmconv_plugins.sources.families.llama import Llama
-from llmconv_plugins.sources.layout import Description, Layout
+from llmconv_plugins.sources.layout import TALK, TOKENIZERS, Description, Layout
 
 POSITIONS = 4096  # of Llama 2; params.json seldom says
 BOS, EOS = 1, 2  # of every SentencePiece tokenizer that Meta published for Llama
@@ -44,6 +46,14 @@ class Meta(Layout):
     """Keys of params.json that are not known here are errors that name them: they may change what is computed."""
 
     config_name = "params.json"
+
+    @classmethod
+    def wanted(cls, names: Sequence[str], *, weights: bool) -> Sequence[str]:
+        """params.json, the tokenizer, and a file of each rank."""
+        if cls.config_name not in names:
+            return ()
+        ranks = [name for name in names if re.fullmatch(r"consolidated\.\d+\.pth", name)] if weights else []
+        return [name for name in (cls.config_name, *TOKENIZERS, *TALK, *ranks) if name in names]
 
     @cached_property
     def _json(self) -> Keys:
