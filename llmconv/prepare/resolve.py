@@ -76,9 +76,6 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False) -> Ch
     name = recipe.model.source or registry.source_for(checkpoint)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": name})})
     source = registry.source(name, {"checkpoint": checkpoint, **recipe.model.options})
-    names = [entry.name for entry in recipe.passes]
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise RecipeError(f"passes: '{twice[0]}' stands twice; options go by its name, so remove one")
     passes = [registry.create("pass", entry.name, entry.options) for entry in recipe.passes]
     PassManager(passes)
     used = [registry.create(*use) for p in passes for use in p.uses()]

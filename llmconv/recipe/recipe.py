@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
@@ -117,6 +117,14 @@ class Recipe(_Section):
     chat: ChatSection = Field(default_factory=ChatSection)
     verify: VerifySection = Field(default_factory=VerifySection)
     output: OutputSection = Field(default_factory=OutputSection)
+
+    @field_validator("passes")
+    @classmethod
+    def _once_each(cls, passes: list[PassEntry]) -> list[PassEntry]:
+        names = [entry.name for entry in passes]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise ValueError(f"'{twice[0]}' stands twice; options go by its name, so remove one")
+        return passes
 
     @property
     def folder(self) -> Path:
