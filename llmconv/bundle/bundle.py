@@ -47,7 +47,10 @@ class Bundle:
         except (OSError, ValueError, TypeError) as error:
             raise BundleError(f"{folder / MANIFEST}: damaged ({error}); convert again") from error
         if self.manifest.get("format") != FORMAT:
-            raise BundleError(f"{folder}: bundle format {self.manifest.get('format')}; this version reads {FORMAT}")
+            raise BundleError(
+                f"{folder}: bundle format {self.manifest.get('format')}; this version reads {FORMAT}; convert again, "
+                "or use the llmconv that made it"
+            )
 
     @cached_property
     def config(self) -> ModelConfig:

@@ -18,8 +18,8 @@ from llmconv.errors import PassError
 from llmconv.graph.model import IO, IO_META, NAME, name_of, op_name, output_node, value_of
 
 
-def graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A module around a graph, with what of `root` the graph refers to.
+def graph_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
+    """A module around a graph, with what the graph refers to: of `root`, or by name in it.
 
     The module's Python code is generated when something calls it or reads the code, which the interpreter never does:
     for tens of thousands of nodes it takes seconds.
@@ -47,15 +47,38 @@ def drop_dead(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-# What was inferred for each graph and its copies, whose values belong to one fake mode.
-_VALUES: WeakKeyDictionary[fx.Graph, dict[Any, torch.Tensor]] = WeakKeyDictionary()
+class _Values:
+    """What was inferred for a graph and its copies, whose values belong to one fake mode."""
+
+    def __init__(self) -> None:
+        self.made: dict[Any, Any] = {}  # by op and forms of arguments
+        self.forms: dict[Any, int] = {}  # by shape, stride and dtype; a number is quicker to compare
+        self.seen: dict[int, tuple[torch.Tensor, int]] = {}  # by identity, which is a value's as long as it is held
+
+    def form(self, value: torch.Tensor) -> int:
+        """The number of all values of this shape, stride and dtype."""
+        found = self.seen.get(id(value))
+        if found is None:
+            form = self.forms.setdefault(_form(value), len(self.forms))
+            found = self.seen[id(value)] = value, form
+        return found[1]
+
+
+_VALUES: WeakKeyDictionary[fx.Graph, _Values] = WeakKeyDictionary()
 
 
 def copy_of(graph: fx.Graph) -> fx.Graph:
     """An empty graph for copies of a graph's nodes."""
     copy = fx.Graph()
-    _VALUES[copy] = _VALUES.setdefault(graph, {})
+    _VALUES[copy] = _values_of(graph)
     return copy
+
+
+def _values_of(graph: fx.Graph) -> _Values:
+    found = _VALUES.get(graph)
+    if found is None:
+        found = _VALUES[graph] = _Values()
+    return found
 
 
 def insert(
@@ -78,12 +101,12 @@ def insert(
 
 def inferred(node: fx.Node) -> Any:
     """What a node's op gives for the values of its arguments; like nodes of a graph share it."""
-    values = _VALUES.setdefault(node.graph, {})
-    key = (node.target, _signature(node.args), _signature(node.kwargs))
-    if key not in values:
+    values = _values_of(node.graph)
+    key = (node.target, _signature(node.args, values.form), _signature(node.kwargs, values.form))
+    if key not in values.made:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        values[key] = node.target(*args, **kwargs)  # type: ignore[operator]
-    return values[key]
+        values.made[key] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return values.made[key]
 
 
 def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
@@ -193,16 +216,20 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache, ta
     node.graph.erase_node(node)
 
 
-def _signature(argument: Any) -> Any:
+def _form(value: torch.Tensor) -> Any:
+    return value.shape, value.stride(), value.dtype
+
+
+def _signature(argument: Any, form: Callable[[torch.Tensor], Any] = _form) -> Any:
     """What the result of an op can depend on, of one argument, hashable."""
     if isinstance(argument, fx.Node):
-        return _signature(argument.meta["val"])
+        return _signature(argument.meta["val"], form)
     if isinstance(argument, torch.Tensor):
-        return argument.shape, argument.stride(), argument.dtype
+        return form(argument)
     if isinstance(argument, list | tuple):
-        return tuple(_signature(x) for x in argument)
+        return tuple([_signature(x, form) for x in argument])
     if isinstance(argument, Mapping):
-        return tuple((key, _signature(x)) for key, x in argument.items())
+        return tuple([(key, _signature(x, form)) for key, x in argument.items()])
     return type(argument), argument  # 1 == 1.0 == True, yet they give different dtypes
 
 

@@ -19,6 +19,7 @@ from llmconv.errors import PassError
 from llmconv.graph import ops
 from llmconv.graph.edit import copy_part, finish, graph_module, set_outputs
 from llmconv.graph.model import IO, IO_META, NAME, ROLE, ROTARIES, Graph, Kind, aten, op_name, output_node
+from llmconv.graph.repeated_layers import export_by_layer
 from llmconv.work.collector import collector_paused
 
 KEPT = 8  # traces: those of a recipe's graphs, and of the source at the lengths that verification and proof read
@@ -82,17 +83,21 @@ def _trace(module: nn.Module, ar: int) -> fx.GraphModule:
     hooks = [found[name].register_forward_hook(_marks(roles)) for name, roles in ROTARIES.items() if name in found]
     try:
         with torch.no_grad(), _no_stack_traces(), _use_lazy_graph_module(True):
-            exported = torch.export.export(module, (ids, positions), strict=False)
-            gm = exported.module(check_guards=False)
+            gm = export_by_layer(module, (ids, positions), _export)
     finally:
         for hook in hooks:
             hook.remove()
-    if not isinstance(gm, fx.GraphModule):
-        raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
     if (names := [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]) != ["input_ids", "position_ids"]:
         raise PassError(f"{type(module).__name__}.forward takes {names} instead of input_ids and position_ids")
     gm = graph_module(gm, gm.graph)
     _normalize(gm)
+    return gm
+
+
+def _export(module: nn.Module, args: tuple[Tensor | None, ...]) -> fx.GraphModule:
+    gm = torch.export.export(module, args, strict=False).module(check_guards=False)
+    if not isinstance(gm, fx.GraphModule):
+        raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
     return gm
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from llmconv.errors import PassError
-from llmconv.graph.edit import TraceCache, finish, splice
-from llmconv.graph.model import MADE_BY, NAME, Graph, Model, name_of
+from llmconv.graph.edit import TraceCache, splice
+from llmconv.graph.model import NAME, Graph, Model, name_of
 from llmconv.passes.context import PassContext
 from llmconv.plugins.frame import plugin_code
 from llmconv.plugins.registry import Kind
@@ -91,19 +91,9 @@ class GraphPass(Pass):
         """Rewrite one part in place; say truthfully whether anything changed."""
 
     def run(self, model: Model, context: PassContext) -> bool:
-        """Rewrite every part of every graph, then drop dead nodes, check the graph, and stamp what is new."""
-        changed = [self._rewrite(part, graph) for graph in model.graphs.values() for part in graph.parts]
+        """Rewrite every part of every graph."""
+        changed = [said(self.rewrite(part, graph)) for graph in model.graphs.values() for part in graph.parts]
         return any(changed)
-
-    def _rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
-        before = set(part.graph.nodes)
-        changed = said(self.rewrite(part, graph))
-        if changed:
-            finish(part)
-        for node in part.graph.nodes:
-            if node not in before:
-                node.meta[MADE_BY] = self.name
-        return changed
 
 
 @dataclass(frozen=True)

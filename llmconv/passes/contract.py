@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,13 +34,13 @@ class Snapshot:
     @classmethod
     def of(cls, model: Model) -> Snapshot:
         """Take one; it holds references and copies nothing."""
-        graphs = {name: [_entries(part) for part in graph.parts] for name, graph in model.graphs.items()}
+        forms: dict[int, Any] = {}
+        graphs = {name: [_entries(part, forms) for part in graph.parts] for name, graph in model.graphs.items()}
         tables = (table for graph in model.graphs.values() for table in graph.rope.values())
         return cls(graphs, [model.weights, model.encodings, *tables])
 
-    def difference(self, model: Model) -> str | None:
+    def difference(self, now: Snapshot) -> str | None:
         """Where the model differs now, or None where it does not."""
-        now = Snapshot.of(model)
         for name in {**self.graphs, **now.graphs}:
             before, after = _flat(self.graphs.get(name, [])), _flat(now.graphs.get(name, []))
             if before != after:
@@ -54,34 +54,48 @@ class Snapshot:
         return None
 
 
-def enforce(before: Snapshot, model: Model, name: str) -> None:
+def enforce(before: Snapshot, now: Snapshot, model: Model, name: str) -> Snapshot:
     """Finish what the pass `name` changed: drop dead nodes, stamp new ones, and check each graph.
+
+    Returns:
+        The model as it is then.
 
     Raises:
         PassError: what does not hold, and at which node.
     """
+    finished = {}
     for graph in model.graphs.values():
-        old = before.graphs.get(graph.name, [])
-        known = {entry[0]: entry for entry in _flat(old)}
-        entries = [_entries(part) for part in graph.parts]
+        old, entries = before.graphs.get(graph.name, []), now.graphs[graph.name]
         if entries == old:
             continue
         for part in graph.parts:
             _check_outputs(part, graph)
             finish(part)
         _check_kept(old, graph)
-        fresh = [e[0] for e in _flat([_entries(part) for part in graph.parts]) if known.get(e[0]) != e]
+        finished[graph.name] = entries = _of_those_alive(entries, graph.parts)
+        known = {entry[0]: entry for entry in _flat(old)}
+        fresh = [e[0] for e in _flat(entries) if known.get(e[0]) != e]
         _stamp(fresh, known, name)
         for node in dict.fromkeys([*fresh, *(user for n in fresh for user in n.users)]):
             _check_node(node, graph, model)
         _check_names(graph, known)
+    return replace(now, graphs={**now.graphs, **finished})
 
 
-def _entries(part: fx.GraphModule) -> list[Entry]:
-    return [
-        (n, n.target, n.args, n.kwargs, n.meta.get(NAME), n.meta.get(IO_META), _form(n.meta.get("val")))
-        for n in part.graph.nodes
-    ]
+def _entries(part: fx.GraphModule, forms: dict[int, Any]) -> list[Entry]:
+    """The entries of a part's nodes; `forms` of values by identity, many of which nodes share."""
+    entries = []
+    for n in part.graph.nodes:
+        value = n.meta.get("val")
+        if (form := forms.get(id(value))) is None:
+            form = forms[id(value)] = _form(value)
+        entries.append((n, n.target, n.args, n.kwargs, n.meta.get(NAME), n.meta.get(IO_META), form))
+    return entries
+
+
+def _of_those_alive(entries: list[list[Entry]], parts: list[fx.GraphModule]) -> list[list[Entry]]:
+    alive = [set(part.graph.nodes) for part in parts]
+    return [[e for e in of_part if e[0] in nodes] for of_part, nodes in zip(entries, alive, strict=True)]
 
 
 def _flat(parts: list[list[Entry]]) -> list[Entry]:

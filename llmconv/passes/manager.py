@@ -96,11 +96,13 @@ class PassManager:
                 differ from the source by more than the passes so far declare.
         """
         context, reports = context or PassContext(), []
+        before = Snapshot.of(model)
         for i, p in enumerate(self.passes[done:stop], start=done):
             self.announce(p.name)
             given = replace(context, widths=partial(self.widths, model, done=i + 1))
             with self.observers.of_pass(p.name, model):
-                reports.append(self._run_one(i, model, given))
+                report, before = self._run_one(i, model, given, before)
+            reports.append(report)
         for graph in model.graphs.values():
             for part in graph.parts:
                 part.recompile()
@@ -123,27 +125,29 @@ class PassManager:
                 widths |= p.widths(model)
         return widths
 
-    def _run_one(self, i: int, model: Model, context: PassContext) -> PassReport:
+    def _run_one(self, i: int, model: Model, context: PassContext, before: Snapshot) -> tuple[PassReport, Snapshot]:
+        """Run a pass on a model that is as in `before`; what it did, and the model as it is then."""
         p, counts = self.passes[i], {g.name: _count(g) for g in model.graphs.values()}
         bound = sum(q.tolerance or 0.0 for q in self.passes[: i + 1])
         with _named(p, [q.name for q in self.passes[:i]]):
             with collector_paused() if p.structural else nullcontext():
-                before = Snapshot.of(model)
                 if self.verifier is not None and (p.needs_calibration or not p.structural):
                     self.verifier.forget()  # calibration holds weights of its own
                     give_back_memory()
                 start = time.perf_counter()
                 says = said(p.run(model, context))
                 seconds = time.perf_counter() - start
-                where = before.difference(model)
+                now = Snapshot.of(model)
+                where = before.difference(now)
                 if where is not None and not says:
                     raise PassError(f"says that it changed nothing ({says}), but changed {where}; return True")
-                enforce(before, model, p.name)
+                now = enforce(before, now, model, p.name)
             errors, noise = self._errors(model, bound), self._noise(model, p.floor)
             if self.verifier is not None:
                 give_back_memory()  # what reading weights has taken
         nodes = {g.name: (counts.get(g.name, 0), _count(g)) for g in model.graphs.values()}
-        return PassReport(p.name, seconds, where is not None, nodes, errors, bound, noise, peak_memory())
+        report = PassReport(p.name, seconds, where is not None, nodes, errors, bound, noise, peak_memory())
+        return report, now
 
     def _errors(self, model: Model, bound: float) -> dict[str, float]:
         """How far each graph is from the source, in float."""

@@ -93,9 +93,6 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False, weigh
     source = registry.source(name, recipe.model.source_options(checkpoint))
     found = {"source": name, "checkpoint": pinned(recipe.model.checkpoint, checkpoint)}
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=found)})
-    names = [entry.name for entry in recipe.passes]
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise RecipeError(f"passes: '{twice[0]}' stands twice; options go by its name, so remove one")
     passes = [registry.create("pass", entry.name, entry.options) for entry in recipe.passes]
     PassManager(passes)
     used = [registry.create(*use) for p in passes for use in p.uses()]

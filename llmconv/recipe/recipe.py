@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
@@ -165,6 +174,14 @@ class Recipe(_Section):
                     f"plugins: {file} would run with all your rights; pass --allow-local-plugins if you trust it, "
                     "or install it as a plugin"
                 )
+
+    @field_validator("passes")
+    @classmethod
+    def _once_each(cls, passes: list[PassEntry]) -> list[PassEntry]:
+        names = [entry.name for entry in passes]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise ValueError(f"'{twice[0]}' stands twice; options go by its name, so remove one")
+        return passes
 
     @property
     def folder(self) -> Path:

@@ -1,13 +1,17 @@
 """decompose: attention and silu as primitive ops, norms whole."""
 
+from dataclasses import replace
+
 import pytest
-from tiny_models import AR, CONTEXT, FP32_ROUNDING, HEAD_DIM, HEADS, KV_HEADS, LAYERS, llama, named, nodes, tried
+import torch
+from tiny_models import AR, CONTEXT, FP32_ROUNDING, HEAD_DIM, HEADS, KV_HEADS, LAYERS, SIZES, llama, named, nodes, tried
 
 from llmconv import PassError, RecipeError, Registry
 from llmconv.graph import MADE_BY, NAME, aten, name_of, shape_of
 from llmconv.testing import try_pass
 from llmconv_plugins import passes
 from llmconv_plugins.passes import Decompose, KVCacheIO, SplitHeads
+from llmconv_plugins.sources.decoder import DecoderModule
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -47,6 +51,14 @@ def test_scores_are_scaled_after_the_matmul_and_masked_after_that() -> None:
         assert (scores.target, shape_of(scores)) == (aten.matmul.default, (1, 1, AR, CONTEXT))
         (out,) = softmax.users
         assert (out.target, out.args[0]) == (aten.matmul.default, softmax)
+
+
+def test_scores_are_scaled_as_the_family_has_it() -> None:
+    with torch.device("meta"):
+        module = DecoderModule(replace(SIZES, attention_scale=0.3))
+    model = try_pass(Decompose(), module, after=[KVCacheIO()]).model
+    for softmax in nodes(model.graphs["prompt"], aten.softmax.int):
+        assert softmax.args[0].args[0].args[1] == 0.3
 
 
 def test_keys_that_are_cached_transposed_are_not_turned_around_twice() -> None:

@@ -147,6 +147,11 @@ def test_wrong_override_names_the_file() -> None:
         pytest.param(("ar = 1", 'ar = "one"'), "graphs.token.ar: ", id="wrong type"),
         pytest.param(("[graphs.token]", "[graphs.Token]"), "graphs.Token: ", id="graph name"),
         pytest.param(('[target]\nname = "SM8550"', "[target.name]"), "target.name: ", id="section for a value"),
+        pytest.param(
+            ("[backend]", 2 * '[[passes]]\nname = "decompose"\n' + "[backend]"),
+            "passes: 'decompose' stands twice; options go by its name, so remove one",
+            id="a pass twice",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(write: Write, change: tuple[str, str], expected: str) -> None:

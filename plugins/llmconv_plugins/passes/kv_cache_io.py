@@ -138,7 +138,7 @@ def _rope_roles(part: fx.GraphModule) -> dict[Kind, fx.Node]:
 def _rope_tables(part: fx.GraphModule, context: int) -> dict[Kind, torch.Tensor]:
     """Each rotary's cos and sin at every position, (context, R / 2) each, from the graph's own nodes.
 
-    Evaluated one graph run at a time, since the graph is traced at `ar` positions.
+    The graph is traced at `ar` positions: as many runs of it as cover the context are evaluated as one.
     """
     rotary = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -150,10 +150,9 @@ def _rope_tables(part: fx.GraphModule, context: int) -> dict[Kind, torch.Tensor]
     rotary.output([mapping[n] for n in wanted.values()])
     module = fx.GraphModule({}, rotary)
     ar = shape_of(inputs_of(part)["position_ids"])[1]
-    runs = []
-    for start in range(0, context, ar):
-        runs.append(module(torch.arange(start, start + ar, dtype=torch.int32)[None]))
-    return {role: torch.cat([run[i][0, 0] for run in runs])[:context] for i, role in enumerate(wanted)}
+    runs = -(-context // ar)
+    tables = torch.vmap(module)(torch.arange(runs * ar, dtype=torch.int32).view(runs, 1, ar))  # (runs, 1, 1, ar, R / 2)
+    return {role: table.flatten(0, 3)[:context] for role, table in zip(wanted, tables, strict=True)}
 
 
 def _rope_inputs(part: fx.GraphModule, names: Contract, kinds: Iterable[Kind]) -> None:
