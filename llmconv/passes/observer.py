@@ -50,6 +50,6 @@ class Observers:
             one = call.__self__  # type: ignore[attr-defined]
             with plugin_code(one, f"observer {type(one).__name__}"):
                 call(name, model)
-            if where := before.difference(model):
+            if where := before.difference(Snapshot.of(model)):
                 wrong = RuntimeError(f"changed {where}")
                 raise PluginError(f"observer {type(one).__name__} may look, but {blame(one, wrong)}")

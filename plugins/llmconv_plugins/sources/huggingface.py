@@ -182,7 +182,7 @@ class HuggingFace(Layout):
         ]
 
     def reference(self) -> nn.Module | str:
-        """The same checkpoint in transformers, float32, if it knows the model type; with what peft makes of adapters."""
+        """The same checkpoint in transformers, float32, if it knows the model type; with adapters as peft has them."""
         if format_of(self._json) is not None:
             return "transformers reads quantized checkpoints through libraries of their own"
         return in_transformers(self.folder, self.adapters)
