@@ -15,7 +15,7 @@ import llmconv
 from llmconv import LoweringError, PluginError, Recipe, Registry, hookimpl
 from llmconv.backends import Backend, BuildJob, BuildResult
 from llmconv.graph import aten
-from llmconv_plugins import chipsets, lowerings, passes, quantizers, runtimes, sources
+from llmconv_plugins import chipsets, executors, lowerings, passes, quantizers, runtimes, sources
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fused_onnx"
 SHORT = ("graphs.prompt.ar=8", "graphs.prompt.context=32", "graphs.token.context=32", "calibration.tokens=32")
@@ -38,7 +38,7 @@ def bundle(example: ModuleType, small_recipe: Path, tmp_path_factory: pytest.Tem
     text = (small_recipe.parent / "tiny_llama" / "heldout.txt").read_text()
     (folder / "text.txt").write_text(text[:150])
     changes = ["backend.name=fused_onnx", f"output.folder='{folder / 'out'}'", f"verify.text='{folder / 'text.txt'}'"]
-    registry = Registry.of(chipsets, passes, quantizers, sources, lowerings, runtimes, example)
+    registry = Registry.of(chipsets, executors, passes, quantizers, sources, lowerings, runtimes, example)
     return llmconv.apply(Recipe.load(small_recipe, [*SHORT, *changes]), registry=registry)
 
 
@@ -101,7 +101,7 @@ def test_op_without_a_lowering_is_found_before_calibration(
     act: object, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passes.W4A16, "run", None)
-    registry = Registry.of(chipsets, passes, quantizers, sources, WithoutSoftmax(), LeastPlugin())
+    registry = Registry.of(chipsets, executors, passes, quantizers, sources, WithoutSoftmax(), LeastPlugin())
     changes = [*SHORT, "backend.name=least", "verify.passes=false", f"output.folder='{tmp_path / 'out'}'"]
     with pytest.raises(LoweringError) as caught:
         act(Recipe.load(small_recipe, changes), registry=registry)  # type: ignore[operator]
@@ -116,7 +116,7 @@ def test_backend_that_builds_nothing_is_named(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Least, "build", lambda _self, _job: None)
-    registry = Registry.of(chipsets, passes, quantizers, sources, lowerings, LeastPlugin())
+    registry = Registry.of(chipsets, executors, passes, quantizers, sources, lowerings, LeastPlugin())
     changes = [*SHORT, "backend.name=least", "verify.passes=false", f"output.folder='{tmp_path / 'out'}'"]
     with pytest.raises(PluginError, match=r"Least\.build gave NoneType, not BuildResult \(test_example_backend"):
         llmconv.apply(Recipe.load(small_recipe, changes), registry=registry)
@@ -126,7 +126,7 @@ def test_backend_that_does_not_lower_needs_no_lowerings(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Least, "lowers", False)
-    registry = Registry.of(chipsets, passes, quantizers, sources, WithoutSoftmax(), LeastPlugin())
+    registry = Registry.of(chipsets, executors, passes, quantizers, sources, WithoutSoftmax(), LeastPlugin())
     changes = [*SHORT, "backend.name=least", f"output.folder='{tmp_path / 'out'}'"]
     assert llmconv.plan(Recipe.load(small_recipe, changes), registry=registry).limits == []
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from llmconv.errors import PassError
 from llmconv.graph.edit import copy_node, copy_of, finish, graph_module, nodes_between, set_outputs
-from llmconv.graph.model import IO, IO_META, MADE_BY, NAME, Graph, inputs_of, io_of, name_of, output_node, outputs_of
+from llmconv.graph.model import IO, IO_META, NAME, Graph, inputs_of, io_of, name_of, output_node, outputs_of
 
 
 def part_of(part: fx.GraphModule, cuts: Sequence[str]) -> dict[fx.Node, int]:
@@ -28,12 +28,11 @@ def part_of(part: fx.GraphModule, cuts: Sequence[str]) -> dict[fx.Node, int]:
     return owner
 
 
-def split_graph(graph: Graph, cuts: Sequence[str], made_by: str) -> None:
+def split_graph(graph: Graph, cuts: Sequence[str]) -> None:
     """Replace a graph's one part by one more than there are cuts; output and input `hidden_state_<i>` join them.
 
     Args:
         cuts: structural names of values, in order, each the only one before it that anything after it depends on.
-        made_by: the pass that splits.
 
     Raises:
         PassError: the graph has no such value, or parts already.
@@ -53,7 +52,7 @@ def split_graph(graph: Graph, cuts: Sequence[str], made_by: str) -> None:
         if i < len(cuts):
             results = {f"hidden_state_{i + 1}": named[cuts[i]], **results}
             meanings = {f"hidden_state_{i + 1}": IO("hidden"), **meanings}
-        parts.append(_copied(whole, results, meanings, named[cuts[i - 1]] if i else None, f"hidden_state_{i}", made_by))
+        parts.append(_copied(whole, results, meanings, named[cuts[i - 1]] if i else None, f"hidden_state_{i}"))
     graph.parts = parts
 
 
@@ -63,7 +62,6 @@ def _copied(
     io: dict[str, IO],
     source: fx.Node | None,
     name: str,
-    made_by: str,
 ) -> fx.GraphModule:
     """The nodes that `results` need, back to the inputs or to `source`, which becomes the input `name`."""
     graph = copy_of(whole.graph)
@@ -71,7 +69,6 @@ def _copied(
     if source is not None:
         copies[source] = graph.placeholder(name)
         copies[source].meta = {NAME: name_of(source), IO_META: IO("hidden"), "val": source.meta["val"]}
-        copies[source].meta[MADE_BY] = made_by
     for node in sorted(_needed(results, source) - copies.keys()):
         copies[node] = copy_node(graph, node, copies)
     made = {name: copies[node] for name, node in results.items()}

@@ -120,7 +120,7 @@ def _stamp(fresh: list[fx.Node], known: dict[fx.Node, Entry], name: str) -> None
     moved = {(entry[1], entry[4]) for entry in known.values()}
     for node in fresh:
         if node not in known and (node.target, node.meta.get(NAME)) not in moved:
-            node.meta.setdefault(MADE_BY, name)
+            node.meta[MADE_BY] = name
 
 
 def _check_outputs(part: fx.GraphModule, graph: Graph) -> None:

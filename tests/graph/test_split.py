@@ -7,7 +7,7 @@ import torch
 from tiny_graphs import VOCABULARY, WIDTH, tiny_causal
 
 from llmconv import PassError
-from llmconv.graph import IO, MADE_BY, Graph, inputs_of, io_of, name_of, outputs_of, part_of, split_graph, trace
+from llmconv.graph import IO, Graph, inputs_of, io_of, name_of, outputs_of, part_of, split_graph, trace
 
 
 def traced() -> Graph:
@@ -16,25 +16,21 @@ def traced() -> Graph:
 
 def test_parts_are_joined_by_hidden_states_and_hold_every_op_once() -> None:
     graph, whole = traced(), traced().parts[0]
-    split_graph(graph, ["embed"], "cutter")
+    split_graph(graph, ["embed"])
     first, second = graph.parts
     assert list(outputs_of(first)) == ["hidden_state_1"]
     assert list(outputs_of(second)) == ["logits"]
     assert set(inputs_of(first)) == {"input_ids"}
     assert set(inputs_of(second)) == {"hidden_state_1", "position_ids"}
     joint = inputs_of(second)["hidden_state_1"]
-    assert (name_of(joint), joint.meta[MADE_BY], io_of(second)[0]["hidden_state_1"]) == (
-        "embed",
-        "cutter",
-        IO("hidden"),
-    )
+    assert (name_of(joint), io_of(second)[0]["hidden_state_1"]) == ("embed", IO("hidden"))
     computed = [name_of(n) for part in graph.parts for n in part.graph.nodes if n.op == "call_function"]
     assert computed == [name_of(n) for n in whole.graph.nodes if n.op == "call_function"]
 
 
 def test_parts_one_after_another_compute_what_the_whole_does() -> None:
     generator, graph, whole = torch.Generator().manual_seed(0), traced(), traced()
-    split_graph(graph, ["embed"], "cutter")
+    split_graph(graph, ["embed"])
     ids = torch.randint(VOCABULARY, (1, 4), generator=generator, dtype=torch.int32)
     positions = torch.arange(4, dtype=torch.int32)[None]
     weights: dict[str, torch.Tensor] = {}
@@ -66,11 +62,11 @@ def test_nodes_without_the_ids_have_no_part_of_their_own() -> None:
 
 def test_value_that_is_not_there() -> None:
     with pytest.raises(PassError, match="graph 'prompt' has no value 'nowhere'"):
-        split_graph(traced(), ["nowhere"], "cutter")
+        split_graph(traced(), ["nowhere"])
 
 
 def test_split_twice() -> None:
     graph = traced()
-    split_graph(graph, ["embed"], "cutter")
+    split_graph(graph, ["embed"])
     with pytest.raises(PassError, match="graph 'prompt' is split already"):
-        split_graph(graph, ["embed"], "cutter")
+        split_graph(graph, ["embed"])

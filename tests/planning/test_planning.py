@@ -20,7 +20,7 @@ from llmconv.planning.advice import advised
 from llmconv.planning.resplit import ar_that_fits, part_count_that_fits, resplit
 from llmconv.target import find
 from llmconv.work import machine
-from llmconv_plugins import backends, chipsets, lowerings, passes, quantizers, sources
+from llmconv_plugins import backends, chipsets, executors, lowerings, passes, quantizers, sources
 from llmconv_plugins.chipsets import CHIPSETS
 from llmconv_plugins.qnn.limits import domain_bytes, graph_bytes, seconds_a_token
 from llmconv_plugins.qnn.limits import htp_limits as limits
@@ -252,7 +252,7 @@ class ReaderPlugin:
 
 
 def test_pass_that_reads_weights_cannot_be_planned_but_applied(small_recipe: Path, tmp_path: Path) -> None:
-    registry = Registry.of(passes, quantizers, sources, backends, lowerings, chipsets, ReaderPlugin())
+    registry = Registry.of(passes, quantizers, sources, backends, lowerings, chipsets, executors, ReaderPlugin())
     values = Recipe.load(small_recipe, [f"output.folder='{tmp_path / 'out'}'", "backend.name=onnx"]).to_dict()
     values["passes"].insert(0, {"name": "reader"})
     recipe = Recipe.from_dict(values)

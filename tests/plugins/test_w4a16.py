@@ -313,7 +313,12 @@ def test_lm_head_is_rounded_to_nearest_unless_a_line_says_otherwise() -> None:
 def test_options_go_to_the_quantizer_that_they_stand_beside() -> None:
     lines = {"*.q_proj.weight": Line(quantizer="clipped"), "*.k_proj.weight": Line(quantizer="gptq"), "*": Line(bits=4)}
     uses = W4A16(quantizer="gptq", options={"damping": 0.1}, weights=lines).uses()
-    assert uses == [("quantizer", "gptq", {"damping": 0.1}), ("quantizer", "nearest", {}), ("quantizer", "clipped", {})]
+    assert uses == [
+        ("quantizer", "gptq", {"damping": 0.1}),
+        ("quantizer", "nearest", {}),
+        ("quantizer", "keep", {}),
+        ("quantizer", "clipped", {}),
+    ]
 
 
 def test_quantizers_are_made_by_the_context() -> None:
@@ -327,7 +332,7 @@ def test_quantizers_are_made_by_the_context() -> None:
     PassManager([*STRUCTURAL, W4A16(quantizer="mine", options={"a": 1})]).run(
         model, PassContext(samples(), create=create)
     )
-    assert asked == [("quantizer", "mine", {"a": 1}), ("quantizer", "nearest", {})]
+    assert asked == [("quantizer", "mine", {"a": 1}), ("quantizer", "nearest", {}), ("quantizer", "keep", {})]
     assert model.encodings.quantized == {}  # whatever writes them rounds to nearest by itself
 
 

@@ -63,7 +63,7 @@ class SplitModel(Pass):
         boundaries = _layer_boundaries(first.parts[0])
         cuts = self._choose(context, first.parts[0], boundaries)
         for graph in model.graphs.values() if cuts else ():
-            split_graph(graph, cuts, self.name)
+            split_graph(graph, cuts)
         return bool(cuts)
 
     def _check(self, layers: int) -> None:
