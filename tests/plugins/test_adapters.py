@@ -173,7 +173,7 @@ PEFT = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # the oracle's: what peft says of transformers, and of shards where there are none
+@pytest.mark.filterwarnings("ignore")  # the oracle's: what peft says of transformers, and of shards
 @pytest.mark.parametrize("kind", PEFT)
 def test_equal_to_merge_and_unload(tmp_path: Path, kind: str) -> None:
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
