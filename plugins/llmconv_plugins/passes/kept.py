@@ -27,7 +27,7 @@ def with_kept(
         chosen: weights whose quantizer a line of the recipe names, which is what they get.
         check: whether the target computes a weight in blocks of so many columns; raises PassError.
     """
-    found, lost = dict(rules), Counter[str]()
+    found, lost = dict(rules), dict[str, str]()
     for name, rule in rules.items():
         if rule.quantizer != KEEP and name in chosen:
             continue
@@ -38,15 +38,14 @@ def with_kept(
             why = block or "the checkpoint has none of it"
             raise PassError(f"weight '{name}' cannot keep its integers: {why}; name another quantizer for it")
         elif block:
-            lost[block] += 1
+            lost[name] = block
     if lost:
-        kept = sum(rule.quantizer == KEEP for rule in found.values())
+        stored = len(lost) + sum(rule.quantizer == KEEP for rule in found.values())
         logger.warning(
-            "the checkpoint's integers of %d of %d weights are not kept but quantized again, which loses what was "
-            "trained into them: %s",
-            sum(lost.values()),
-            sum(lost.values()) + kept,
-            "; ".join(f"{why} ({count})" for why, count in lost.most_common()),
+            "the checkpoint's integers of %s are not kept but quantized again, which loses what was trained into "
+            "them: %s",
+            next(iter(lost)) if stored == 1 else f"{len(lost)} of {stored} weights",
+            "; ".join(f"{why} ({count})" for why, count in Counter(lost.values()).most_common()),
         )
     return found
 
