@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -127,7 +128,7 @@ def runtimes_agree(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
         at_once = len(names) if subject.elements <= SIDE_BY_SIDE else 1
         for some in (names[i : i + at_once] for i in range(0, len(names), at_once)):
             subject.progress("prove", f"{', '.join(some)} on {other}")
-            found = _at_once(partial(_on_both, subject, first, other), some)
+            found = _at_once(subject, first, other, some)
             for name, (comparison, tensors) in zip(some, found, strict=True):
                 precision["runtimes"].append({"graph": name, "first": first, "second": other, "tensors": tensors})
                 ar = subject.bundle.graphs[name].ar
@@ -137,37 +138,38 @@ def runtimes_agree(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
 Apart = tuple[Comparison, dict[str, float | None]]  # two runtimes in all, and tensor by tensor in dB
 
 
-def _at_once(compare: Callable[[threading.Event, str], Apart], names: Sequence[str]) -> list[Apart]:
-    """Graphs compared side by side; the first that fails stops the others."""
+def _at_once(subject: Subject, first: str, other: str, names: Sequence[str]) -> list[Apart]:
+    """Graphs on two runtimes, side by side; one that fails, and Ctrl-C, ends the others."""
     stop = threading.Event()
-    if len(names) == 1:
-        return [compare(stop, names[0])]
-    with ThreadPoolExecutor(len(names)) as pool:
+    with ExitStack() as opened, ThreadPoolExecutor(len(names)) as pool:
         try:
-            return list(pool.map(partial(compare, stop), names))
-        except BaseException:  # also Ctrl-C: what runs ends before the pool is left
+            return list(pool.map(partial(_on_both, subject, first, other, opened, stop), names))
+        except BaseException:
             stop.set()
+            opened.close()  # with what they run on: a simulator may take a minute for a run
             raise
 
 
-def _on_both(subject: Subject, first: str, other: str, stop: threading.Event, name: str) -> Apart:
-    """A graph on two runtimes, until all is read or `stop` is set."""
+def _on_both(subject: Subject, first: str, other: str, opened: ExitStack, stop: threading.Event, name: str) -> Apart:
+    """A graph on two runtimes, which `opened` takes; nothing is run once `stop` is set."""
     graph, comparison = subject.bundle.graphs[name], Comparison()
-    with subject.open(first, name) as (a,), subject.open(other, name) as (b,):
-        pair = PairedRunner(a, b, comparison)
-        decoder, runs = subject.decoder(pair), round(SIMULATED / (subject.elements * (1 + graph.ar / 32)))
-        if graph.ar > 1:
-            _read_held_out(decoder, subject.windows, min(GREEDY_POSITIONS, max(1, runs) * graph.ar), stop)
-        else:
-            _continue_greedily(decoder, subject.windows[0], runs, stop)
+    (a,), (b,) = (opened.enter_context(subject.open(runtime, name)) for runtime in (first, other))
+    if stop.is_set():
+        return comparison, {}
+    pair = PairedRunner(a, b, comparison)
+    decoder, runs = subject.decoder(pair), round(SIMULATED / (subject.elements * (1 + graph.ar / 32)))
+    if graph.ar > 1:
+        _read_held_out(decoder, subject.windows, min(GREEDY_POSITIONS, max(1, runs) * graph.ar))
+    else:
+        _continue_greedily(decoder, subject.windows[0], runs)
     return comparison, {tensor: noise.decibels for tensor, noise in pair.noise.items()}
 
 
-def _read_held_out(decoder: Decoder, windows: Sequence[Sequence[int]], positions: int, stop: threading.Event) -> None:
+def _read_held_out(decoder: Decoder, windows: Sequence[Sequence[int]], positions: int) -> None:
     """Whole runs of held-out text, without padding, until so many positions are read."""
     runner, read = decoder.runners[0], 0
     for window in windows:
-        if read >= positions or stop.is_set():
+        if read >= positions:
             return
         wanted = -(-(positions - read) // runner.ar) * runner.ar
         length = min(wanted, reach(runner, len(window)) // runner.ar * runner.ar)
@@ -176,13 +178,11 @@ def _read_held_out(decoder: Decoder, windows: Sequence[Sequence[int]], positions
         read += length
 
 
-def _continue_greedily(decoder: Decoder, window: Sequence[int], runs: int, stop: threading.Event) -> None:
+def _continue_greedily(decoder: Decoder, window: Sequence[int], runs: int) -> None:
     """A few held-out tokens, then what the first runtime writes, in so many runs."""
     prompt = min(GREEDY_PROMPT, max(LEAST_PROMPT, runs // 4))
     logits = decoder.read(window[:prompt])
     for _ in range(min(GREEDY_TOKENS, max(LEAST_TOKENS, runs + 1 - prompt)) - 1):
-        if stop.is_set():
-            return
         logits = decoder.read([int(logits[-1].argmax())])
 
 
