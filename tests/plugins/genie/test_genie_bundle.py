@@ -28,7 +28,7 @@ from llmconv_plugins.genie.library import faults, schemas
 
 ROPE = Rope.plain(10000.0, 64)
 MODEL = GenieModel(
-    context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, ropes=(ROPE,), sampling=Sampling(0.8, 40, 0.95)
+    contexts=(128,), vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, ropes=(ROPE,), sampling=Sampling(0.8, 40, 0.95)
 )
 
 
