@@ -95,6 +95,17 @@ def test_disk_is_what_the_bundle_takes(planned: Planned, tiny_bundle: Bundle) ->
     assert planned().disk_need == pytest.approx(taken, rel=0.35)  # small binaries hold more code than weights
 
 
+def test_what_a_context_adds_is_what_a_plan_without_it_lacks(planned: Planned) -> None:
+    one, two = (planned(f"graphs={{ar = [1, 32], context = {contexts}}}") for contexts in ([128], [128, 256]))
+    assert [(a.graph, a.ar, a.context) for a in two.additions[2:]] == [("prompt256", 32, 256), ("token256", 1, 256)]
+    assert sum(a.disk for a in two.additions[2:]) == pytest.approx(two.disk_need - one.disk_need, abs=8)  # rounding
+    assert sum(a.seconds for a in two.additions[2:]) == pytest.approx(
+        sum(s.seconds for s in two.stages) - sum(s.seconds for s in one.stages), rel=1e-6
+    )
+    assert two.weight_bytes == one.weight_bytes
+    assert planned("graphs={ar = [1], context = [128]}").additions == []
+
+
 def test_published_llama_has_its_known_sizes(published: Plan) -> None:
     assert [p.layers for p in published.parts] == [8, 8, 8, 8]
     assert 3.6e9 < published.weight_bytes < 3.8e9
