@@ -13,7 +13,7 @@ from torch import fx
 
 import llmconv
 from llmconv import Bundle, Plan, Recipe, Registry, ResourceError, hookimpl
-from llmconv.graph import Graph, Model
+from llmconv.graph import Graph, Model, bytes_a_token
 from llmconv.passes import GraphPass, PassContext
 from llmconv.planning import plan as planning
 from llmconv.planning.advice import advised
@@ -103,7 +103,9 @@ def test_what_a_context_adds_is_what_a_plan_without_it_lacks(planned: Planned) -
         sum(s.seconds for s in two.stages) - sum(s.seconds for s in one.stages), rel=1e-6
     )
     assert two.weight_bytes == one.weight_bytes
-    assert planned("graphs={ar = [1], context = [128]}").additions == []
+    alone = planned("graphs={ar = [1], context = [256]}")
+    assert alone.additions == []
+    assert [bytes_a_token(p) for p in two.parts] == [bytes_a_token(p) for p in alone.parts]  # of the longest context
 
 
 def test_published_llama_has_its_known_sizes(published: Plan) -> None:
