@@ -77,6 +77,17 @@ def small_onnx(small_recipe: Path, once: Once) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def small_contexts(small_recipe: Path, once: Once) -> Bundle:
+    """The small recipe up to ONNX with graphs of two contexts: ar 1 and 16, each of 64 and of 128; not proved."""
+
+    def make(folder: Path) -> None:
+        changes = ("graphs={ar = [1, 16], context = [64, 128]}", f"output.folder='{folder}'")
+        apply(Recipe.load(small_recipe, changes, backend="onnx"), verify=False)
+
+    return Bundle(once("small_contexts", make))
+
+
+@pytest.fixture(scope="session")
 def tiny_recipe() -> Path:
     """The recipe that comes with llmconv; what uses it is slow."""
     return RECIPES / "tiny_llama.toml"
@@ -93,6 +104,21 @@ def published_bundle(tiny_recipe: Path, once: Once) -> Bundle:
     """The tiny recipe in the published form, one layer a part; proved."""
     changes = (*PUBLISHED, "passes.split_model.parts=4")
     return Bundle(once("published_bundle", lambda folder: convert(tiny_recipe, folder, *changes)))
+
+
+@pytest.fixture(scope="session")
+def tiny_contexts(tiny_recipe: Path, once: Once) -> Bundle:
+    """The tiny model, told to know 1024 positions: ar 1 and 128, each of 512 and of 1024; not proved."""
+
+    def make(folder: Path) -> None:
+        recipe = shutil.copytree(tiny_recipe.parent / "tiny_llama", folder / "tiny_llama").parent / tiny_recipe.name
+        config = json.loads((folder / "tiny_llama" / "config.json").read_text())
+        (folder / "tiny_llama" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
+        shutil.copyfile(tiny_recipe, recipe)
+        graphs = "graphs={ar = [1, 128], context = [512, 1024]}"
+        convert(recipe, folder / "bundle", graphs, "passes.w4a16.quantizer='nearest'", verify=False)
+
+    return Bundle(once("tiny_contexts", make) / "bundle")
 
 
 def export(bundle: Bundle, folder: Path, *, twins: bool) -> None:
@@ -124,7 +150,13 @@ def genai_tiny(tiny_bundle: Bundle, once: Once) -> Bundle:
 
 
 FIRST = "test_real_model.py"  # one worker converts the real model while the other does all else
-SLOW = {"tiny_bundle", "published_bundle", "genai_tiny", "published"}  # a minute and more of compiling or laying out
+SLOW = {
+    "tiny_bundle",
+    "tiny_contexts",
+    "published_bundle",
+    "genai_tiny",
+    "published",
+}  # a minute and more of compiling or laying out
 
 
 def pytest_collection_finish() -> None:

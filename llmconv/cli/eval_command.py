@@ -42,6 +42,7 @@ def evaluate(
     if json is not None:
         _check_writable(json)
     with display.progress("importing torch") as step:
+        from llmconv.decoding.decoder import widest
         from llmconv.evaluation.evaluate import TOKENS, check_on, evaluate, windows_of
         from llmconv.evaluation.evaluator import FLOAT
         from llmconv.plugins.registry import Registry
@@ -54,7 +55,7 @@ def evaluate(
             checked, runtimes, context = subject, [], subject.config.positions
         else:
             checked, runtimes = subject.described, list(subject.backend.runtimes[:1])
-            context = max(subject.bundle.graphs.values(), key=lambda graph: graph.ar).context
+            context = widest(subject.bundle.graphs.values()).context
         names = [FLOAT, *runtimes] if on is None else _names(on, "--on")
         check_on(subject, names)
         step("read", "text")

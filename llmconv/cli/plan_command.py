@@ -13,6 +13,7 @@ from llmconv.quantities import duration, quantity, size
 
 if TYPE_CHECKING:
     from llmconv.backends.limit import Limit
+    from llmconv.planning.additions import Addition
     from llmconv.planning.plan import Plan
 
 _VERDICT = {"ok": "[green]ok[/]", "warning": "[yellow]over[/]", "error": "[red]TOO MUCH[/]"}
@@ -42,9 +43,11 @@ def plan(
 
 
 def show(made: Plan) -> None:
-    """Parts, stages, limits; figures with ≈ are estimates, the others follow from the graphs."""
+    """Parts, stages, graphs, limits; figures with ≈ are estimates, the others follow from the graphs."""
     display.show(_parts(made))
     display.show(_stages(made))
+    if additions := made.additions:
+        display.show(_additions(additions))
     if made.limits:
         display.show(_limits(made.limits, made.chipset.name))
     for limit in made.worst():
@@ -74,6 +77,14 @@ def _stages(made: Plan) -> Table:
         disk = f"≈ {size(stage.disk)}" if stage.disk else ""
         table.add_row(stage.name, f"≈ {duration(stage.seconds)}", f"≈ {size(stage.memory)}", disk)
     table.add_row("all", f"≈ {duration(made.seconds)}", f"≈ {size(made.memory_need)}", f"≈ {size(made.disk_need)}")
+    return table
+
+
+def _additions(found: list[Addition]) -> Table:
+    table = Table("graph", "ar", "context", "time", "peak memory", "disk", title="What each graph adds (estimates)")
+    for a in found:
+        need = (f"≈ {duration(a.seconds)}", f"≈ {size(a.memory)}", f"≈ {size(a.disk)}")
+        table.add_row(a.graph, str(a.ar), str(a.context), *need)
     return table
 
 

@@ -4,6 +4,7 @@ from .decoder import Decoder as Decoder
 from .decoder import Runner as Runner
 from .decoder import gives_all_rows as gives_all_rows
 from .decoder import reach as reach
+from .decoder import widest as widest
 from .dialog import DecoderDialog as DecoderDialog
 from .dialog import Dialog as Dialog
 from .generate import Sampler as Sampler

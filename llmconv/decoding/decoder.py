@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,22 @@ class Runner(Protocol):
         ...
 
 
+class _Sized(Protocol):
+    @property
+    def ar(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+
+_S = TypeVar("_S", bound=_Sized)
+
+
+def widest(graphs: Iterable[_S]) -> _S:
+    """The graph that reads most tokens at once, and of several such the one that sees most."""
+    return max(graphs, key=lambda graph: (graph.ar, graph.context))
+
+
 def takes_past(runner: Runner) -> bool:
     """Whether a graph sees tokens of earlier runs."""
     return any(t.io.kind == "past_key" for t in runner.inputs.values())
@@ -101,7 +117,8 @@ class Decoder:
     """Reads tokens through graphs that share one cache.
 
     Args:
-        runners: at least one graph; for each chunk the largest that fits is taken.
+        runners: at least one graph; for each chunk the largest that fits is taken, and of graphs that read as many the
+            one that sees least. Where that has no room left, the cache is laid out for one that sees more.
         rope: cos and sin by kind of input, each (context, channels that are turned / 2), where graphs take them.
 
     Raises:
@@ -109,7 +126,7 @@ class Decoder:
     """
 
     def __init__(self, runners: Sequence[Runner], rope: Mapping[str, Array] | None) -> None:
-        self.runners = sorted(runners, key=lambda r: -r.ar)
+        self.runners = sorted(runners, key=lambda r: (-r.ar, r.context))
         self.rope = rope or {}
         self.context = max(r.context for r in runners)
         self._cache = _slots(self.runners)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from llmconv.decoding.decoder import Array, Decoder, gives_all_rows
+from llmconv.decoding.decoder import Array, Decoder, gives_all_rows, widest
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.errors import BundleError, RecipeError
 from llmconv.evaluation.evaluator import FLOAT, Evaluator, Figure, figure
@@ -114,13 +114,14 @@ def _decoder(model: Subject | Checked, on: str, tokens: int) -> Iterator[Decoder
         return
     check_on(model, [on])
     assert isinstance(model, Subject)
-    name, spec = max(model.bundle.graphs.items(), key=lambda item: item[1].ar)
+    spec = widest(model.bundle.graphs.values())
     if spec.context < tokens:
         raise BundleError(f"{model.bundle.folder}: windows of {tokens} tokens, but a context of {spec.context}")
-    with model.open(on, name) as (runner,):
+    with model.open(on, spec.name) as (runner,):
         if not gives_all_rows(runner):
             raise BundleError(
-                f"{model.bundle.folder}: graph '{name}' gives the last row of its logits alone; it cannot be measured"
+                f"{model.bundle.folder}: graph '{spec.name}' gives the last row of its logits alone; it cannot be "
+                "measured"
             )
         yield model.decoder(runner)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from llmconv.backends.backend import Backend
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.weights import BundleStore
-from llmconv.decoding.decoder import Decoder, Runner
+from llmconv.decoding.decoder import Decoder, Runner, widest
 from llmconv.errors import CheckpointError, PluginError, RecipeError
 from llmconv.evaluation.agreement import Comparison
 from llmconv.graph.model import Model
@@ -156,7 +156,7 @@ class Subject:
         if windows := held_out(self.described):
             return windows
         begin = self.described.tokenizer.begin
-        room = min(g.context for g in self.bundle.graphs.values()) - len(begin)
+        room = widest(self.bundle.graphs.values()).context - len(begin)
         ids = spread_ids(self.described.config.vocabulary, range(8 * room))
         return [[*begin, *ids[i : i + room]] for i in range(0, len(ids), room)]
 

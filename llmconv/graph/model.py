@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,8 +84,16 @@ class Graph:
         return {kind: table.numpy() for kind, table in self.rope.items()}
 
     def label(self, part: int) -> str:
-        """The graph's name inside a binary and on disk; Genie orders parts by it. `part` counts from 0."""
-        return f"{self.name}_ar{self.ar}_cl{self.context}_{part + 1}_of_{len(self.parts)}"
+        """The graph's name inside a binary and on disk; Genie orders parts by it, GenieX reads its numbers.
+
+        GenieX takes letters alone before `ar`, so that what follows them in the graph's name is left out; `ar` and
+        `cl` tell a recipe's graphs apart.
+
+        Args:
+            part: counts from 0.
+        """
+        role = re.split(r"[^A-Za-z]", self.name, maxsplit=1)[0] or self.name
+        return f"{role}_ar{self.ar}_cl{self.context}_{part + 1}_of_{len(self.parts)}"
 
 
 @dataclass

@@ -214,5 +214,9 @@ def _scores(node: fx.Node, widths: Mapping[str, float]) -> list[tuple[int, int]]
 
 
 def bytes_a_token(part: PartSize) -> int:
-    """What writing a token reads of memory: every weight but embedding tables, and the keys and values, once."""
-    return part.weight_bytes - part.table_bytes + min(g.cache_bytes for g in part.graphs)
+    """What writing a token reads of memory: every weight but embedding tables, and the keys and values, once.
+
+    Keys and values are those of the longest context that the graphs which read least see.
+    """
+    least = min(g.ar for g in part.graphs)
+    return part.weight_bytes - part.table_bytes + max(g.cache_bytes for g in part.graphs if g.ar == least)

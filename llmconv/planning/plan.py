@@ -16,6 +16,7 @@ from llmconv.graph.model import Model
 from llmconv.graph.sizes import PartSize, part_sizes
 from llmconv.lowering.lower import LoweringTable
 from llmconv.lowering.missing import require_lowerings
+from llmconv.planning.additions import Addition, Stages, additions
 from llmconv.planning.advice import advised
 from llmconv.planning.resplit import part_count_that_fits
 from llmconv.planning.stage_estimates import core_stages
@@ -30,8 +31,6 @@ from llmconv.work import machine
 from llmconv.work.folder import work_of
 
 logger = logging.getLogger(__name__)
-
-Stages = Callable[[Sequence[PartSize]], list[Stage]]
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,11 @@ class Plan:
     def seconds(self) -> float:
         """Of the whole conversion, proof apart."""
         return sum(s.seconds / (self.at_once if s.parallel else 1) for s in self.stages)
+
+    @property
+    def additions(self) -> list[Addition]:
+        """Of each graph, whose weights are there without it; none where there is but one."""
+        return additions(self.parts, self.stages, self.stages_of)
 
     def worst(self) -> list[Limit]:
         """Of each of the target's bounds, the part that needs most."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import Message
+from llmconv.decoding.decoder import widest
 from llmconv.errors import ChatError, RecipeError
 from llmconv.prepare.resolve import Checked
 
@@ -130,7 +131,7 @@ def _in_turn(paragraphs: Iterable[str]) -> Iterator[Message]:
 
 
 def held_out(checked: Checked) -> list[list[int]]:
-    """Windows of the recipe's held-out text, as long as the shortest context allows; none without a text.
+    """Windows of the recipe's held-out text, as long as the graph that reads most at once allows; none without a text.
 
     Raises:
         RecipeError: as of `calibration_samples`.
@@ -138,6 +139,6 @@ def held_out(checked: Checked) -> list[list[int]]:
     text = checked.recipe.verify.text
     if text is None:
         return []
-    tokens = min(WINDOW, *(g.context for g in checked.recipe.graphs.values()))
+    tokens = min(WINDOW, widest(checked.recipe.graphs.values()).context)
     stream = [i for document in read_documents(text) for i in checked.tokenizer.encode_marked(document)]
     return spread(windows(stream, checked.tokenizer.begin, tokens, text), max(1, HELD_OUT // tokens))

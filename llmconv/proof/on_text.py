@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmconv.bundle.check import Check
-from llmconv.decoding.decoder import Decoder, gives_all_rows
+from llmconv.decoding.decoder import Decoder, gives_all_rows, widest
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.evaluation.perplexity import perplexity
 from llmconv.evaluation.subject import Subject
@@ -32,9 +32,9 @@ def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Ch
         yield Check(6, "perplexity", "not run: verify.text names no held-out text")
         return
     model, windows = subject.quantized, subject.windows
-    name, graph = max(model.graphs.items(), key=lambda item: item[1].ar)
+    graph = widest(model.graphs.values())
     if not gives_all_rows(TorchRunner(graph, model.weights)):
-        yield Check(6, "perplexity", f"not run: graph '{name}' gives the last row of its logits alone")
+        yield Check(6, "perplexity", f"not run: graph '{graph.name}' gives the last row of its logits alone")
         return
     if subject.checkpoint is not None:
         source, length = subject.checkpoint.source, len(windows[0])
@@ -51,7 +51,7 @@ def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Ch
         give_back_memory()
     runtime = subject.backend.runtimes[0]
     subject.progress("prove", f"perplexity on {runtime}")
-    with subject.open(runtime, name) as (opened,):
+    with subject.open(runtime, graph.name) as (opened,):
         figures["quantized"] = perplexity(subject.decoder(opened), windows)
     yield from _judged(figures, runtime, measured_now=subject.checkpoint is not None)
 

@@ -7,38 +7,33 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
-    StringConstraints,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from llmconv.errors import LlmconvError, RecipeError
 from llmconv.naming import nearest
 from llmconv.recipe import shipped
+from llmconv.recipe.graphs import GraphLists, GraphName, GraphSection, alike, by_name
 from llmconv.recipe.located import elsewhere, located
 from llmconv.recipe.overrides import override, substitute
 from llmconv.recipe.requires import require_installed
+from llmconv.recipe.section import Section
 
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
 
-GraphName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9]*$")]
 _PATHS = (("model", "checkpoint"), ("calibration", "text"), ("verify", "text"), ("output", "folder"))
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """Where the checkpoint lies, and which source reads it; by default the one that knows what lies there."""
 
     source: str | None = None
@@ -57,26 +52,13 @@ class ModelSection(_Section):
         return {"checkpoint": checkpoint, **({"adapters": merged} if merged else {}), **self.options}
 
 
-class TargetSection(_Section):
+class TargetSection(Section):
     """The chipset, or a device that carries it."""
 
     name: str
 
 
-class GraphSection(_Section):
-    """One graph: `ar` tokens in one run, `context` positions seen."""
-
-    ar: int = Field(ge=1)
-    context: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _holds(self) -> GraphSection:
-        if self.context < self.ar:
-            raise ValueError(f"context = {self.context} is below ar = {self.ar}; a graph sees at least what it reads")
-        return self
-
-
-class _Named(_Section):
+class _Named(Section):
     """A plugin by name; all other keys are its options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -97,7 +79,7 @@ class BackendSection(_Named):
     """The backend that builds the parts."""
 
 
-class CalibrationSection(_Section):
+class CalibrationSection(Section):
     """Text whose activations choose the ranges; documents are separated by a form feed on a line of its own."""
 
     text: Path
@@ -107,13 +89,13 @@ class CalibrationSection(_Section):
     chat: bool = True  # whether a model with a chat template sees half of the samples in it
 
 
-class ChatSection(_Section):
+class ChatSection(Section):
     """How a conversation becomes the text that the model was trained on."""
 
     template: str | None = None  # Jinja; by default the checkpoint's own
 
 
-class VerifySection(_Section):
+class VerifySection(Section):
     """How the conversion proves itself."""
 
     passes: bool = True
@@ -126,13 +108,13 @@ class ExecutorSection(_Named):
     name: str = "local"
 
 
-class OutputSection(_Section):
+class OutputSection(Section):
     """Where the bundle goes; `build/<recipe>` in the current folder by default."""
 
     folder: Path | None = None
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One conversion, from a checkpoint to a bundle."""
 
     name: str = "recipe"
@@ -174,6 +156,18 @@ class Recipe(_Section):
                     f"plugins: {file} would run with all your rights; pass --allow-local-plugins if you trust it, "
                     "or install it as a plugin"
                 )
+
+    @field_validator("graphs", mode="before", json_schema_input_type=GraphLists | dict[GraphName, GraphSection])
+    @classmethod
+    def _by_name(cls, graphs: Any) -> Any:
+        return by_name(graphs)
+
+    @field_validator("graphs")
+    @classmethod
+    def _differ(cls, graphs: dict[GraphName, GraphSection]) -> dict[GraphName, GraphSection]:
+        if found := alike(graphs):
+            raise ValueError(f"'{found[0]}' and '{found[1]}' read and see the same numbers of tokens; remove one")
+        return graphs
 
     @field_validator("passes")
     @classmethod

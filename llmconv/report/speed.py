@@ -57,7 +57,7 @@ def _estimate(bundle: Bundle) -> Table:
     rows = tuple((name, amount(count), _seconds(count, bandwidth)) for name, count in read if parts)
     note = (
         "Time = bytes read for a token ÷ bandwidth of the memory. Bytes: every weight but embedding tables, and the "
-        "keys and values that go in and out of the smallest graph, once. "
+        "keys and values that go in and out of the graph that reads least, of the longest context, once. "
     )
     if bandwidth is None:
         note += f"No bandwidth is at hand for {target['name']}, so no time is given."

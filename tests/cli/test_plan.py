@@ -44,6 +44,19 @@ def test_tables_of_parts_stages_and_limits(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_each_graph_adds(run: Run) -> None:
+    _, out, _ = run("--set", "graphs={ar = [1, 32], context = [128, 256]}")
+    _, _, table = out.partition("What each graph adds (estimates)")
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in table.splitlines() if line.startswith("│")]
+    assert rows[:4] == [
+        ["prompt128", "32", "128"],
+        ["token128", "1", "128"],
+        ["prompt256", "32", "256"],
+        ["token256", "1", "256"],
+    ]
+    assert "prompt_ar32_cl256_2_of_2" in out
+
+
 def test_options_change_the_plan(run: Run) -> None:
     _, out, _ = run("--backend", "onnx", "--set", "passes.split_model.parts=4", "--jobs", "1")
     assert "token_ar1_cl128_4_of_4" in out

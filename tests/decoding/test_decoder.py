@@ -218,6 +218,21 @@ def test_near_the_end_the_token_graph_goes_on() -> None:
     assert len(token.seen) == 2
 
 
+def test_of_graphs_that_read_as_many_the_one_that_sees_least_is_taken() -> None:
+    short, long = (FakeRunner("prompt", 2, 4), FakeRunner("token", 1, 4)), (FakeRunner("p", 2), FakeRunner("t", 1))
+    reader = decoder(*long, *short)
+    logits = reader.read([5, 6, 7, 8, 9])
+    assert [len(runner.seen) for runner in (*short, *long)] == [2, 0, 0, 1]
+    assert logits.tolist() == [[5, 0], [6, 1], [7, 2], [8, 3], [9, 4]]
+    assert long[1].seen[0]["key_in"].reshape(-1).tolist() == [15, 16, 17, 18, 0, 0, 0]
+    reader.reset()
+    for token in range(CONTEXT):
+        reader.read([token])
+    assert [len(runner.seen) for runner in (*short, *long)] == [2, 4, 0, 5]
+    with pytest.raises(ContextFullError, match="the context of 8 tokens is full"):
+        reader.read([1])
+
+
 def test_graph_without_past_reads_one_chunk_alone() -> None:
     whole = FakeRunner("whole", CONTEXT)
     assert not takes_past(whole)
@@ -266,15 +281,29 @@ def test_unknown_input_and_missing_logits_are_named() -> None:
         decoder(Silent("silent", 1)).read([1])
 
 
-@pytest.mark.parametrize("names", [("prompt",), ("token",), ("prompt", "token"), ("whole",)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("prompt",),
+        ("token",),
+        ("prompt", "token"),
+        ("whole",),
+        ("prompt4", "prompt"),
+        ("token4", "token"),
+        ("prompt4", "token4", "prompt", "token"),
+    ],
+)
 def test_real_graphs_agree_with_the_stateless_module(names: tuple[str, ...]) -> None:
     """Five tokens through graphs with a cache, in chunks, against the module that reads all at once."""
     module, tokens = tiny_causal(), [3, 1, 4, 1, 5]
-    weights, shapes = random_weights(module), {"prompt": (2, 8), "token": (1, 8), "whole": (8, 8)}
+    weights, shapes = (
+        random_weights(module),
+        {"prompt": (2, 8), "token": (1, 8), "whole": (8, 8), "prompt4": (2, 4), "token4": (1, 4)},
+    )
     model = Model({n: trace(module, *shapes[n], n) for n in names}, weights, None)
     PassManager([KVCacheIO()]).run(model)
     runners = [TorchRunner(g, weights) for g in model.graphs.values()]
-    tables = next(iter(model.graphs.values())).host_tables()
+    tables = max(model.graphs.values(), key=lambda graph: graph.context).host_tables()
     assert tables
     found = Decoder(runners, tables).read(tokens)
     expected = Decoder([TorchRunner(trace(module, 5, 5, "source"), weights)], None).read(tokens)

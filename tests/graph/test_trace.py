@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_graphs import VOCABULARY, TinyCausal, tiny_causal
@@ -43,6 +45,7 @@ def nodes(graph: Graph) -> dict[str, fx.Node]:
 def test_one_part_of_the_asked_size(graph: Graph) -> None:
     assert (graph.name, graph.ar, graph.context, len(graph.parts), graph.rope) == ("prompt", AR, CONTEXT, 1, {})
     assert graph.label(0) == "prompt_ar3_cl8_1_of_1"
+    assert replace(graph, name="prompt32of8").label(0) == "prompt_ar3_cl8_1_of_1"  # GenieX reads letters there
 
 
 def test_inputs_and_outputs(graph: Graph) -> None:

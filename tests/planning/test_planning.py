@@ -13,7 +13,7 @@ from torch import fx
 
 import llmconv
 from llmconv import Bundle, Plan, Recipe, Registry, ResourceError, hookimpl
-from llmconv.graph import Graph, Model
+from llmconv.graph import Graph, Model, bytes_a_token
 from llmconv.passes import GraphPass, PassContext
 from llmconv.planning import plan as planning
 from llmconv.planning.advice import advised
@@ -93,6 +93,19 @@ def _elements(shape: tuple[int, ...]) -> int:
 def test_disk_is_what_the_bundle_takes(planned: Planned, tiny_bundle: Bundle) -> None:
     taken = sum(f["bytes"] for name, f in tiny_bundle.manifest["files"].items() if name.startswith(("onnx", "qnn")))
     assert planned().disk_need == pytest.approx(taken, rel=0.35)  # small binaries hold more code than weights
+
+
+def test_what_a_context_adds_is_what_a_plan_without_it_lacks(planned: Planned) -> None:
+    one, two = (planned(f"graphs={{ar = [1, 32], context = {contexts}}}") for contexts in ([128], [128, 256]))
+    assert [(a.graph, a.ar, a.context) for a in two.additions[2:]] == [("prompt256", 32, 256), ("token256", 1, 256)]
+    assert sum(a.disk for a in two.additions[2:]) == pytest.approx(two.disk_need - one.disk_need, abs=8)  # rounding
+    assert sum(a.seconds for a in two.additions[2:]) == pytest.approx(
+        sum(s.seconds for s in two.stages) - sum(s.seconds for s in one.stages), rel=1e-6
+    )
+    assert two.weight_bytes == one.weight_bytes
+    alone = planned("graphs={ar = [1], context = [256]}")
+    assert alone.additions == []
+    assert [bytes_a_token(p) for p in two.parts] == [bytes_a_token(p) for p in alone.parts]  # of the longest context
 
 
 def test_published_llama_has_its_known_sizes(published: Plan) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import onnx
 
 from llmconv import Bundle, BundleError, Registry
 from llmconv.backends import Exporter, Progress, form_folder
-from llmconv.bundle import ONNX_FOLDER, BundleStore, Placed
+from llmconv.bundle import ONNX_FOLDER, BundleStore, GraphSpec, Placed
+from llmconv.decoding import widest
 from llmconv.files import link, write_json
-from llmconv.graph import Model, name_of
+from llmconv.graph import Graph, Model, name_of
 from llmconv.lowering import Lowering
 from llmconv.prepare import remake
 from llmconv_plugins.genai.compiled import SESSION, compile_stages, has_twins
@@ -22,6 +24,7 @@ from llmconv_plugins.genai.pipeline import after, before
 
 FOLDER = "genai"
 COMPILED = "qnn"  # folder in it
+G = TypeVar("G", Graph, GraphSpec)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # GenAI's own is made where a caller asks for one
 
 
@@ -50,18 +53,26 @@ def check(bundle: Bundle) -> None:
     Raises:
         BundleError: they cannot.
     """
-    graphs = sorted(bundle.graphs.values(), key=lambda g: g.ar)
+    graphs = _longest(bundle.graphs.values())
     token, prompt = graphs[0], graphs[-1]
     if token.ar != 1:
         raise BundleError(f"{bundle.folder}: GenAI needs a graph with ar = 1; the smallest is {token.ar}")
-    if token.context != prompt.context or prompt.context % prompt.ar:
+    first = widest(bundle.graphs.values())
+    if first.ar > prompt.ar or prompt.context % prompt.ar:
         raise BundleError(
             f"{bundle.folder}: GenAI needs graphs of one context that ar divides; '{token.name}' has {token.context}, "
-            f"'{prompt.name}' {prompt.context} with ar {prompt.ar}"
+            f"'{first.name}' {first.context} with ar {first.ar}"
         )
     logits = [t for t in prompt.parts[-1].outputs if t.kind == "logits"]
     if logits[0].shape[1] != prompt.ar:
         raise BundleError(f'{bundle.folder}: GenAI needs logits of all rows; convert with kv_cache_io.logits = "all"')
+
+
+def _longest(graphs: Iterable[G]) -> list[G]:
+    """The graphs of the longest context, the smallest `ar` first: GenAI keeps one buffer, and so knows one context."""
+    found = list(graphs)
+    context = max(graph.context for graph in found)
+    return sorted((graph for graph in found if graph.context == context), key=lambda graph: graph.ar)
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class _Places:
 
 def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progress: Progress) -> None:
     config = bundle.config
-    graphs = sorted(model.graphs.values(), key=lambda g: g.ar)
+    graphs = _longest(model.graphs.values())
     token, prompt = graphs[0], graphs[-1]
     store = BundleStore(bundle.folder)
     _check_weights(bundle, model, store)

@@ -15,6 +15,7 @@ from llmconv.target import Chipset
 
 CONFIG, EXTENSIONS, TOKENIZER = "genie_config.json", "htp_backend_ext_config.json", "tokenizer.json"
 LOCAL = "local_"  # before the names of a second table's inputs
+SWITCHING = "enable-graph-switching"  # the binaries stay mapped, and QNN holds the graphs that run
 UNSET = -1
 ROPE_POSITIONS = 131072  # up to which GenieX takes every longrope to reach
 SEEDS = 2**31
@@ -25,14 +26,14 @@ class GenieModel:
     """What the configuration says of a model.
 
     Attributes:
-        context: positions of the widest graph.
+        contexts: positions that graphs see, in rising order.
         bos: what Genie puts in front of a text; None where the tokenizer's rules put nothing there.
         eos: ids that end the text, at least one.
         ropes: the model's table, and that of layers with a window.
         sampling: as the checkpoint asks for it.
     """
 
-    context: int
+    contexts: tuple[int, ...]
     vocabulary: int
     bos: int | None
     eos: tuple[int, ...]
@@ -57,10 +58,12 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
         "kv-dim": model.head_dim,
         "allow-async-init": False,
     }
+    if len(model.contexts) > 1:
+        backend[SWITCHING] = True
     ropes = [rope_config(rope) for rope in model.ropes]
     context = {
         "version": 1,
-        "size": model.context,
+        "size": model.contexts[-1],
         "n-vocab": model.vocabulary,
         "bos-token": UNSET if model.bos is None else model.bos,
         "eos-token": list(model.eos),
@@ -133,7 +136,8 @@ def simulator_config(
 ) -> dict[str, Any]:
     """The same model on this machine.
 
-    BOS is unset, since a dialog is given every id that it is to read; Genie would put it before each turn.
+    BOS is unset, since a dialog is given every id that it is to read; Genie would put it before each turn. Binaries
+    are not switched, since the simulator refuses that ("Memory Limit Hint is not supported"); graphs still are.
 
     Args:
         config: of the device.
@@ -147,6 +151,7 @@ def simulator_config(
     engine = dialog["engine"]
     engine["n-threads"] = 1
     engine["backend"].pop("extensions")
+    engine["backend"]["QnnHtp"].pop(SWITCHING, None)
     engine["backend"]["QnnHtp"] |= {"use-mmap": False, "poll": False, "cpu-mask": "0x1"}
     engine["model"]["binary"]["ctx-bins"] = [str(path) for path in twins]
     return found

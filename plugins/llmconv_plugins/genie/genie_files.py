@@ -102,6 +102,7 @@ def _described(job: BuildJob) -> GenieModel:
         raise UnfitError("the source gives no sizes")
     graphs = list(model.graphs.values())
     for graph in graphs:
+        _check_past(graph)
         _check_tensors(graph, config.head_dim, config.ropes[0].width, config.vocabulary)
         _check_rope(graph, config.ropes)
     if not config.eos:
@@ -111,9 +112,8 @@ def _described(job: BuildJob) -> GenieModel:
         raise UnfitError(f"token {wrong[0]} is outside the vocabulary of {config.vocabulary}")
     if job.tokenizer is not None and job.tokenizer.size > config.vocabulary:
         raise UnfitError(f"the tokenizer knows {job.tokenizer.size} ids, the model {config.vocabulary}")
-    context = max(graph.context for graph in graphs)
     return GenieModel(
-        context=context,
+        contexts=tuple(sorted({graph.context for graph in graphs})),
         vocabulary=config.vocabulary,
         bos=begin[0] if begin else None,
         eos=config.eos,
@@ -121,6 +121,15 @@ def _described(job: BuildJob) -> GenieModel:
         ropes=config.ropes,
         sampling=config.sampling,
     )
+
+
+def _check_past(graph: Graph) -> None:
+    """Genie takes a past as long as what is new for something else: it writes another text, and says nothing."""
+    if graph.ar > 1 and graph.context == 2 * graph.ar:
+        raise UnfitError(
+            f"graph '{graph.name}' has a past of {graph.ar} positions, as many as it reads, with which Genie (of QAIRT "
+            f"2.51) writes something else; choose another context than {graph.context}, or another ar"
+        )
 
 
 def _check_tensors(graph: Graph, head_dim: int, turned: int, vocabulary: int) -> None:

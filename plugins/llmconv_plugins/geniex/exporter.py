@@ -41,6 +41,12 @@ def check(bundle: Bundle) -> None:
     lengths = sorted({graph.ar for graph in graphs})
     if len(lengths) != 2 or lengths[0] != 1:
         raise BundleError(f"{bundle.folder}: GenieX needs graphs of two lengths, one of them 1; these have {lengths}")
+    for context in sorted({graph.context for graph in graphs}):
+        if lacking := sorted(set(lengths) - {graph.ar for graph in graphs if graph.context == context}):
+            raise BundleError(
+                f"{bundle.folder}: GenieX goes from context to context with graphs of both lengths in each, and "
+                f"context {context} has none with ar = {lacking[0]}; convert with the same contexts for all"
+            )
     for graph in graphs:
         if graph.ar == graph.context:
             raise BundleError(

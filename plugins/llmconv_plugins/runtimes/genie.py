@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from llmconv import BackendError, Bundle, BundleError, Sampling
 from llmconv.bundle import GraphSpec
-from llmconv.decoding import Dialog
+from llmconv.decoding import Dialog, widest
 from llmconv.runtimes import Runtime
 from llmconv_plugins.genie.genie_config import CONFIG, TOKENIZER, simulator_config
 from llmconv_plugins.genie.genie_dialog import GenieDialog
@@ -41,8 +41,8 @@ class GenieRuntime(Runtime):
             raise BundleError(f"{bundle.folder / CONFIG}: damaged ({error}); convert again") from error
         twins = [bundle.path(b["file"]).resolve() for b in bundle.manifest["binaries"] if b["simulator"]]
         config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), sampling, eos)
-        widest = max(bundle.graphs.values(), key=lambda graph: graph.ar)
-        dialog = GenieDialog(config, readable(widest), _takes_past(widest))
+        prompt = widest(bundle.graphs.values())
+        dialog = GenieDialog(config, readable(prompt), _takes_past(prompt))
         try:
             yield dialog
         finally:

@@ -12,13 +12,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from llmconv import Bundle, BundleError, Registry
+from llmconv import Bundle, BundleError, Registry, Sampling
 from llmconv.bundle.specs import quantize
 from llmconv.decoding import Decoder
 from llmconv.runtimes.runtime import rope_table
 from llmconv_plugins.genai.exporter import GenAI, check
 from llmconv_plugins.genai.pipeline import PAST, TOKENS, TOTAL
 from llmconv_plugins.runtimes import OnnxRuntime
+from llmconv_plugins.runtimes.genai import GenAIRuntime
 
 GROUPS, CONTEXT, HEAD_DIM, LAYERS, VOCABULARY = 2, 128, 8, 3, 2048
 
@@ -135,6 +136,21 @@ def test_bundles_that_genai_cannot_read(small_bundle: Bundle, tmp_path: Path) ->
 
     assert "needs a graph with ar = 1; the smallest is 32" in refused({"ar": 32})
     assert "ar divides" in refused({"context": 130})
+
+
+def test_of_several_contexts_the_longest_is_taken(small_contexts: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    shutil.copytree(small_contexts.folder, tmp_path / "b")
+    bundle = Bundle(tmp_path / "b")
+    folder = GenAI().export(bundle, Registry.load(), lambda _stage, _item: None)
+    parts = {f"{graph}_cl128_{i}_of_2" for graph in ("prompt_ar16", "token_ar1") for i in (1, 2)}
+    assert {f.stem for f in folder.glob("*_of_2.onnx")} == parts
+    prompt = [1, *(300 + 7 * i % 200 for i in range(70))]
+    with (
+        GenAIRuntime().dialog(bundle, Sampling(), ()) as genai,
+        OnnxRuntime().dialog(bundle, Sampling(), ()) as both,
+    ):
+        assert list(genai.query(prompt, 6)) == list(both.query(prompt, 6))
 
 
 def test_last_row_alone_is_refused(small_bundle: Bundle) -> None:

@@ -22,13 +22,21 @@ from llmconv_plugins.backends.onnx_backend import OnnxBackend
 from llmconv_plugins.backends.qnn_backend import QnnBackend
 from llmconv_plugins.chipsets import CHIPSETS
 from llmconv_plugins.genie import genie_files as genie_bundle
-from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, GenieModel, device_config, extensions_config
+from llmconv_plugins.genie.genie_config import (
+    CONFIG,
+    EXTENSIONS,
+    SWITCHING,
+    GenieModel,
+    device_config,
+    extensions_config,
+    simulator_config,
+)
 from llmconv_plugins.genie.genie_files import UnfitError, prove_genie_files
 from llmconv_plugins.genie.library import faults, schemas
 
 ROPE = Rope.plain(10000.0, 64)
 MODEL = GenieModel(
-    context=128, vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, ropes=(ROPE,), sampling=Sampling(0.8, 40, 0.95)
+    contexts=(128,), vocabulary=2048, bos=1, eos=(2, 7), head_dim=64, ropes=(ROPE,), sampling=Sampling(0.8, 40, 0.95)
 )
 
 
@@ -106,6 +114,25 @@ def test_broken_configuration_is_refused(where: tuple[str, ...], value: Any, sai
         entry = entry[key]
     entry[where[-1]] = value
     assert any(said in fault for fault in faults(config))
+
+
+def test_binaries_are_switched_where_there_are_several_contexts() -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    config = device_config(replace(MODEL, contexts=(64, 128)), ["qnn/part_1_of_1.bin"])
+    backend = config["dialog"]["engine"]["backend"]["QnnHtp"]
+    assert (config["dialog"]["context"]["size"], backend[SWITCHING]) == (128, True)
+    assert faults(config) == []
+    here = simulator_config(config, [Path("twin.bin")], Path("tokenizer.json"), Sampling(), (2,))
+    assert SWITCHING not in here["dialog"]["engine"]["backend"]["QnnHtp"]
+    alone = device_config(MODEL, ["qnn/part_1_of_1.bin"])
+    assert SWITCHING not in alone["dialog"]["engine"]["backend"]["QnnHtp"]
+
+
+def test_a_past_as_long_as_what_is_new_is_refused() -> None:
+    for ar, context in ((1, 2), (8, 8), (8, 24), (8, 17)):
+        genie_bundle._check_past(Graph("prompt", ar, context, []))
+    with pytest.raises(UnfitError, match="'prompt' has a past of 8 positions, as many as it reads, with which Genie"):
+        genie_bundle._check_past(Graph("prompt", 8, 16, []))
 
 
 def test_configuration_without_a_dialog_is_refused() -> None:

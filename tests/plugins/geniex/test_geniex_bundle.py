@@ -199,6 +199,15 @@ def test_a_prompt_graph_without_past_is_refused(small_published: Bundle) -> None
         check(small_published)
 
 
+def test_geniex_needs_both_lengths_in_each_context(small_bundle: Bundle) -> None:
+    bundle = Bundle(small_bundle.folder)
+    bundle.graphs["token64"] = replace(bundle.graphs["token"], name="token64", context=64)
+    with pytest.raises(BundleError, match="context 64 has none with ar = 32; convert with the same contexts"):
+        check(bundle)
+    bundle.graphs["prompt64"] = replace(bundle.graphs["prompt"], name="prompt64", context=64)
+    check(bundle)
+
+
 def geniex_factor(scaling: dict[str, Any]) -> float:
     """LongRoPEEmbedding's factor of cos and sin."""
     ratio, original = 131072 / scaling["original-max-position-embeddings"], scaling["original-max-position-embeddings"]
