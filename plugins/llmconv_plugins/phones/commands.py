@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from llmconv import Bundle, RecipeError
-from llmconv.quantities import size
 from llmconv_plugins.phones.adb import Adb
 from llmconv_plugins.phones.bench import Measured, bench
+from llmconv_plugins.phones.files import megabytes
 from llmconv_plugins.phones.push import push
 
 PROMPT_TEXT = "Write a short story about a lighthouse."
@@ -43,7 +43,7 @@ def push_bundle(
     opened = Bundle(bundle)
     adb = Adb.connect(opened.folder, serial)
     done = push(opened, adb, None if sdk is None else sdk.expanduser().absolute(), _say())
-    Console(highlight=False).print(f"{done.place}: {size(done.sent)} pushed, {size(done.kept)} there before")
+    Console(highlight=False).print(f"{done.place}: {megabytes(done.sent)} pushed, {megabytes(done.kept)} there before")
 
 
 @measuring.command()

@@ -122,6 +122,11 @@ def folders(items: Sequence[Item]) -> list[str]:
     return list(dict.fromkeys(item.folder for item in items))
 
 
+def megabytes(count: int) -> str:
+    """For messages."""
+    return f"{count / 1e6:.2f} MB"
+
+
 def _folder(place: str, file: str) -> str:
     parent = Path(file).parent.as_posix()
     return place if parent == "." else f"{place}/{parent}"

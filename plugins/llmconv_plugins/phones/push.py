@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmconv import Bundle
-from llmconv.quantities import size
 from llmconv_plugins.phones.adb import Adb, PhoneError
 from llmconv_plugins.phones.chip import check_chip
-from llmconv_plugins.phones.files import PROGRAM, Item, bundle_items, folders, groups, place_of, sdk_items
+from llmconv_plugins.phones.files import PROGRAM, Item, bundle_items, folders, groups, megabytes, place_of, sdk_items
 
 Say = Callable[[str], None]
 _SUM = re.compile(r"^\\?([0-9a-f]{64})[ *]+(.+)$")
@@ -51,7 +50,7 @@ def push(bundle: Bundle, adb: Adb, sdk: Path | None, say: Say) -> Pushed:
     lacking = [item for item in items if there.get(item.there) != item.sha256]
     _check_room(adb, bundle, lacking)
     for group in groups(lacking):
-        say(f"{', '.join(Path(item.file).name for item in group)}: {size(sum(item.size for item in group))}")
+        say(f"{', '.join(Path(item.file).name for item in group)}: {megabytes(sum(item.size for item in group))}")
         adb.push([item.file for item in group], group[0].folder)
     if lacking:
         _compare(adb, lacking)
@@ -76,8 +75,8 @@ def _check_room(adb: Adb, bundle: Bundle, lacking: Sequence[Item]) -> None:
     if len(words) >= 4 and words[3].isdecimal() and need > int(words[3]) * 1024:
         free = int(words[3]) * 1024
         raise PhoneError(
-            f"{place_of(bundle)}: the phone's storage has {size(free)} free, and {size(need)} are to go there; "
-            f"free {size(need - free)}"
+            f"{place_of(bundle)}: the phone's storage has {megabytes(free)} free, and {megabytes(need)} are to go "
+            f"there; free {megabytes(need - free)}"
         )
 
 

@@ -19,10 +19,10 @@ from llmconv import Bundle
 from llmconv_plugins.phones.adb import PhoneError
 from llmconv_plugins.phones.commands import PROMPT_TEXT, measuring, pushing
 from llmconv_plugins.phones.files import libraries, place_of
+from llmconv_plugins.qnn.qairt import needed
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
 PLACE = "/data/local/tmp/llmconv/small"
-BUILD = "v2.51.0.260929181845"
 THERMAL = """\
 IsStatusOverride: false
 Thermal Status: {status}
@@ -104,13 +104,13 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Phone:
 
 
 @pytest.fixture
-def sdk(tmp_path: Path) -> Path:
-    """A folder laid out as a QAIRT SDK, for v73, whose libraries say their release."""
-    folder = tmp_path / "qairt"
+def sdk(small_bundle: Bundle, tmp_path: Path) -> Path:
+    """A folder laid out as a QAIRT SDK, for v73, whose libraries say their release: the compiler's."""
+    folder, build = tmp_path / "qairt", f"v{needed(small_bundle)}.260929181845"
     *host, skel = libraries("73")
     for name in host:
-        write(folder / "lib" / "aarch64-android" / name, f"ELF {name} {BUILD}\0")
-    write(folder / "lib" / "hexagon-v73" / "unsigned" / skel, f"ELF {skel} {BUILD}\0")
+        write(folder / "lib" / "aarch64-android" / name, f"ELF {name} {build}\0")
+    write(folder / "lib" / "hexagon-v73" / "unsigned" / skel, f"ELF {skel} {build}\0")
     program = folder / "bin" / "aarch64-android" / "genie-t2t-run"
     write(program, f'#!/bin/sh\nexec "{sys.executable}" -I -S "{HERE / "stand_in_genie.py"}" "$@"\n')
     return folder
@@ -191,7 +191,7 @@ def test_bench_prints_what_genie_measured(small_bundle: Bundle, phone: Phone, sd
     assert ["3", "1.50", "9", "800.0", "80.0", "64", "22.00"] in rows
     assert ["median", "80.0", "22.00"] in rows
     assert (
-        "QAIRT 2.51.0; before: skin 33.5 °C, NPU 52.5 °C, throttling none; "
+        f"QAIRT {needed(small_bundle)}; before: skin 33.5 °C, NPU 52.5 °C, throttling none; "
         "after: skin 38.2 °C, NPU 52.5 °C, throttling light" in said
     )
 
@@ -203,7 +203,7 @@ def test_bench_for_programs(small_bundle: Bundle, phone: Phone, sdk: Path) -> No
     )
     assert [r["first_token"] for r in found["runs"]] == pytest.approx([0.09, 0.07])
     assert found["runs"][0]["load"] == pytest.approx(1.5)
-    assert (found["chip"], found["qairt"], found["after"]["skin"]) == ("SM8550", "2.51.0", 38.25)
+    assert (found["chip"], found["qairt"], found["after"]["skin"]) == ("SM8550", needed(small_bundle), 38.25)
     files = phone.files
     assert json.loads(files["llmconv/small/bench.json"])["dialog"]["max-num-tokens"] == 7
     assert files["llmconv/small/prompt.txt"] == b"Say 'a'"
@@ -308,7 +308,7 @@ def test_what_the_sdk_lacks(small_bundle: Bundle, phone: Phone, sdk: Path) -> No
 def test_an_sdk_older_than_the_compiler(small_bundle: Bundle, phone: Phone, sdk: Path) -> None:
     write(sdk / "lib" / "aarch64-android" / "libQnnHtp.so", "v2.45.0.260406000000\0")
     said = refused(pushing, small_bundle, "--sdk", sdk)
-    assert said == f"{sdk}: QAIRT 2.45.0 does not load this bundle, which needs 2.51.0 or newer"
+    assert said == f"{sdk}: QAIRT 2.45.0 does not load this bundle, which needs {needed(small_bundle)} or newer"
     assert phone.files == {}
 
 
@@ -320,10 +320,12 @@ def test_what_is_wrong_on_the_phone_is_said_before_genie_runs(small_bundle: Bund
     there = phone.home / "storage" / "llmconv" / "small"
     (there / "libQnnHtpV73Skel.so").write_text("v2.45.0.260406000000\0")
     said = refused(measuring, small_bundle, "--adb")
-    assert "libQnnHtp.so is of QAIRT 2.51.0.260929181845, libQnnHtpV73Skel.so of 2.45.0.260406000000; push both" in said
+    wrong = f"QAIRT {needed(small_bundle)}.260929181845, libQnnHtpV73Skel.so of 2.45.0.260406000000; push both"
+    assert f"libQnnHtp.so is of {wrong}" in said
     (there / "libQnnHtp.so").write_text("v2.45.0.260406000000\0")
     said = refused(measuring, small_bundle, "--adb")
-    assert said == f"{PLACE}: QAIRT 2.45.0 does not load this bundle, which needs 2.51.0 or newer; use --sdk"
+    wants = f"which needs {needed(small_bundle)} or newer; use --sdk"
+    assert said == f"{PLACE}: QAIRT 2.45.0 does not load this bundle, {wants}"
 
 
 # What Genie and QNN said on phones, from github.com/qualcomm/ai-hub-apps/issues/148 and /158, qai-appbuilder/issues/97,
