@@ -11,7 +11,7 @@ from llmconv_plugins.genie.exporter import genie_config
 from llmconv_plugins.phones.adb import Adb, PhoneError
 from llmconv_plugins.phones.chip import check_chip
 from llmconv_plugins.phones.codes import explain
-from llmconv_plugins.phones.files import HOST, PROGRAM, libraries, place_of
+from llmconv_plugins.phones.files import HOST, PROGRAM, bundle_items, libraries, place_of
 from llmconv_plugins.phones.profile import Figures, figures
 from llmconv_plugins.phones.thermal import ASKED, Thermal, thermal
 from llmconv_plugins.qnn.qairt import PATTERN, needed, older, release
@@ -52,7 +52,7 @@ def bench(bundle: Bundle, adb: Adb, prompt: str, tokens: int | None, runs: int, 
     place, config = place_of(bundle), genie_config(bundle)
     config["dialog"]["max-num-tokens"] = tokens or min(TOKENS, config["dialog"]["context"]["size"] // 2)
     chip = check_chip(adb, bundle)
-    qairt = check_libraries(adb, bundle)
+    qairt = check_pushed(adb, bundle)
     adb.ask(f"cat > {place}/{CONFIG}", json.dumps(config))
     adb.ask(f"cat > {place}/{PROMPT}", prompt)
     before = thermal(adb.ask(ASKED))
@@ -63,17 +63,22 @@ def bench(bundle: Bundle, adb: Adb, prompt: str, tokens: int | None, runs: int, 
     return Measured(chip, qairt, before, thermal(adb.ask(ASKED)), found)
 
 
-def check_libraries(adb: Adb, bundle: Bundle) -> str:
+def check_pushed(adb: Adb, bundle: Bundle) -> str:
     """The release of QAIRT on the phone.
 
     Raises:
-        PhoneError: Genie or a library is missing there, they are of several releases, or of an older one than needed.
+        PhoneError: a file of the bundle or of Genie is not there or not whole, libraries are of several releases, or of
+            an older one than the bundle needs.
     """
-    place, arch = place_of(bundle), bundle.manifest["target"]["htp_arch"]
-    names = (PROGRAM, *libraries(arch))
-    listed = adb.shell(f"ls {' '.join(f'{place}/{name}' for name in names)}").output.split()
-    if missing := [name for name in names if f"{place}/{name}" not in listed]:
-        raise PhoneError(f"{place}/{missing[0]}: missing on the phone; push with --sdk FOLDER, of a QAIRT SDK")
+    place, items = place_of(bundle), bundle_items(bundle)
+    names = (PROGRAM, *libraries(bundle.manifest["target"]["htp_arch"]))
+    paths = [*(item.there for item in items), *(f"{place}/{name}" for name in names)]
+    lines = adb.shell(f"stat -c '%s %n' {' '.join(paths)}").output.splitlines()  # which fails where one is missing
+    sizes = {path: int(count) for count, _, path in (line.partition(" ") for line in lines)}
+    if wrong := [item.there for item in items if sizes.get(item.there) != item.size]:
+        raise PhoneError(f"{wrong[0]}: {'not whole' if wrong[0] in sizes else 'missing'} on the phone; push the bundle")
+    if missing := [path for path in paths if path not in sizes]:
+        raise PhoneError(f"{missing[0]}: missing on the phone; push with --sdk FOLDER, of a QAIRT SDK")
     host, dsp = (_build(adb, f"{place}/{name}") for name in (HOST, names[-1]))
     if host and dsp and host != dsp:
         raise PhoneError(f"{place}: {HOST} is of QAIRT {host}, {names[-1]} of {dsp}; push both from one SDK with --sdk")

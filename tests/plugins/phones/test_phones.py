@@ -313,6 +313,9 @@ def test_an_sdk_older_than_the_compiler(small_bundle: Bundle, phone: Phone, sdk:
 
 
 def test_what_is_wrong_on_the_phone_is_said_before_genie_runs(small_bundle: Bundle, phone: Phone, sdk: Path) -> None:
+    assert refused(measuring, small_bundle, "--adb") == (
+        f"{PLACE}/genie_config.json: missing on the phone; push the bundle"
+    )
     run(pushing, small_bundle)
     said = refused(measuring, small_bundle, "--adb")
     assert said == f"{PLACE}/genie-t2t-run: missing on the phone; push with --sdk FOLDER, of a QAIRT SDK"
@@ -322,6 +325,9 @@ def test_what_is_wrong_on_the_phone_is_said_before_genie_runs(small_bundle: Bund
     said = refused(measuring, small_bundle, "--adb")
     wrong = f"QAIRT {needed(small_bundle)}.260929181845, libQnnHtpV73Skel.so of 2.45.0.260406000000; push both"
     assert f"libQnnHtp.so is of {wrong}" in said
+    (there / "qnn" / "part_2_of_2.bin").write_bytes(b"half")
+    assert "part_2_of_2.bin: not whole on the phone; push the bundle" in refused(measuring, small_bundle, "--adb")
+    run(pushing, small_bundle)
     (there / "libQnnHtp.so").write_text("v2.45.0.260406000000\0")
     said = refused(measuring, small_bundle, "--adb")
     wants = f"which needs {needed(small_bundle)} or newer; use --sdk"
