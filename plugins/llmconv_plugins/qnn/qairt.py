@@ -8,7 +8,9 @@ from pathlib import Path
 from llmconv import Bundle
 
 NAME = "qairt"  # in a manifest's `needs`
-ORDERED = "2.50"  # from which Genie orders ten parts and more by their numbers
+# From which Genie orders ten parts and more by their numbers. libGenie of 2.49.40, on the simulator: "Model Validation
+# Errors found; token_ar1_cl128_10_of_10 : input_ids - Tensor not found"; of 2.50.40 and 2.51.0: the text of torch.
+ORDERED = "2.50"
 UNORDERED_PARTS = 10
 _BUILD = rb"v(\d+\.\d+\.\d+)\.\d{6,}"  # as its libraries hold it: v2.51.0.260929181845
 PATTERN = "v[0-9]+[.][0-9]+[.][0-9]+[.][0-9]{6,}"  # the same, as the phone's grep takes it
@@ -29,7 +31,8 @@ def needs(build: str, parts: int) -> dict[str, str]:
     """What a device needs to run binaries, for the manifest: the lowest release that will do.
 
     A runtime loads binaries of its own release and of older ones ("at least as high as the model assets",
-    github.com/qualcomm/ai-hub-apps/issues/148).
+    github.com/qualcomm/ai-hub-apps/issues/148). libGenie of 2.48 to 2.50 says of one that 2.51 compiled: "Using newer
+    context binary on old SDK; Fail to get context blob with err 5000"; that of 2.51 runs one that 2.49 compiled.
 
     Args:
         build: of the compiler, as binaries have it; "" where it is not known.
@@ -45,8 +48,8 @@ def order_warning(parts: int) -> list[str]:
     if parts < UNORDERED_PARTS:
         return []
     return [
-        f"{parts} parts: Genie of QAIRT below {ORDERED} takes part 10 before part 2 and writes "
-        f"nonsense; run them with a newer one, or set passes.split_model.parts = {UNORDERED_PARTS - 1} or less"
+        f"{parts} parts: Genie of QAIRT below {ORDERED} takes part 10 for the first and refuses them; "
+        f"run them with a newer one, or set passes.split_model.parts = {UNORDERED_PARTS - 1} or less"
     ]
 
 

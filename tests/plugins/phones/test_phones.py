@@ -8,14 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from llmconv import Bundle
+from llmconv import Bundle, RecipeError
 from llmconv_plugins.phones.adb import PhoneError
 from llmconv_plugins.phones.commands import PROMPT_TEXT, measuring, pushing
 from llmconv_plugins.phones.files import libraries, place_of
@@ -334,12 +336,13 @@ def test_what_is_wrong_on_the_phone_is_said_before_genie_runs(small_bundle: Bund
     assert said == f"{PLACE}: QAIRT 2.45.0 does not load this bundle, {wants}"
 
 
-# What Genie and QNN said on phones, from github.com/qualcomm/ai-hub-apps/issues/148 and /158, qai-appbuilder/issues/97,
-# UbiquitousLearning/mllm/issues/272.
+# What Genie of QAIRT 2.49 said here of a binary of 2.51 ("5000 "), and what it and QNN said on phones: of
+# github.com/qualcomm/ai-hub-apps/issues/148 and /158, qai-appbuilder/issues/97, UbiquitousLearning/mllm/issues/272.
 RECORDED = {
     "5000": '[INFO]  "Using create From Binary"\n[INFO]  "Allocated total size = 312936960 across 8 buffers"\n'
     '[ERROR] "Could not create context from binary for context index = 0 : err 5000"\n'
     '[ERROR] "Create From Binary FAILED!"\nFailure to initialize model\nFailed to create the dialog.\n',
+    "5000 ": '[ERROR] "Using newer context binary on old SDK"\n[ERROR] "Fail to get context blob with err 5000"\n',
     "1002": "[ ERROR ]  <E> fastrpc memory map for fd: 47 with length: 12582912 failed with error: 0x1\n"
     "[ ERROR ]  <E> Context create from binary failed for deviceId 0 coreId 0 pdId 0 for context 1, err 1002\n",
     "1008": "[ ERROR ]  <E> Failed to create transport for device, error: 1008\n"
@@ -355,6 +358,7 @@ RECORDED = {
     [
         ("1002", "more parts (passes.split_model.parts)"),
         ("1008", "different QAIRT releases on the phone; push all of them from one SDK"),
+        ("5000 ", "older than the one that compiled the binaries"),
         ("5000", "older than the one that compiled the binaries, or the binaries are for another chip"),
         ("14001", "is not where ADSP_LIBRARY_PATH says"),
     ],
@@ -363,7 +367,7 @@ def test_codes_are_explained(small_bundle: Bundle, phone: Phone, sdk: Path, code
     run(pushing, small_bundle, "--sdk", sdk)
     phone.says(genie=RECORDED[code])
     said = refused(measuring, small_bundle, "--adb")
-    assert said.startswith(f"Genie on the phone: error {code}: ")
+    assert said.startswith(f"Genie on the phone: error {code.strip()}: ")
     assert meant in said
 
 
@@ -389,9 +393,13 @@ def test_other_failures(small_bundle: Bundle, phone: Phone, sdk: Path, log: str,
     assert said in refused(measuring, small_bundle, "--adb")
 
 
-def test_without_saying_where(small_bundle: Bundle) -> None:
-    from llmconv import RecipeError  # noqa: PLC0415
+def test_the_commands_are_named_in_the_metadata() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["llmconv.commands"]
+    assert EntryPoint("push", named["push"], "llmconv.commands").load() is pushing
+    assert EntryPoint("bench", named["bench"], "llmconv.commands").load() is measuring
 
+
+def test_without_saying_where(small_bundle: Bundle) -> None:
     with pytest.raises(RecipeError, match="--adb takes the phone"):
         run(measuring, small_bundle)
 
