@@ -14,6 +14,8 @@ def ai_hub() -> Iterator[Finding]:
     try:
         check_configuration()
     except BackendError as error:
-        yield Finding("AI Hub", "not set up (for --backend qnn_ai_hub)", "optional", str(error))
+        yield Finding(
+            "AI Hub", "not set up (for --backend qnn_ai_hub)", "optional", str(error).removeprefix("AI Hub: ")
+        )
     else:
         yield Finding("AI Hub", "set up")

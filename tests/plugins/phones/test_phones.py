@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from llmconv import Bundle, RecipeError
+from llmconv import Bundle, BundleError, RecipeError
 from llmconv_plugins.phones.adb import PhoneError
 from llmconv_plugins.phones.commands import PROMPT_TEXT, measuring, pushing
 from llmconv_plugins.phones.files import libraries, place_of
@@ -289,6 +289,13 @@ def test_a_phone_that_is_unplugged(small_bundle: Bundle, phone: Phone) -> None:
 def test_a_file_that_arrives_damaged(small_bundle: Bundle, phone: Phone) -> None:
     phone.says(damaged="part_1_of_2.bin")
     assert f"{PLACE}/qnn/part_1_of_2.bin: arrived damaged" in refused(pushing, small_bundle)
+
+
+def test_a_bundle_without_binaries(small_onnx: Bundle, phone: Phone) -> None:
+    for app, options in ((pushing, ()), (measuring, ("--adb",))):
+        with pytest.raises(BundleError, match=r"no genie_config\.json .*convert with backend qnn"):
+            run(app, small_onnx, *options)
+    assert phone.files == {}
 
 
 def test_another_chip(small_bundle: Bundle, phone: Phone, caplog: pytest.LogCaptureFixture) -> None:
