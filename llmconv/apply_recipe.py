@@ -313,6 +313,7 @@ def _manifest(
         "config": asdict(checked.config),
         "target": asdict(chipset),
         "versions": {"llmconv": version("llmconv"), "torch": version("torch"), **result.versions},
+        "needs": result.needs,
         "graphs": [graph_to_dict(g) for g in graphs],
         "binaries": [
             {"file": b.file, "part": b.part, "graphs": list(b.graphs), "simulator": b.simulator}

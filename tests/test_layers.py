@@ -31,7 +31,7 @@ lowering runtimes
 backends chat
 report prepare
 evaluation planning
-proof choosing
+proof choosing doctor
 apply_recipe
 testing
 cli

@@ -94,7 +94,7 @@ NOTHING = hook_module(register_passes=lambda: [Nothing])
 def test_built_ins_come_through_the_group() -> None:
     found = {e.name: e.value for e in entry_points(group="llmconv") if e.value.startswith("llmconv_plugins.")}
     of_plugins = ("passes", "sources", "quantizers", "backends", "runtimes", "exporters", "evaluators")
-    modules = {kind: kind for kind in (*of_plugins, "executors", "choosers", "lowerings", "chipsets")}
+    modules = {kind: kind for kind in (*of_plugins, "executors", "choosers", "lowerings", "chipsets", "checkups")}
     modules["qnn_ai_hub"] = "ai_hub"  # by itself, so that it is found without importing torch
     assert found == {name: f"llmconv_plugins.{module}" for name, module in modules.items()}
     registry = Registry.load()

@@ -127,11 +127,13 @@ class BuildResult:
     """What a backend made, for the manifest, the report and the card.
 
     Attributes:
+        needs: what a device must have to run it, by name, and the lowest version that will do.
         phone: Markdown for the bundle's card on how a phone runs it; empty where none does.
     """
 
     binaries: list[Binary] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    needs: dict[str, str] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     phone: str = ""
 
@@ -171,6 +173,10 @@ class Backend(Framed, ABC):
 
     def limits(self, parts: Sequence[PartSize], chipset: Chipset) -> list[Limit]:
         """What the target holds and what each part will need of it; nothing where no device loads what it builds."""
+        return []
+
+    def cautions(self, parts: Sequence[PartSize], chipset: Chipset) -> list[str]:
+        """What is to be known before such parts are built that no bound says, a line each."""
         return []
 
     def prove(self, bundle: Bundle) -> list[Check]:

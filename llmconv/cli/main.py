@@ -16,6 +16,7 @@ from llmconv.cli import (
     bundles,
     catalog,
     convert_command,
+    doctor_command,
     eval_command,
     graph_command,
     inspect,
@@ -53,6 +54,7 @@ app.command()(catalog.passes)
 app.command()(catalog.plugins)
 app.command()(catalog.families)
 app.command()(catalog.targets)
+app.command()(doctor_command.doctor)
 app.command("new-plugin")(new_plugin_command.new)
 app.add_typer(recipes.app, name="recipe")
 

@@ -53,6 +53,8 @@ def show(made: Plan) -> None:
     for limit in made.worst():
         if limit.verdict != "ok":
             print(limit.message(made.chipset.name))
+    for caution in made.cautions:
+        print(caution)
     memory = "unknown" if made.memory is None else size(made.memory)
     together = "one part after another" if made.at_once == 1 else f"{made.at_once} parts at once"
     display.note(

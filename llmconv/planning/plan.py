@@ -55,6 +55,7 @@ class Plan:
     Attributes:
         stages: in order; those that may run at once are one a part.
         limits: of the target, for each part.
+        cautions: what the backend says to know of such parts.
         jobs: how many parts are built at once at most.
         memory: at hand here, bytes; None where the system does not say.
         disk: free where the bundle goes, bytes.
@@ -68,6 +69,7 @@ class Plan:
     parts: list[PartSize]
     stages: list[Stage]
     limits: list[Limit]
+    cautions: list[str]
     jobs: int
     memory: int | None
     disk: int
@@ -201,6 +203,7 @@ def make(checked: Checked, model: Model, widths: Mapping[str, float], device: De
         parts,
         stages_of(parts),
         advised(limits_of(parts), parts, limits_of, setting),
+        backend.cautions(parts, device.chipset),
         device.jobs or os.cpu_count() or 1,
         machine.memory_at_hand(),
         machine.disk_at_hand(folder) + _kept_bytes(folder),
@@ -228,3 +231,5 @@ def preflight(checked: Checked, model: Model, widths: Mapping[str, float], devic
     for limit in made.worst():
         if limit.verdict == "warning":
             logger.warning("%s", limit.message(device.chipset.name))
+    for caution in made.cautions:
+        logger.warning("%s", caution)

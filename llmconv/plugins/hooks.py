@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llmconv.backends.backend import Backend
     from llmconv.backends.exporter import Exporter
     from llmconv.choosing.chooser import Chooser
+    from llmconv.doctor.finding import Checkup
     from llmconv.evaluation.evaluator import Evaluator
     from llmconv.lowering.lower import LoweringTable
     from llmconv.passes.base import Pass
@@ -89,3 +90,8 @@ def register_chipsets() -> Iterable[Chipset]:  # type: ignore[empty-body]
 @hookspec
 def register_choosers() -> Iterable[type[Chooser]]:  # type: ignore[empty-body]
     """Choosers of recipes, which chipsets name."""
+
+
+@hookspec
+def register_checkups() -> Iterable[Checkup]:  # type: ignore[empty-body]
+    """What `llmconv doctor` looks at on this machine: functions that yield findings."""

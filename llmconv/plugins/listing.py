@@ -94,13 +94,15 @@ def _brought(registry: Registry) -> Iterator[tuple[str, Brought]]:
         yield distribution, Brought("family", ", ".join(family.types), _first_line(family))
     for distribution, observer in registry.registered_observers:
         yield distribution, Brought("observer", observer.__name__, _first_line(observer))
+    for distribution, checkup in registry.registered_checkups:
+        yield distribution, Brought("checkup", checkup.__name__, _first_line(checkup))
     for distribution, op in registry.registered_lowerings:
         yield distribution, Brought("lowering", str(op), "")
     for distribution, chipset in registry.registered_chipsets:
         yield distribution, Brought("chipset", chipset.name, ", ".join(chipset.devices))
 
 
-def _first_line(plugin: type) -> str:
+def _first_line(plugin: object) -> str:
     return " ".join((plugin.__doc__ or "").strip().partition("\n\n")[0].split())
 
 

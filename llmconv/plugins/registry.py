@@ -25,6 +25,7 @@ from llmconv.plugins.selection import selected
 from llmconv.target import Chipset, find
 
 if TYPE_CHECKING:
+    from llmconv.doctor.finding import Checkup
     from llmconv.lowering.lower import LoweringTable
     from llmconv.passes.observer import Observer
     from llmconv.sources.family import Family
@@ -45,7 +46,7 @@ _HOOKS = {
     "executor": "register_executors",
 }
 _LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
-_OBSERVERS = "register_observers"
+_OBSERVERS, _CHECKUPS = "register_observers", "register_checkups"
 _LACKS = {_FAMILIES: lacks_of_family, _OBSERVERS: lacks_of_observer}
 _NOTHING = "brings nothing; decorate its register_ functions with llmconv.hookimpl"
 logger = logging.getLogger(__name__)
@@ -213,6 +214,11 @@ class Registry:
     def registered_observers(self) -> list[tuple[str, type[Observer]]]:
         """Every observer that a plugin brings, with its distribution."""
         return [(distribution, observer) for distribution, found in self._call(_OBSERVERS) for observer in found]
+
+    @cached_property
+    def registered_checkups(self) -> list[tuple[str, Checkup]]:
+        """What plugins look at on this machine, each with its distribution."""
+        return [(distribution, checkup) for distribution, found in self._call(_CHECKUPS) for checkup in found]
 
     def source(self, name: str, options: Mapping[str, Any]) -> Source:
         """A source that knows all families.

@@ -47,6 +47,8 @@ def _origin(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield f"- passes, in this order: {', '.join(f'`{_plain(name)}`' for name in names)}"
     versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items()))
     yield f"- made with {versions}"
+    for name, version in manifest.get("needs", {}).items():
+        yield f"- a device needs {_plain(name)} {_plain(version)} or newer"
     yield (
         "- `manifest.json` holds the whole recipe, the sha256 of every weight and configuration file of the checkpoint "
         "(under `source`), and of every file here (under `files`)"

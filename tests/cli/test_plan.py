@@ -94,3 +94,11 @@ def test_bits_that_match_nothing_are_found_before_any_weight(run: Run) -> None:
     code, _, err = run("--set", 'passes.w4a16.weights={"nothing.*" = {bits = 8}}')
     assert code == 2
     assert "weights names 'nothing.*', which no convolution's weight matches" in err.splitlines()[-1]
+
+
+def test_what_genie_does_with_ten_parts_is_said(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 10}))
+    said = "10 parts: Genie of QAIRT below 2.50 takes part 10 for the first"
+    code, out, _ = run("--set", "passes.split_model.parts=10")
+    assert (code, said in out) == (0, True)

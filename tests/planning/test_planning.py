@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from torch import fx
@@ -286,3 +287,11 @@ def test_work_that_is_kept_counts_as_free(planned: Planned, tmp_path: Path, monk
 def test_estimates_know_no_layers_without_a_cache() -> None:
     part = replace(planning.PartSize(0, 0, 1, 0, 0, 1, 1, ()), layers=0)
     assert part_count_that_fits([part], lambda _made: True) is None
+
+
+def test_cautions_are_logged_before_the_work(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    made = SimpleNamespace(require=lambda: None, worst=list, cautions=["mind the gap"])
+    monkeypatch.setattr(planning, "make", lambda *_: made)
+    nothing: Any = None
+    planning.preflight(nothing, nothing, nothing, nothing)
+    assert [record.message for record in caplog.records] == ["mind the gap"]

@@ -62,7 +62,7 @@ def test_card_says_how_to_run_it(shipped: str) -> None:
     for text in (
         "adb push qnn/part_2_of_2.bin",
         "genie-t2t-run -c genie_config.json",
-        "docs/genie.md",
+        "docs/phones.md",
         "llmconv chat .",
     ):
         assert text in shipped

@@ -71,6 +71,12 @@ class AiHubBackend(Backend):
 
         return htp_limits(parts, chipset)
 
+    def cautions(self, parts: Sequence[PartSize], chipset: Chipset) -> list[str]:
+        """What Genie does with many parts."""
+        from llmconv_plugins.qnn.qairt import order_warning  # noqa: PLC0415  as above
+
+        return order_warning(len(parts))
+
     def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
         """What arrives here; how long the service and the line to it take is not known beforehand."""
         count = len(parts)

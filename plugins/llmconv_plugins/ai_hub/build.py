@@ -26,6 +26,7 @@ from llmconv_plugins.backends.onnx_backend import OnnxBackend
 from llmconv_plugins.genie.genie_files import write_genie_files
 from llmconv_plugins.genie.on_a_phone import run_on_a_phone
 from llmconv_plugins.qnn.layout import planned_binaries
+from llmconv_plugins.qnn.qairt import needs
 
 T = TypeVar("T")
 THREADS = "AI Hub"
@@ -81,6 +82,7 @@ def _send_all(
         raise
     result.binaries = [linked[b.file].result()[0] for b in binaries]
     for_device = [b.file for b in result.binaries if not b.simulator]
+    result.needs = needs(flow.versions.get("qairt", ""), len(for_device))
     result.report["genie"] = write_genie_files(job, for_device)
     result.phone = run_on_a_phone(job.folder, for_device)
     if measured:

@@ -19,9 +19,11 @@ from llmconv_plugins.genie.genie_files import prove_genie_files, write_genie_fil
 from llmconv_plugins.genie.on_a_phone import run_on_a_phone
 from llmconv_plugins.qnn.compile_task import Largest, compile_task, sweep
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob
+from llmconv_plugins.qnn.context_binary import read_info
 from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
 from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, planned_binaries
 from llmconv_plugins.qnn.limits import htp_limits
+from llmconv_plugins.qnn.qairt import needs, order_warning
 from llmconv_plugins.qnn.read_back import prove_binaries
 
 
@@ -54,6 +56,10 @@ class QnnBackend(Backend):
         """Those of the chipset's NPU."""
         return htp_limits(parts, chipset)
 
+    def cautions(self, parts: Sequence[PartSize], chipset: Chipset) -> list[str]:
+        """What Genie does with many parts."""
+        return order_warning(len(parts))
+
     def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
         """Each part's compilation, and that of its twins."""
         small = sum(part.weight_bytes for part in parts) <= TWIN_LIMIT
@@ -85,6 +91,7 @@ class QnnBackend(Backend):
             result.binaries.append(Binary(b.file, b.part, b.labels, b.simulator, **figures, kept=b.file not in made))
         result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
         for_device = [b.file for b in result.binaries if not b.simulator]
+        result.needs = needs(read_info(job.folder / for_device[0]).build_id, len(for_device))
         result.report["genie"] = write_genie_files(job, for_device)
         result.phone = run_on_a_phone(job.folder, for_device)
         job.progress("genie", result.report["genie"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, TOKENIZER
 
-DOCS = "docs/genie.md"
+DOCS = "docs/phones.md"
 
 
 def run_on_a_phone(folder: Path, files: Sequence[str]) -> str:

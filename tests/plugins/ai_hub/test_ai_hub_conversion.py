@@ -36,6 +36,8 @@ def test_small_recipe_is_compiled_linked_measured_and_proved(hub: StandIn, small
     assert set(hub.datasets.uploaded.values()) == {1}
     assert len(hub.datasets.uploaded) == 4
     assert any("compile token_ar1_cl128_2_of_2: job" in line and "DONE" in line for line in said)
+    (needed,) = bundle.manifest["needs"].values()
+    assert bundle.manifest["versions"]["qairt"].removeprefix("v").startswith(f"{needed}.")
     report = bundle.report["profile"]
     assert report["time_to_first_token_ms"] == report["time_per_token_ms"] == 3.0
     assert {row["Target Model"] for row in report["rows"]} == {

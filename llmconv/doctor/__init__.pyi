@@ -1,0 +1,2 @@
+from .finding import Checkup as Checkup
+from .finding import Finding as Finding
