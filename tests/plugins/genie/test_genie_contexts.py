@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,21 +21,27 @@ BOS, EOS = 1, 2
 LONG = [BOS, *(300 + 7 * i % 200 for i in range(700))]
 
 
-def answer(bundle: Bundle, prompt: list[int], limit: int) -> list[int]:
+def answers(bundle: Bundle, turns: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """What Genie writes in each turn, at most so many ids after it has read so many."""
     with GenieRuntime().dialog(bundle, Sampling(), (EOS,)) as dialog:
-        return list(dialog.query(prompt, limit))
+        return [list(dialog.query(LONG[:tokens], limit)) for tokens, limit in turns]
 
 
-@pytest.mark.parametrize(("tokens", "limit"), [(600, 8), (500, 30)], ids=["a_prompt", "an_answer"])
-def test_crossing_512_gives_the_text_of_the_1024_graphs_alone(tiny_contexts: Bundle, tokens: int, limit: int) -> None:
+@pytest.mark.parametrize(
+    "turns", [[(600, 8)], [(500, 30)], [(480, 4), (100, 8)]], ids=["a_prompt", "an_answer", "a_second_turn"]
+)
+def test_crossing_512_gives_the_text_of_the_1024_graphs_alone(
+    tiny_contexts: Bundle, turns: list[tuple[int, int]]
+) -> None:
     alone = Bundle(tiny_contexts.folder)
     alone.manifest["binaries"] = [
         binary for binary in alone.manifest["binaries"] if all("_cl1024_" in label for label in binary["graphs"])
     ]
     assert len(alone.manifest["binaries"]) == 4
-    found = answer(tiny_contexts, LONG[:tokens], limit)
-    assert found == answer(alone, LONG[:tokens], limit)
-    assert tokens + len(found) > 512
+    found = answers(tiny_contexts, turns)
+    assert found == answers(alone, turns)
+    assert all(found)
+    assert sum(tokens for tokens, _ in turns) + sum(map(len, found)) > 512
 
 
 def test_all_graphs_of_a_part_share_its_weights(tiny_contexts: Bundle) -> None:
@@ -73,4 +80,4 @@ def test_a_past_as_long_as_what_is_new(small_recipe: Path, tmp_path: Path, monke
     bundle = apply(Recipe.load(small_recipe, changes), verify=False)
     with QnnSimulator().dialog(bundle, Sampling(), (EOS,)) as qnn:
         expected = list(qnn.query(LONG[:3], 8))
-    assert answer(bundle, LONG[:3], 8) == expected
+    assert answers(bundle, [(3, 8)]) == [expected]
