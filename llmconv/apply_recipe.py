@@ -141,6 +141,16 @@ def apply(
     return bundle
 
 
+def made_before(recipe: Recipe, registry: Registry) -> Bundle | None:
+    """The bundle in a recipe's output folder, where `apply` would leave all but its proof as it is.
+
+    Raises:
+        LlmconvError: what is wrong with the recipe, or its checkpoint.
+    """
+    backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
+    return _made_before(recipe.folder, _key(check(recipe, registry), backend, registry))
+
+
 def _convert(
     checked: Checked,
     backend: Backend,
