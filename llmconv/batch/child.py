@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +50,13 @@ def run(command: Sequence[str], log: Path, heard: Callable[[str], None]) -> Ende
                     said.append(text)
                     heard(text)
             code = process.wait()
-        except BaseException:  # also Ctrl-C, which a process of another group does not get
+        except BaseException:  # also Ctrl-C
             _end(process)
             raise
     return Ended(code, time.monotonic() - began, _error(code, said))
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[str]:
-    group = {} if sys.platform == "win32" else {"process_group": 0}
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -64,7 +64,7 @@ def _started(command: Sequence[str]) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        **group,
+        process_group=0,  # Ctrl-C reaches this process alone
     )
 
 
@@ -72,10 +72,8 @@ def _end(process: subprocess.Popen[str]) -> None:
     """As Ctrl-C would, which has it end what it has started; by force where that does not help."""
     if sys.platform != "win32":
         process.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            pass
     process.kill()
 
 

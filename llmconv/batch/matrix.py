@@ -83,23 +83,35 @@ class Matrix(BaseModel):
             RecipeError: a recipe is wrong, or two conversions would have one name.
         """
         found: dict[str, Member] = {}
-        for recipe, checkpoint, target, context in product(
-            self.recipes, self.checkpoints or [None], self.targets or [None], self.contexts or [None]
+        none = (None,)  # as the recipe has it
+        for file, *given in product(
+            self.recipes, self.checkpoints or none, self.targets or none, self.contexts or none
         ):
-            given = {"recipe": recipe.stem, "checkpoint": checkpoint, "target": target, "context": context}
-            axes = {key: str(value) for key, value in given.items() if value is not None}
-            name = "-".join(map(_plain, axes.values()))
-            if name in found:
-                raise RecipeError(f"two conversions would be named '{name}'; name files, checkpoints, targets apart")
-            own = [*changes, f"output.folder={json.dumps(str(output / name), ensure_ascii=False)}"]
-            if checkpoint is not None:
-                own.append(f"model.checkpoint={json.dumps(str(self.checkpoints[checkpoint]), ensure_ascii=False)}")
-            if target is not None:
-                own.append(f"target.name={json.dumps(target, ensure_ascii=False)}")
-            if context is not None:
-                own += _context(Recipe.load(recipe, own), context)
-            found[name] = Member(name, recipe, tuple(own), axes, Recipe.load(recipe, own))
+            member = self._member(file, *given, output, changes)
+            if member.name in found:
+                raise RecipeError(
+                    f"two conversions would be named '{member.name}'; name recipes' files and checkpoints apart"
+                )
+            found[member.name] = member
         return list(found.values())
+
+    def _member(
+        self,
+        file: Path,
+        checkpoint: str | None,
+        target: str | None,
+        context: int | None,
+        output: Path,
+        changes: Sequence[str],
+    ) -> Member:
+        given = {"recipe": file.stem, "checkpoint": checkpoint, "target": target, "context": context}
+        axes = {key: str(value) for key, value in given.items() if value is not None}
+        name = "-".join(map(_plain, axes.values()))
+        own = [*changes, f"output.folder={_quoted(output / name)}"]
+        own += [f"model.checkpoint={_quoted(self.checkpoints[checkpoint])}"] if checkpoint is not None else []
+        own += [f"target.name={_quoted(target)}"] if target is not None else []
+        own += _context(Recipe.load(file, own), context) if context is not None else []
+        return Member(name, file, tuple(own), axes, Recipe.load(file, own))
 
 
 def _context(recipe: Recipe, context: int) -> Iterator[str]:
@@ -116,3 +128,8 @@ def _from(path: Any, folder: Path) -> Any:
 
 def _plain(text: str) -> str:
     return re.sub(r"\W+", "_", text.lower()).strip("_")
+
+
+def _quoted(value: object) -> str:
+    """A string as TOML has it."""
+    return json.dumps(str(value), ensure_ascii=False)

@@ -13,6 +13,7 @@ from llmconv.report.page import filled
 
 PAGE = "batch.html"
 TEMPLATE = "batch.html"
+_FIGURES = ("parts", "weights", "all files", "perplexity in float", "of the bundle", "proof", "seconds")
 _WORDS = {"done": "done", "failed": "FAILED", "waiting": "waiting"}
 
 
@@ -25,21 +26,22 @@ def write(results: Results, folder: Path) -> None:
 
 def headline(results: Results) -> str:
     """How many are done, in a sentence."""
-    count, states = len(results.conversions), [r.state for r in results.conversions]
-    said = f"{states.count('done')} of {count} conversions are done"
-    others = [f"{states.count(state)} {word}" for state, word in (("failed", "failed"), ("waiting", "wait")) if state in states]
-    return ", ".join([said, *others]) + "."
+    states = [result.state for result in results.conversions]
+    said = f"{states.count('done')} of {len(states)} conversions are done"
+    for state, word in (("failed", "failed"), ("waiting", "wait")):
+        said += f", {states.count(state)} {word}" if state in states else ""
+    return f"{said}."
 
 
 def conversions(results: Results) -> Table:
     """A row each."""
     keys = list(results.conversions[0].axes)
-    columns = ("conversion", *keys, "", "weights", "parts", "weights", "files", "float", "quantized", "proof", "seconds")
+    columns = ("conversion", *keys, "", "quantized weights", *_FIGURES)
     rows = tuple((r.name, *r.axes.values(), _WORDS[r.state], *_figures(r)) for r in results.conversions)
     note = (
         "Bytes of the weights with their scales, and of all files. Perplexity of the recipe's held-out text, of the "
-        "checkpoint in float and of the bundle; lower is better. Weights are copied where another conversion has "
-        "quantized the same. Seconds of the run that finished it."
+        "checkpoint and of the bundle; lower is better. Weights are copied where another conversion has quantized the "
+        "same. Seconds of the last try that did any work."
     )
     made = {r.name: f"{r.name}/{REPORT_PAGE}" for r in results.conversions if r.figures is not None}
     return Table("Conversions", columns, rows, "measured", len(keys) + 3, note, links=made)
@@ -47,7 +49,7 @@ def conversions(results: Results) -> Table:
 
 def _figures(result: Result) -> Iterator[str]:
     found = result.figures
-    yield "" if found is None else "copied" if found.copied else "quantized"
+    yield "" if found is None else "copied" if found.copied else "made"
     yield "" if found is None else str(found.parts)
     yield "" if found is None else amount(found.weights)
     yield "" if found is None else amount(found.files)

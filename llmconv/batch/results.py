@@ -15,8 +15,6 @@ from llmconv.bundle.bundle import Bundle
 from llmconv.files import write_json
 
 RESULTS = "batch.json"
-FORMAT = 1
-
 State = Literal["waiting", "done", "failed"]
 
 
@@ -44,13 +42,14 @@ class Figures(BaseModel):
     def of(cls, bundle: Bundle) -> Figures:
         """Those of a finished bundle."""
         report = bundle.report
-        counted = [check["passed"] for check in report["proof"] if check["passed"] is not None] if proved(bundle) else []
+        parts, counted = report.get("parts", []), [check["passed"] for check in report.get("proof", [])]
+        held = [passed for passed in counted if passed is not None]
         return cls(
-            parts=len(report.get("parts", [])),
-            weights=sum(part["weight_bytes"] for part in report.get("parts", [])),
+            parts=len(parts),
+            weights=sum(part["weight_bytes"] for part in parts),
             files=sum(file["bytes"] for file in bundle.manifest["files"].values()),
             copied=any(name.startswith("calibrate_") for name in report.get("copied", [])),
-            proof=(sum(counted), len(counted)) if proved(bundle) else None,
+            proof=(sum(held), len(held)) if proved(bundle) else None,
             perplexity=report.get("perplexity", {}),
         )
 
@@ -87,7 +86,7 @@ class Results(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     matrix: str
     llmconv: str = Field(default_factory=lambda: version("llmconv"))
     conversions: list[Result]
@@ -111,5 +110,5 @@ def begun(matrix: str, members: Sequence[Member], folder: Path) -> Results:
         known = {result.name: result for result in read.conversions}
     except (OSError, ValueError):
         pass
-    results = [known.get(m.name, Result(name=m.name, axes=m.axes)) for m in members]
+    results = [known.get(m.name, Result(name=m.name, axes=m.axes)).model_copy(update={"axes": m.axes}) for m in members]
     return Results(matrix=matrix, conversions=results)

@@ -92,9 +92,9 @@ def _done(member: Member, registry_of: Callable[[Recipe], Registry]) -> Bundle |
     except LlmconvError as error:
         logger.info("%s: %s", member.name, error)
         return None
-    if bundle is None or (member.recipe.verify.passes and not proved(bundle)):
-        return None
-    return None if _failed_checks(bundle) else bundle
+    if bundle is None or not member.recipe.verify.passes:
+        return bundle
+    return bundle if proved(bundle) and not _failed_checks(bundle) else None
 
 
 def _failed_checks(bundle: Bundle) -> int:
@@ -118,5 +118,6 @@ def _result(member: Member, ended: Ended, tries: int) -> Result:
     figures, failed = Figures.of(bundle), _failed_checks(bundle)
     if ended.code == DONE:
         return found.model_copy(update={"state": "done", "figures": figures})
-    error = f"{failed} of {len(bundle.report['proof'])} checks of its proof failed" if failed else ended.error
-    return found.model_copy(update={"error": error, "figures": figures if failed else None})
+    if not failed:
+        return found.model_copy(update={"error": ended.error})
+    return found.model_copy(update={"error": f"{failed} checks of its proof failed", "figures": figures})

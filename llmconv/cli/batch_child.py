@@ -1,6 +1,6 @@
 """The command line as a child of `llmconv batch`: it ends with its parent, and is interrupted by it alone.
 
-    python -m llmconv.cli.batch_child PARENT ARGUMENTS...
+python -m llmconv.cli.batch_child PARENT ARGUMENTS...
 """
 
 from __future__ import annotations

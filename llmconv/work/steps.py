@@ -60,9 +60,14 @@ class Steps:
         self._records = {record.name: record for record in _records(folder)}
         self._asked: set[str] = set()  # names of steps that this run has made or found
 
-    def key(self, **inputs: Any) -> str:
-        """The key of a pass's step that depends on `inputs`, as JSON, beside what all such steps depend on."""
-        return key_of(all=self._inputs, step=inputs)
+    def key(self, *, graphs: str | None = None, **inputs: Any) -> str:
+        """The key of a pass's step that depends on `inputs`, as JSON, beside what all such steps depend on.
+
+        Args:
+            graphs: the signature of what the step looks at, where that is less than all graphs of the recipe.
+        """
+        common = self._inputs if graphs is None else {**self._inputs, "graphs": graphs}
+        return key_of(all=common, step=inputs)
 
     def once(self, name: str, key: str, files: Sequence[Path], work: Callable[[], Any]) -> Any:
         """Do a piece of work, unless it is done; returns its value.
