@@ -84,10 +84,10 @@ class Matrix(BaseModel):
         """
         found: dict[str, Member] = {}
         none = (None,)  # as the recipe has it
-        for file, *given in product(
+        for file, checkpoint, target, context in product(
             self.recipes, self.checkpoints or none, self.targets or none, self.contexts or none
         ):
-            member = self._member(file, *given, output, changes)
+            member = self._member(file, checkpoint, target, context, output, changes)
             if member.name in found:
                 raise RecipeError(
                     f"two conversions would be named '{member.name}'; name recipes' files and checkpoints apart"
