@@ -110,7 +110,7 @@ def apply(
         observers.step(stage, item)
         reach(f"{stage} {item}")
 
-    bundle = None if force or fresh else _made_before(recipe.folder, key)
+    bundle = None if force or fresh else _held(recipe.folder, key)
     reports = None
     if bundle is None:
         check_output(recipe.folder, force)
@@ -148,7 +148,7 @@ def made_before(recipe: Recipe, registry: Registry) -> Bundle | None:
         LlmconvError: what is wrong with the recipe, or its checkpoint.
     """
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
-    return _made_before(recipe.folder, _key(check(recipe, registry), backend, registry))
+    return _held(recipe.folder, _key(check(recipe, registry), backend, registry))
 
 
 def _convert(
@@ -248,7 +248,7 @@ def _others(reuse: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _made_before(folder: Path, key: str) -> Bundle | None:
+def _held(folder: Path, key: str) -> Bundle | None:
     """The bundle that the same command has made before, if that is what the output folder holds."""
     manifest = folder / MANIFEST
     sha256 = Steps(folder, {}).holds(BUNDLE, key)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from llmconv.errors import RecipeError
 from llmconv.recipe.located import absolute, elsewhere
 from llmconv.recipe.reading import first_message, text_of, values_of
-from llmconv.recipe.recipe import Recipe
+from llmconv.recipe.recipe import DIALECT, Recipe
 
 Positions = Annotated[int, Field(ge=1)]
 Label = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9]")]
@@ -112,6 +112,11 @@ class Matrix(BaseModel):
         own += [f"target.name={_quoted(target)}"] if target is not None else []
         own += _context(Recipe.load(file, own), context) if context is not None else []
         return Member(name, file, tuple(own), axes, Recipe.load(file, own))
+
+
+def matrix_schema() -> dict[str, Any]:
+    """The JSON Schema of a matrix."""
+    return {"$schema": DIALECT, **Matrix.model_json_schema()}
 
 
 def _context(recipe: Recipe, context: int) -> Iterator[str]:

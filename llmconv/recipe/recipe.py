@@ -28,6 +28,7 @@ from llmconv.recipe.requires import require_installed
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 GraphName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9]*$")]
 _PATHS = (("model", "checkpoint"), ("calibration", "text"), ("verify", "text"), ("output", "folder"))
 
@@ -351,4 +352,4 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     for name in replaced:
         del schema["$defs"][name]
     schema["$defs"] |= lifted
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": DIALECT, **schema}

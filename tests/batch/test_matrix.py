@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
+from math import prod
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from llmconv import RecipeError
-from llmconv.batch.matrix import Matrix
+from llmconv.batch.matrix import Matrix, matrix_schema
 
 RECIPE = """
 [model]
@@ -91,6 +94,19 @@ def test_what_is_wrong_is_one_line(folder: Path, text: str, message: str) -> Non
     with pytest.raises(RecipeError, match=message) as caught:
         matrix(folder, text).members(folder)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_schema_and_the_documentation_know_every_key() -> None:
+    found = matrix_schema()
+    text = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
+    example = tomllib.loads(text.partition("```toml")[2].partition("```")[0])
+    jsonschema.validate(example, found)
+    assert set(example) == set(Matrix.model_fields)
+    assert all(f"| `{key}` |" in text for key in Matrix.model_fields)
+    with pytest.raises(jsonschema.ValidationError, match="less than the minimum"):
+        jsonschema.validate({**example, "contexts": [0]}, found)
+    counts = [len(example[key]) for key in ("recipes", "checkpoints", "targets", "contexts")]
+    assert f"{' × '.join(map(str, counts))} = {prod(counts)} conversions" in text
 
 
 def test_no_matrix(tmp_path: Path) -> None:
