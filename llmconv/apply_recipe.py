@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +31,7 @@ from llmconv.bundle.part_files import PartFiles
 from llmconv.bundle.specs import ONNX_FOLDER, graph_to_dict
 from llmconv.chat.checkpoint_template import continuation
 from llmconv.chat.template import ChatTemplate
-from llmconv.errors import ChatError, RecipeError
+from llmconv.errors import BundleError, ChatError, RecipeError
 from llmconv.files import digest, write_json
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
@@ -50,7 +51,7 @@ from llmconv.target import Chipset
 from llmconv.work.collector import collector_spared
 from llmconv.work.executor import Executor, Workers
 from llmconv.work.faults import reach
-from llmconv.work.folder import work_folder
+from llmconv.work.folder import with_steps, work_folder
 from llmconv.work.identity import checkpoint_identity, code_identity
 from llmconv.work.machine import give_back_memory
 from llmconv.work.steps import Steps, key_of
@@ -68,6 +69,7 @@ def apply(
     force: bool = False,
     fresh: bool = False,
     jobs: int | None = None,
+    reuse: Sequence[Path] = (),
     progress: Progress = lambda _stage, _item: None,
 ) -> Bundle:
     """Convert a checkpoint; what an earlier run with the same inputs has finished is not done again.
@@ -81,6 +83,7 @@ def apply(
         force: replace a bundle that is in the output folder.
         fresh: do everything again.
         jobs: how many parts to build at once at most; as many as there are cores by default.
+        reuse: output folders of other conversions, finished or not, whose steps serve here where they are the same.
         progress: called with a stage and an item before each piece of work.
 
     Returns:
@@ -98,7 +101,7 @@ def apply(
         for runtime in backend.runtimes if verify else ():
             registry.find("runtime", runtime)  # what the proof will run
     checked = check(recipe, registry)
-    key = _key(checked, backend, registry)
+    key, others = _key(checked, backend, registry), _others(reuse)
 
     observers = Observers(registry.observers())
 
@@ -107,7 +110,7 @@ def apply(
         observers.step(stage, item)
         reach(f"{stage} {item}")
 
-    bundle = None if force or fresh else _made_before(recipe.folder, key)
+    bundle = None if force or fresh else _held(recipe.folder, key)
     reports = None
     if bundle is None:
         check_output(recipe.folder, force)
@@ -123,6 +126,7 @@ def apply(
                 folder,
                 key,
                 workers,
+                others=others,
                 verify=verify,
                 jobs=jobs,
                 progress=announce,
@@ -137,6 +141,16 @@ def apply(
     return bundle
 
 
+def made_before(recipe: Recipe, registry: Registry) -> Bundle | None:
+    """The bundle in a recipe's output folder, where `apply` would leave all but its proof as it is.
+
+    Raises:
+        LlmconvError: what is wrong with the recipe, or its checkpoint.
+    """
+    backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
+    return _held(recipe.folder, _key(check(recipe, registry), backend, registry))
+
+
 def _convert(
     checked: Checked,
     backend: Backend,
@@ -146,6 +160,7 @@ def _convert(
     key: str,
     workers: Workers,
     *,
+    others: Sequence[Path],
     verify: bool,
     jobs: int | None,
     progress: Progress,
@@ -155,9 +170,10 @@ def _convert(
 
     Args:
         key: of the bundle.
+        others: folders with steps of other conversions.
     """
     weights = checked.source.weights()
-    steps = Steps(folder, _inputs(checked))
+    steps = Steps(folder, _inputs(checked), others)
     steps.sweep()
     with PartFiles(folder / ONNX_FOLDER, weights) as files:
         model, context, reports = prepare(
@@ -203,7 +219,7 @@ def _convert(
     card.write(folder, manifest, licence_of(checked.source.checkpoint), result.phone)
     write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
     bundle = Bundle(folder)
-    bundle.write_report(_report(reports, result) | _sizes(model, files))
+    bundle.write_report(_report(reports, result) | _sizes(model, files) | {"copied": steps.copied})
     page.write(bundle)
     steps.finish(BUNDLE, key, [], digest(folder / MANIFEST))
     return reports
@@ -218,7 +234,21 @@ def _template(checked: Checked) -> ChatTemplate | None:
         return None
 
 
-def _made_before(folder: Path, key: str) -> Bundle | None:
+def _others(reuse: Sequence[Path]) -> list[Path]:
+    """The folders with steps of other conversions.
+
+    Raises:
+        BundleError: one has none.
+    """
+    found = []
+    for folder in reuse:
+        if not (there := with_steps(folder.resolve())):
+            raise BundleError(f"{folder}: holds no finished steps; give an output folder of 'llmconv apply'")
+        found += there
+    return found
+
+
+def _held(folder: Path, key: str) -> Bundle | None:
     """The bundle that the same command has made before, if that is what the output folder holds."""
     manifest = folder / MANIFEST
     sha256 = Steps(folder, {}).holds(BUNDLE, key)

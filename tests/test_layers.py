@@ -33,7 +33,7 @@ report prepare
 evaluation planning
 proof choosing doctor
 apply_recipe
-testing
+batch testing
 cli
 __main__
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +33,10 @@ def apply(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle in the output folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do everything again, whatever is finished.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Build so many parts at once at most.")] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Copy what is the same from another output folder; again for several."),
+    ] = None,
     executor: Annotated[str | None, typer.Option(help="Who builds the parts: local, dask, or a plugin's.")] = None,
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Where the executor's workers are known: tcp://host:8786.")
@@ -45,7 +49,15 @@ def apply(
     changes = options.changes(assignments, checkpoint, output, adapters)
     changes += [f"executor.scheduler={json.dumps(scheduler)}"] if scheduler is not None else []
     loaded = Recipe.load(recipe, changes, backend=backend, executor=executor)
-    run(loaded, verify=verify, force=force, fresh=fresh, jobs=jobs, allow_local_plugins=allow_local_plugins)
+    run(
+        loaded,
+        verify=verify,
+        force=force,
+        fresh=fresh,
+        jobs=jobs,
+        reuse=reuse or (),
+        allow_local_plugins=allow_local_plugins,
+    )
 
 
 def run(
@@ -55,6 +67,7 @@ def run(
     force: bool,
     fresh: bool = False,
     jobs: int | None = None,
+    reuse: Sequence[Path] = (),
     allow_local_plugins: bool = False,
 ) -> None:
     """Apply a recipe and show what came of it; arguments as of `llmconv.apply`."""
@@ -72,6 +85,7 @@ def run(
             force=force,
             fresh=fresh,
             jobs=jobs,
+            reuse=reuse,
             progress=step,
         )
     display.show_conversion(bundle, time.monotonic() - started)

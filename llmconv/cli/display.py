@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from llmconv.bundle.bundle import Bundle
+    from llmconv.report import figures
 
 Step = Callable[[str, str], None]
+Doing = Callable[[str], None]
+PIPED = 200  # characters of a line that no terminal breaks
 
 _out, _err = Console(), Console(stderr=True, highlight=False)
 _VERDICT = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: ""}
@@ -39,6 +43,25 @@ def say(text: str, style: str | None = None) -> None:
 def note(text: str) -> None:
     """One line beside the result, on stderr."""
     _err.print(escape(text), style="dim", soft_wrap=True)
+
+
+def show_figures(found: figures.Table) -> None:
+    """A table of figures, as a page has it too."""
+    marked = "" if found.basis == "given" else f" ({found.basis})"
+    lines = box.SIMPLE_HEAD if draws() else None
+    table = Table(box=lines)
+    for i, column in enumerate(found.columns):
+        table.add_column(escape(column), justify="left" if i < found.texts else "right", overflow="fold")
+    for row in found.rows[: found.first or None]:
+        table.add_row(*map(escape, row))
+    say("")
+    say(found.caption + marked, style="bold")
+    show(table, None if draws() else PIPED)
+    hidden = len(found.rows) - found.first if found.first else 0
+    if hidden > 0:
+        say(f"{hidden} more in report.html")
+    if found.note:
+        say(found.note)
 
 
 @contextmanager
@@ -68,6 +91,16 @@ def progress(first: str) -> Iterator[Step]:
     with _err.status(escape(first)) as status:
         yield step
     finish()
+
+
+@contextmanager
+def listing(first: str) -> Iterator[tuple[Doing, Doing]]:
+    """A line that says what is being done, and is replaced by the next; and a line for each thing that is done."""
+    with _err.status(escape(first)) as status:
+        yield (
+            lambda text: status.update(escape(" ".join(text.split()))),
+            lambda text: _err.print(escape(text), style="dim", soft_wrap=True),
+        )
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,9 +13,6 @@ from llmconv.cli import display
 
 if TYPE_CHECKING:
     from llmconv.bundle.bundle import Bundle
-    from llmconv.report import figures
-
-PIPED = 200  # characters of a line that no terminal breaks
 
 
 def inspect(
@@ -54,7 +50,7 @@ def _model(model: str, target: str | None, as_json: bool) -> None:
     table = Table(box=None, show_header=False)
     for name, value in found.facts.items():
         table.add_row(name.replace("_", " "), escape(_plain(value)))
-    display.show(table, None if display.draws() else PIPED)
+    display.show(table, None if display.draws() else display.PIPED)
     for line in found.unusual:
         display.say(f"note: {line}")
     if found.chosen is not None:
@@ -82,22 +78,4 @@ def _bundle(opened: Bundle) -> None:
     display.say(headline(opened))
     for section in sections(opened):
         for table in section.tables:
-            _show(table)
-
-
-def _show(found: figures.Table) -> None:
-    marked = "" if found.basis == "given" else f" ({found.basis})"
-    lines = box.SIMPLE_HEAD if display.draws() else None
-    table = Table(box=lines)
-    for i, column in enumerate(found.columns):
-        table.add_column(escape(column), justify="left" if i < found.texts else "right", overflow="fold")
-    for row in found.rows[: found.first or None]:
-        table.add_row(*map(escape, row))
-    display.say("")
-    display.say(found.caption + marked, style="bold")
-    display.show(table, None if display.draws() else PIPED)
-    hidden = len(found.rows) - found.first if found.first else 0
-    if hidden > 0:
-        display.say(f"{hidden} more in report.html")
-    if found.note:
-        display.say(found.note)
+            display.show_figures(table)

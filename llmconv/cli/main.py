@@ -13,6 +13,7 @@ from importlib.metadata import version
 import typer
 
 from llmconv.cli import (
+    batch_command,
     bundles,
     catalog,
     convert_command,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command()(convert_command.convert)
 app.command()(planning.plan)
 app.command()(bundles.apply)
+app.command()(batch_command.batch)
 app.command()(bundles.verify)
 app.command("eval")(eval_command.evaluate)
 app.command()(sensitivity_command.sensitivity)

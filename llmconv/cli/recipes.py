@@ -80,8 +80,15 @@ def check(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    matrix: Annotated[bool, typer.Option("--matrix", help="That of a matrix, as 'llmconv batch' takes it.")] = False,
+) -> None:
     """Print the JSON Schema of recipes, with the options of every pass and backend that is installed."""
+    if matrix:
+        from llmconv.batch.matrix import matrix_schema
+
+        print(json.dumps(matrix_schema(), indent=2))
+        return
     from llmconv.plugins.registry import Registry
     from llmconv.recipe.recipe import json_schema
 

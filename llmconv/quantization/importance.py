@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from llmconv.graph.model import Model, name_of
 from llmconv.graph.run import Observer
+from llmconv.graph.signature import signature
 from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION, Calibration
 from llmconv.quantization.linears import LinearInput, linear_inputs
@@ -35,7 +36,7 @@ def chosen_on_samples(
 
     Args:
         name: of the pass.
-        work: chooses.
+        work: chooses, by the calibration graph alone.
         options: of the pass, on which it depends.
     """
     known = {key.removeprefix(f"{name}."): x for key, x in context.chosen.items() if key.startswith(f"{name}.")}
@@ -44,7 +45,10 @@ def chosen_on_samples(
     if context.steps is None:
         found = dict(work())
     else:
-        key = context.steps.key(samples=context.samples, options=dict(options), tables=tables_of(model.weights))
+        graph = signature(model.graphs[CALIBRATION])
+        key = context.steps.key(
+            graphs=graph, samples=context.samples, options=dict(options), tables=tables_of(model.weights)
+        )
         found = tensors_once(context.steps, name, key, work)
     context.chosen.update({f"{name}.{key}": x for key, x in found.items()})
     return found

@@ -15,6 +15,7 @@ from llmconv.encodings.grid import Encoded
 from llmconv.encodings.value import WeightEncoding
 from llmconv.files import link
 from llmconv.graph.model import Model
+from llmconv.graph.signature import signature
 from llmconv.passes.context import PassContext, WeightWriter
 from llmconv.quantization.calibration import CALIBRATION, Calibration, Done, Range
 from llmconv.quantization.encoded_tensors import quantized_of, tensors_of
@@ -32,10 +33,16 @@ def step_key(
     quantizers: Mapping[str, Quantizer],
     **more: Any,
 ) -> str:
-    """The key of a step that depends on the samples, the weights and what is to become of them, and on `more`."""
+    """The key of a step that depends on the samples, the weights and what is to become of them, and on `more`.
+
+    Of the graphs on the one for calibration alone, which is the same whatever context the recipe's graphs see.
+    """
     assert context.steps is not None
     rules = {name: [how.bits, how.block, repr(quantizers.get(name))] for name, how in weights.items()}
-    return context.steps.key(samples=context.samples, rules=rules, tables=tables_of(model.weights), **more)
+    graph = signature(model.graphs[CALIBRATION])
+    return context.steps.key(
+        graphs=graph, samples=context.samples, rules=rules, tables=tables_of(model.weights), **more
+    )
 
 
 @dataclass
@@ -57,7 +64,9 @@ class Kept:
         self.parts = self.model.graphs[CALIBRATION].parts
         self.count = len(self.parts)
         if self.context.steps is not None:
-            self.key = step_key(self.model, self.context, self.weights, self.quantizers)
+            self.key = step_key(
+                self.model, self.context, self.weights, self.quantizers, magnitudes=self.magnitudes.names
+            )
 
     def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
         """Take over finished parts, from the first on; gives the number of the first part that is left."""

@@ -30,6 +30,11 @@ class Magnitudes:
         self._names = frozenset(names)
         self._found: dict[str, tuple[float, Tensor]] = {}  # end of the last bin, and counts
 
+    @property
+    def names(self) -> list[str]:
+        """Of the values that are looked at."""
+        return sorted(self._names)
+
     def observe(self, node: fx.Node, value: Tensor) -> None:
         """Count the numbers of a value, if it is one of those."""
         if (name := name_of(node)) in self._names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -15,6 +16,11 @@ PACKAGE = "package:"  # then the distribution's name, and the path that it is in
 def elsewhere(checkpoint: Path | str) -> bool:
     """Whether a checkpoint is written otherwise than as a path."""
     return str(checkpoint).startswith((PACKAGE, hub.PREFIX))
+
+
+def absolute(path: Path | str, folder: Path) -> str:
+    """A path that is written relative to a folder."""
+    return os.path.normpath(folder.absolute() / Path(path).expanduser())
 
 
 def located(checkpoint: Path, wanted: hub.Wanted | None = None) -> Path:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -19,17 +16,18 @@ from pydantic import (
 )
 
 from llmconv.errors import LlmconvError, RecipeError
-from llmconv.naming import nearest
 from llmconv.recipe import shipped
 from llmconv.recipe.graphs import GraphLists, GraphName, GraphSection, alike, by_name
-from llmconv.recipe.located import elsewhere, located
-from llmconv.recipe.overrides import override, substitute
+from llmconv.recipe.located import absolute, elsewhere, located
+from llmconv.recipe.overrides import override
+from llmconv.recipe.reading import first_message, text_of, values_of
 from llmconv.recipe.requires import require_installed
 from llmconv.recipe.section import Section
 
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PATHS = (("model", "checkpoint"), ("calibration", "text"), ("verify", "text"), ("output", "folder"))
 
 
@@ -202,14 +200,7 @@ class Recipe(Section):
             RecipeError: what is wrong, where, and what to do.
         """
         file = Path(file)
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except FileNotFoundError as error:
-            raise RecipeError(
-                f"{file}: no such recipe; 'llmconv recipe list' names those that come with llmconv"
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{file}: cannot be read ({error})") from error
+        text = text_of(file, "no such recipe; 'llmconv recipe list' names those that come with llmconv")
         return cls.loads(text, str(file), file.parent, overrides, backend=backend, executor=executor, name=file.stem)
 
     @classmethod
@@ -234,12 +225,8 @@ class Recipe(Section):
         Raises:
             RecipeError: as of `load`.
         """
+        values = values_of(text, where)
         try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{where}: not TOML: {error}") from error
-        try:
-            values = substitute(values, "")
             _resolve(values, folder)
             for section, given in (("backend", backend), ("executor", executor)):
                 if given is not None and _name(values.get(section)) != given:
@@ -266,7 +253,7 @@ class Recipe(Section):
         try:
             return cls.model_validate_json(json.dumps(values, default=str), strict=True)  # "2" and true are not 2
         except ValidationError as error:
-            raise RecipeError(f"{where}: {_first_message(error)}") from error
+            raise RecipeError(f"{where}: {first_message(error, cls)}") from error
 
     def portable(self) -> Recipe:
         """The recipe without what does not tell in its bundle: where that goes, and who does the work."""
@@ -303,50 +290,20 @@ def _resolve(values: dict[str, Any], folder: Path) -> None:
         if key == "text" and str(place[key]).startswith(shipped.PREFIX):
             place[key] = str(shipped.text(str(place[key])))
         elif not elsewhere(place[key]):
-            place[key] = _absolute(place[key], folder)
+            place[key] = absolute(place[key], folder)
     if isinstance(files := values.get("plugins"), list):
-        values["plugins"] = [_absolute(f, folder) if isinstance(f, str) else f for f in files]
+        values["plugins"] = [absolute(f, folder) if isinstance(f, str) else f for f in files]
     model = values.get("model")
     if not isinstance(model, dict):
         return
     if isinstance(given := model.get("adapter"), dict):
-        model["adapter"] = {_absolute(path, folder): weight for path, weight in given.items()}
+        model["adapter"] = {absolute(path, folder): weight for path, weight in given.items()}
     elif isinstance(given, str | Path):
-        model["adapter"] = _absolute(given, folder)
-
-
-def _absolute(path: str | Path, folder: Path) -> str:
-    return os.path.normpath(folder.absolute() / Path(path).expanduser())
+        model["adapter"] = absolute(given, folder)
 
 
 def _name(section: Any) -> Any:
     return section.get("name") if isinstance(section, dict) else None
-
-
-def _first_message(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(p) for p in first["loc"] if p != "[key]")
-    if first["type"] == "extra_forbidden":
-        section = _section(first["loc"][:-1])
-        return f"unknown key '{place}'{nearest(str(first['loc'][-1]), section.model_fields if section else ())}"
-    if first["type"] == "missing":
-        return f"{place}: missing"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" or isinstance(first["input"], dict) else f", not {first['input']!r}"
-    return f"{place}: {message}{given}"
-
-
-def _section(path: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The class that validates the section at a path."""
-    if not path:
-        return Recipe
-    if path[0] == "graphs":
-        return GraphSection
-    found = Recipe.model_fields[str(path[0])].annotation
-    for candidate in (found, *getattr(found, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:
@@ -388,4 +345,4 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     for name in replaced:
         del schema["$defs"][name]
     schema["$defs"] |= lifted
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": DIALECT, **schema}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llmconv.bundle.bundle import Bundle
@@ -21,6 +21,7 @@ class Table:
         texts: columns from the left that hold text; those behind them hold figures.
         note: what exactly was measured or computed.
         first: so many rows matter most, where the table is long; 0 for all of them.
+        links: first cell of a row -> where the page leads from it.
     """
 
     caption: str
@@ -30,6 +31,7 @@ class Table:
     texts: int = 1
     note: str = ""
     first: int = 0
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

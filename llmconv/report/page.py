@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmconv.bundle.bundle import PAGE, Bundle
@@ -21,15 +23,9 @@ def write(bundle: Bundle) -> None:
 
 def render(bundle: Bundle) -> str:
     """The page; whatever comes from a recipe or a checkpoint is escaped."""
-    environment = Environment(
-        loader=PackageLoader("llmconv.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     layers = bundle.manifest["config"]["layers"]
-    return environment.get_template(TEMPLATE).render(
+    return filled(
+        TEMPLATE,
         name=bundle.manifest["recipe"]["name"],
         headline=headline(bundle),
         sections=sections(bundle),
@@ -39,3 +35,15 @@ def render(bundle: Bundle) -> str:
         width=WIDTH,
         version=bundle.manifest["versions"]["llmconv"],
     )
+
+
+def filled(template: str, **values: Any) -> str:
+    """One of the templates with values, which are escaped."""
+    environment = Environment(
+        loader=PackageLoader("llmconv.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)

@@ -14,6 +14,8 @@ from llmconv.errors import BundleError
 from llmconv.work.faults import reach
 from llmconv.work.steps import STEPS, files_of
 
+_BUILDING = "bundle"  # in the folder of unfinished work
+
 
 @contextmanager
 def work_folder(folder: Path, *, fresh: bool) -> Iterator[Path]:
@@ -27,7 +29,7 @@ def work_folder(folder: Path, *, fresh: bool) -> Iterator[Path]:
     """
     with locked(folder):
         work = work_of(folder)
-        building, aside = work / "bundle", work / "replaced"
+        building, aside = work / _BUILDING, work / "replaced"
         shutil.rmtree(aside, ignore_errors=True)
         if fresh:
             shutil.rmtree(building, ignore_errors=True)
@@ -85,6 +87,11 @@ def _is(file: Path, descriptor: int) -> bool:
 def work_of(folder: Path) -> Path:
     """The folder beside an output folder that holds unfinished work."""
     return _beside(folder, "work")
+
+
+def with_steps(folder: Path) -> list[Path]:
+    """Where steps lie that were finished for an output folder: in the bundle, and in work that was not finished."""
+    return [found for found in (folder, work_of(folder) / _BUILDING) if (found / STEPS).is_dir()]
 
 
 def _beside(folder: Path, what: str) -> Path:

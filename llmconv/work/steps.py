@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -47,16 +48,26 @@ class Steps:
     Args:
         folder: holds the files of the steps, and the records in `.steps`.
         inputs: what every step that passes make depends on, as JSON.
+        others: folders of other conversions, whose steps are copied where they are the same; nothing of them changes.
+
+    Attributes:
+        copied: names of the steps that came so.
     """
 
-    def __init__(self, folder: Path, inputs: Mapping[str, Any]) -> None:
-        self.folder, self._inputs = folder, dict(inputs)
+    def __init__(self, folder: Path, inputs: Mapping[str, Any], others: Sequence[Path] = ()) -> None:
+        self.folder, self._inputs, self._others = folder, dict(inputs), others
+        self.copied: list[str] = []
         self._records = {record.name: record for record in _records(folder)}
         self._asked: set[str] = set()  # names of steps that this run has made or found
 
-    def key(self, **inputs: Any) -> str:
-        """The key of a pass's step that depends on `inputs`, as JSON, beside what all such steps depend on."""
-        return key_of(all=self._inputs, step=inputs)
+    def key(self, *, graphs: str | None = None, **inputs: Any) -> str:
+        """The key of a pass's step that depends on `inputs`, as JSON, beside what all such steps depend on.
+
+        Args:
+            graphs: the signature of what the step looks at, where that is less than all graphs of the recipe.
+        """
+        common = self._inputs if graphs is None else {**self._inputs, "graphs": graphs}
+        return key_of(all=common, step=inputs)
 
     def once(self, name: str, key: str, files: Sequence[Path], work: Callable[[], Any]) -> Any:
         """Do a piece of work, unless it is done; returns its value.
@@ -79,13 +90,13 @@ class Steps:
         return record.value if all(self._whole(f, sha) for f, sha in record.files.items()) else None
 
     def finished(self, name: str, key: str) -> Any:
-        """As `holds`; a step that does not hold is removed, with its files."""
+        """As `holds`; a step that does not hold is removed, with its files, and copied from where it does."""
         value = self.holds(name, key)
-        if value is None:
-            self.forget(name)
-        else:
+        if value is not None:
             self._asked.add(name)
-        return value
+            return value
+        self.forget(name)
+        return next((made for other in self._others if (made := self._copy(other, name, key)) is not None), None)
 
     def finish(
         self, name: str, key: str, files: Sequence[Path], value: Any, known: Mapping[Path, str] = MappingProxyType({})
@@ -144,6 +155,28 @@ class Steps:
         for name in self._records.keys() - self._asked:
             self.forget(name)
 
+    def _copy(self, other: Path, name: str, key: str) -> Any:
+        """Take over a step of another folder; its value, or None where that has none of this key whose files are whole.
+
+        (Copies, not links: ONNX's checker refuses weight files that are linked.)
+        """
+        record = _record(other, name)
+        if record is None or record.key != key:
+            return None
+        files = [self.folder / file for file in record.files]
+        for file, to in zip(record.files, files, strict=True):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(other / file, to)
+        if not all(self._whole(*made) for made in record.files.items()):
+            for to in files:
+                to.unlink(missing_ok=True)
+            return None
+        known = {self.folder / file: sha for file, sha in record.files.items()}
+        self.finish(name, key, files, record.value, known)
+        self.copied.append(name)
+        return record.value
+
     def _whole(self, file: str, sha256: str) -> bool:
         path = self.folder / file
         return path.is_file() and digest(path) == sha256
@@ -158,10 +191,22 @@ def files_of(folder: Path) -> Iterator[str]:
 def _records(folder: Path) -> Iterator[_Record]:
     """The records of a folder; one that is damaged, or not in its own file, is no record: its step is not finished."""
     for file in sorted((folder / STEPS).glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            record = _Record.model_validate(json.loads(file.read_text()))
-            if _file_of(folder, record.name) == file and record.value is not None:
-                yield record
+        record = _read(file)
+        if record is not None and _file_of(folder, record.name) == file:
+            yield record
+
+
+def _record(folder: Path, name: str) -> _Record | None:
+    record = _read(_file_of(folder, name))
+    return record if record is not None and record.name == name else None
+
+
+def _read(file: Path) -> _Record | None:
+    try:
+        record = _Record.model_validate(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return None
+    return record if record.value is not None else None
 
 
 def _file_of(folder: Path, name: str) -> Path:

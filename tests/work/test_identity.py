@@ -181,7 +181,8 @@ AGAIN: dict[str, tuple[Callable[[Path], None], list[str], bool]] = {
     "--fresh": (lambda _folder: None, [], True),
     "option of the step": (lambda _folder: None, ["passes.w4a16.kv_bits=16"], True),
     "option of an earlier pass": (lambda _folder: None, ["passes.kv_cache_io.logits=last"], True),
-    "shape of a graph": (lambda _folder: None, ["graphs.prompt.ar=16"], True),
+    "shape of a graph, which is not the one that calibrates": (lambda _folder: None, ["graphs.prompt.ar=16"], False),
+    "length of a sample": (lambda _folder: None, ["calibration.tokens=64"], True),
     "checkpoint": (_edit_config, [], True),
     "calibration text": (_edit_text, [], True),
 }

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 import llmconv.work.folder as folder_module
 from llmconv import BundleError
 from llmconv.work import Steps, key_of
-from llmconv.work.folder import work_folder, work_of
+from llmconv.work.folder import with_steps, work_folder, work_of
 from llmconv.work.steps import STEPS
 
 
@@ -151,6 +151,51 @@ def test_looking_at_a_step_changes_nothing(tmp_path: Path) -> None:
     assert steps.holds("compile", steps.key(optimization=3)) == {"seconds": 3}
     steps.drop_unasked()  # looking is not asking
     assert steps.holds("compile", steps.key(optimization=3)) is None
+
+
+def test_a_step_of_another_folder_is_copied_where_it_is_the_same(tmp_path: Path) -> None:
+    first, second, own = (tmp_path / name for name in ("first", "second", "own"))
+    for folder, content in ((first, "of another key"), (second, "binary")):
+        folder.mkdir()
+        finished(folder, content=content, optimization=2 if folder == first else 3)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    steps = Steps(own, {"checkpoint": 1}, [first, second])
+    assert steps.finished("compile", steps.key(optimization=3)) == {"seconds": 3}
+    assert steps.finished("other", steps.key(optimization=3)) is None
+    assert steps.copied == ["compile"]
+    assert steps.digests().keys() == {"qnn/compile.bin"}
+    assert {file: file.read_bytes() for file in before} == before
+    (second / "qnn" / "compile.bin").write_text("changed later")  # a copy, no link
+    alone = Steps(own, {"checkpoint": 1})
+    assert alone.finished("compile", alone.key(optimization=3)) == {"seconds": 3}
+
+
+@pytest.mark.parametrize("damage", ["file", "content", "record", "key"])
+def test_a_step_of_another_folder_that_does_not_hold_is_not_copied(tmp_path: Path, damage: str) -> None:
+    other, own = tmp_path / "other", tmp_path / "own"
+    other.mkdir()
+    finished(other)
+    if damage == "file":
+        (other / "qnn" / "compile.bin").unlink()
+    elif damage == "content":
+        (other / "qnn" / "compile.bin").write_text("BINARY")
+    elif damage == "record":
+        (other / STEPS / "compile.json").write_text("[]")
+    steps = Steps(own, {"checkpoint": 2 if damage == "key" else 1}, [other])
+    assert steps.finished("compile", steps.key()) is None
+    assert steps.copied == []
+    assert [file for file in own.rglob("*") if file.is_file()] == []
+
+
+def test_where_steps_lie_that_serve_others(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert with_steps(target) == []
+    with pytest.raises(KeyboardInterrupt):
+        fail(target, KeyboardInterrupt, finish=True)
+    assert with_steps(target) == [work_of(target) / "bundle"]
+    with work_folder(target, fresh=False):
+        pass
+    assert with_steps(target) == [target]
 
 
 def test_work_takes_its_place_whole(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Many conversions: a matrix of recipes, checkpoints, targets and contexts, each converted in a process of its own."""
