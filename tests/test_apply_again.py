@@ -55,6 +55,12 @@ def test_another_command_does_not_take_the_bundle_for_its_own(made: Bundle, smal
     assert when(made) == before
 
 
+def test_a_folder_without_steps_serves_nothing(small_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"nowhere: holds no finished steps; give an output folder"):
+        apply(Recipe.load(small_recipe, [f"output.folder={tmp_path / 'out'}"]), reuse=[tmp_path / "nowhere"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_bundle_of_other_versions_is_not_taken_for_ones_own(
     made: Bundle, small_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,10 +34,11 @@ def headline(results: Results) -> str:
 
 
 def conversions(results: Results) -> Table:
-    """A row each."""
-    keys = list(results.conversions[0].axes)
+    """A row each, with what tells one from another."""
+    found = [result.axes for result in results.conversions]
+    keys = [key for key in found[0] if len({axes[key] for axes in found}) > 1]
     columns = ("conversion", *keys, "", "quantized weights", *_FIGURES)
-    rows = tuple((r.name, *r.axes.values(), _WORDS[r.state], *_figures(r)) for r in results.conversions)
+    rows = tuple((r.name, *(r.axes[key] for key in keys), _WORDS[r.state], *_figures(r)) for r in results.conversions)
     note = (
         "Bytes of the weights with their scales, and of all files. Perplexity of the recipe's held-out text, of the "
         "checkpoint and of the bundle; lower is better. Weights are copied where another conversion has quantized the "

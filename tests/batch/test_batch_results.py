@@ -71,6 +71,8 @@ def test_what_fails_leaves_the_others_alone_and_is_tried_once_more_at_the_end(
     text = (members[0].folder.parent / page.PAGE).read_text()
     assert "2 of 3 conversions are done, 1 failed." in text
     assert text.count("no such checkpoint") == 1
+    assert '<td class="text">Galaxy S24</td>' in text
+    assert '<th scope="col">recipe</th>' not in text  # of which there is one
     assert f'<a href="{members[1].name}/report.html">{members[1].name}</a>' in text
     assert f'href="{members[0].name}/report.html"' not in text
 
