@@ -83,6 +83,6 @@ def check(
 def schema() -> None:
     """Print the JSON Schema of recipes, with the options of every pass and backend that is installed."""
     from llmconv.plugins.registry import Registry
-    from llmconv.recipe.recipe import json_schema
+    from llmconv.recipe.schema import json_schema
 
     print(json.dumps(json_schema(Registry.load()), indent=2))

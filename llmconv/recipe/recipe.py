@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmconv.errors import LlmconvError, RecipeError
+from llmconv.errors import RecipeError
 from llmconv.naming import nearest
 from llmconv.recipe import shipped
 from llmconv.recipe.located import elsewhere, located
@@ -39,11 +39,19 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """Where the checkpoint lies, and which source reads it; by default the one that knows what lies there."""
+    """Where the checkpoint lies, and which source reads it.
+
+    Attributes:
+        source: the plugin that reads the checkpoint; by default the one that knows what lies there.
+        checkpoint: its folder or its file; `package:DISTRIBUTION/PATH` for one inside an installed package;
+            `hub:ORG/NAME` for one on Hugging Face, with `/FILE` for one GGUF file of several and `@REVISION`.
+        adapter: a PEFT folder to merge, or several with weights: `{ "a" = 0.7, "b" = 0.3 }`.
+        options: the source's own.
+    """
 
     source: str | None = None
     checkpoint: Path
-    adapter: Path | dict[Path, float] | None = None  # a folder, or several with the weights to add them with
+    adapter: Path | dict[Path, float] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -58,13 +66,22 @@ class ModelSection(_Section):
 
 
 class TargetSection(_Section):
-    """The chipset, or a device that carries it."""
+    """What the parts are for.
+
+    Attributes:
+        name: a chipset, its part number, or a device that carries it.
+    """
 
     name: str
 
 
 class GraphSection(_Section):
-    """One graph: `ar` tokens in one run, `context` positions seen."""
+    """One graph at fixed shapes.
+
+    Attributes:
+        ar: tokens that the graph reads in one run.
+        context: positions that it sees; with `context = ar` it has no past.
+    """
 
     ar: int = Field(ge=1)
     context: int = Field(ge=1)
@@ -77,7 +94,11 @@ class GraphSection(_Section):
 
 
 class _Named(_Section):
-    """A plugin by name; all other keys are its options."""
+    """A plugin by name; all other keys are its options.
+
+    Attributes:
+        name: of the plugin; all other keys are its options.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -98,42 +119,77 @@ class BackendSection(_Named):
 
 
 class CalibrationSection(_Section):
-    """Text whose activations choose the ranges; documents are separated by a form feed on a line of its own."""
+    """Text whose activations choose the ranges.
+
+    Attributes:
+        text: `shipped:PATH` for one that comes with llmconv; documents, separated by a line that holds a form feed; one
+            that begins with `User: ` is a conversation, whose turns begin with `User: ` and `Assistant: `.
+        samples: how many windows; each starts as the tokenizer starts texts, with BOS or without.
+        tokens: of each window.
+        control_tokens: whether the string of a control token in the text means the token.
+        chat: whether half of a chat model's samples are the text's conversations, or else its paragraphs as such, in its
+            chat template.
+    """
 
     text: Path
     samples: int = Field(default=16, ge=1)
     tokens: int = Field(default=128, ge=2)
-    control_tokens: bool = True  # whether the string of a control token in the text means the token
-    chat: bool = True  # whether a model with a chat template sees half of the samples in it
+    control_tokens: bool = True
+    chat: bool = True
 
 
 class ChatSection(_Section):
-    """How a conversation becomes the text that the model was trained on."""
+    """How a conversation becomes the text that the model was trained on.
 
-    template: str | None = None  # Jinja; by default the checkpoint's own
+    Attributes:
+        template: in Jinja; by default the checkpoint's own.
+    """
+
+    template: str | None = None
 
 
 class VerifySection(_Section):
-    """How the conversion proves itself."""
+    """How the conversion proves itself.
+
+    Attributes:
+        passes: compare after each pass, and prove the bundle.
+        text: held-out text for perplexity, or `shipped:PATH`.
+    """
 
     passes: bool = True
-    text: Path | None = None  # held-out text, for perplexity
+    text: Path | None = None
 
 
 class ExecutorSection(_Named):
-    """Who does the heavy work; the same files come out whoever it is."""
+    """Who does the heavy work; the same files come out whoever it is.
+
+    Attributes:
+        name: of the executor.
+    """
 
     name: str = "local"
 
 
 class OutputSection(_Section):
-    """Where the bundle goes; `build/<recipe>` in the current folder by default."""
+    """Where the bundle goes.
+
+    Attributes:
+        folder: by default `build/<recipe>` in the current folder.
+    """
 
     folder: Path | None = None
 
 
 class Recipe(_Section):
-    """One conversion, from a checkpoint to a bundle."""
+    """One conversion, from a checkpoint to a bundle.
+
+    Attributes:
+        name: of the conversion; by default the recipe's file has it.
+        graphs: by name; all share one set of weights.
+        passes: in the order in which they run.
+        requires: DISTRIBUTION = versions that must be installed, such as `">=1.0,<2"`; checked before anything else.
+        plugins: Python files that bring plugins; a recipe by itself runs nothing, so they need `--allow-local-plugins`.
+    """
 
     name: str = "recipe"
     model: ModelSection
@@ -353,45 +409,3 @@ def _section(path: tuple[int | str, ...]) -> type[BaseModel] | None:
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
-
-
-def json_schema(registry: Registry) -> dict[str, Any]:
-    """The JSON Schema of a recipe, with the options of every registered pass, backend and executor.
-
-    Raises:
-        LlmconvError: a plugin's options have no schema.
-    """
-    from llmconv.plugins.options import option_schema, required_options  # noqa: PLC0415  plugins import pluggy and pydantic
-
-    lifted: dict[str, Any] = {}
-
-    def options(plugin: type) -> dict[str, Any]:
-        found = option_schema(plugin)
-        for option in found.values():
-            lifted.update(option.pop("$defs", {}))  # where references look for them
-        return found
-
-    def named(kind: Any) -> list[dict[str, Any]]:
-        return [
-            {
-                "type": "object",
-                "title": name,
-                "description": (entry.plugin.__doc__ or "").split("\n")[0],
-                "properties": {"name": {"const": name}, **options(entry.plugin)},
-                "required": ["name", *required_options(entry.plugin)],
-                "additionalProperties": False,
-            }
-            for name, entry in sorted(registry.of_kind(kind).items())
-        ]
-
-    schema = Recipe.model_json_schema()
-    schema["properties"]["passes"]["items"] = {"oneOf": named("pass")}
-    schema["properties"]["backend"] = {"oneOf": named("backend")}
-    schema["properties"]["executor"] = {"oneOf": named("executor")}
-    replaced = ("PassEntry", "BackendSection", "ExecutorSection")
-    if unused := set(replaced) - set(schema["$defs"]):
-        raise LlmconvError(f"the schema of a recipe lacks {unused}")
-    for name in replaced:
-        del schema["$defs"][name]
-    schema["$defs"] |= lifted
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

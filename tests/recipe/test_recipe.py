@@ -13,7 +13,7 @@ from llmconv import Recipe, RecipeError, Registry
 from llmconv.errors import LlmconvError
 from llmconv.plugins.options import required_options
 from llmconv.recipe import shipped
-from llmconv.recipe.recipe import json_schema
+from llmconv.recipe.schema import json_schema
 
 SHIPPED = shipped.folder() / "tiny_llama.toml"
 MINIMAL = """
