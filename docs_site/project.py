@@ -1,0 +1,50 @@
+"""Pages that lie outside docs/, with their links turned to the site's own: README, changes, figures, examples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "benchmarks/README.md": "figures.md",
+}
+
+
+def pages() -> dict[str, str]:
+    """Path in the site -> Markdown."""
+    read = {page: on_site((ROOT / file).read_text(encoding="utf-8")) for file, page in PAGES.items()}
+    return {**read, "examples.md": examples()}
+
+
+def on_site(text: str) -> str:
+    """Markdown whose links to files of the repository go to the site's pages; MkDocs refuses those that have none."""
+    return re.sub(r"\[([^\]]*)\]\(([^)#:]+)(#[^)]*)?\)", _link, text)
+
+
+def _link(match: re.Match[str]) -> str:
+    said, target, anchor = match[1], match[2], match[3] or ""
+    if target.startswith("examples/"):
+        return f"[{said}](examples.md#{Path(target).name.replace('.', '')})"
+    if said == target:  # a file's name, which tells a reader of the site nothing
+        said = (ROOT / target).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    return f"[{said}]({PAGES.get(target, target.removeprefix('docs/'))}{anchor})"
+
+
+def examples() -> str:
+    """Every example with its code, and its test where it has one of its own."""
+    lines = ["# Examples", "", "Each is a whole plugin, or a program; tests execute all of them."]
+    for path in sorted((ROOT / "examples").iterdir()):
+        files = sorted(path.glob("*.py"), key=lambda file: file.name.startswith("test_"))  # its test behind it
+        if path.suffix == ".py" and path.name != "conftest.py":
+            files = [path]
+        if not files:
+            continue
+        lines += ["", f"## {path.name}"]
+        for file in files:
+            lines += ["", f"`examples/{file.relative_to(ROOT / 'examples').as_posix()}`", ""]
+            lines += ["````python", file.read_text(encoding="utf-8").rstrip(), "````"]
+    return "\n".join(lines) + "\n"
