@@ -39,6 +39,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Link each example that a page names, and name pages by their titles."""
+    return project.linked(markdown, page.file.src_uri)
+
+
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Draw the diagrams of a page, so that no reader's browser fetches what would."""
     return diagrams.drawn(html)

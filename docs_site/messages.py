@@ -11,19 +11,18 @@ import llmconv_plugins
 from llmconv import errors
 
 ROOTS = [Path(str(package.__file__)).parent for package in (llmconv, llmconv_plugins)]
+_HEAD = """# Messages
+
+The command line ends with one line, `error: …`, and exit code 2. What stands in braces is filled in.
+[When it fails](../troubleshooting.md) says more about those that people meet first.
+"""
 KNOWN = {name: found for name, found in vars(errors).items() if isinstance(found, type)}
 
 
 def page() -> str:
     """The tree of errors, and of each the messages."""
     tree = (errors.__doc__ or "").partition("\n\n")[2].rstrip()
-    lines = [
-        "# Messages",
-        "",
-        "The command line ends with one line, `error: …`, and exit code 2. What stands in braces",
-    ]
-    lines += ["is filled in. [When it fails](../troubleshooting.md) says more about those that people meet first.", ""]
-    lines += ["```text", tree, "```"]
+    lines = [_HEAD, "```text", tree, "```"]
     found = messages()
     for name, error in KNOWN.items():
         if name in found:

@@ -30,8 +30,21 @@ def _link(match: re.Match[str]) -> str:
     if target.startswith("examples/"):
         return f"[{said}](examples.md#{Path(target).name.replace('.', '')})"
     if said == target:  # a file's name, which tells a reader of the site nothing
-        said = (ROOT / target).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        said = _title(ROOT / target)
     return f"[{said}]({PAGES.get(target, target.removeprefix('docs/'))}{anchor})"
+
+
+def linked(text: str, page: str) -> str:
+    """Markdown in which `examples/NAME` is a link to that example's code, and links say the titles of pages."""
+    text = re.sub(r"\[([\w]+\.md)\]\(\1", lambda match: f"[{_title(ROOT / 'docs' / match[1])}]({match[1]}", text)
+    if page == "examples.md":
+        return text
+    up = "../" * page.count("/")
+    return re.sub(r"(?<!\[)`examples/(\w+)`", rf"[`examples/\1`]({up}examples.md#\1)", text)
+
+
+def _title(file: Path) -> str:
+    return file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
 def examples() -> str:

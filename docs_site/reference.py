@@ -114,6 +114,8 @@ def plugins(registry: Registry) -> str:
         lines += ["", f"## {KINDS[kind]}"]
         for entry in entries:
             lines += ["", *_brought(entry)]
+            if kind == "pass":
+                lines += _order(registry.find("pass", entry.name).plugin)
     return "\n".join(lines) + "\n"
 
 
@@ -121,6 +123,13 @@ def _brought(entry: Brought) -> Iterator[str]:
     yield from (f"### {entry.name}", "", entry.about, "")
     for option in entry.options:
         yield from _option(option)
+
+
+def _order(plugin: Any) -> Iterator[str]:
+    """What must come earlier in a recipe."""
+    for said, names in (("Needs", plugin.needs), ("Comes after", plugin.runs_after)):
+        if names:
+            yield from (f"{said} {', '.join(f'`{name}`' for name in names)}.", "")
 
 
 def _option(option: Option) -> Iterator[str]:
@@ -132,11 +141,8 @@ def _option(option: Option) -> Iterator[str]:
 
 def ops(registry: Registry) -> str:
     """Every ATen op with a lowering, and what it becomes."""
-    lines = ["# Ops and lowerings", "", "What a graph may hold when it is lowered. Passes bring other ops to these:"]
-    lines += [
-        "`decompose`, for one, takes attention apart. `llmconv plan` says which op of a recipe has no lowering.",
-        "",
-    ]
+    lines = ["# Ops and lowerings", "", "What a graph may hold when it is lowered; passes bring other ops to these."]
+    lines += ["`llmconv plan` says which op of a recipe has no lowering.", ""]
     lines += ["| op | kind | ONNX |", "|---|---|---|"]
     for op in sorted(registry.lowerings, key=str):
         function = registry.lowerings[op]
@@ -162,11 +168,7 @@ def _emitted(function: Any) -> str:
 
 def families(registry: Registry) -> str:
     """Every family of models that the sources know."""
-    lines = [
-        "# Families of models",
-        "",
-        "By `model_type` of `config.json`; each is compared with another implementation.",
-    ]
+    lines = ["# Families of models", "", "By `model_type` of `config.json`, and what the test of each compares with."]
     lines += ["", "| family | `model_type` | compared with |", "|---|---|---|"]
     for _, family in sorted(registry.registered_families, key=lambda found: found[1].types):
         said = (family.__doc__ or "").strip().partition("\n")[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +21,15 @@ from pydantic import (
 
 from llmconv.errors import RecipeError
 from llmconv.naming import nearest
-from llmconv.recipe import shipped
-from llmconv.recipe.located import elsewhere, located
+from llmconv.recipe.located import located
 from llmconv.recipe.overrides import override, substitute
+from llmconv.recipe.paths import resolve
 from llmconv.recipe.requires import require_installed
 
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
 
 GraphName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9]*$")]
-_PATHS = (("model", "checkpoint"), ("calibration", "text"), ("verify", "text"), ("output", "folder"))
 
 
 class _Section(BaseModel):
@@ -127,8 +125,8 @@ class CalibrationSection(_Section):
         samples: how many windows; each starts as the tokenizer starts texts, with BOS or without.
         tokens: of each window.
         control_tokens: whether the string of a control token in the text means the token.
-        chat: whether half of a chat model's samples are the text's conversations, or else its paragraphs as such, in its
-            chat template.
+        chat: whether half of a chat model's samples are the text's conversations, or else its paragraphs as such, in
+            its chat template.
     """
 
     text: Path
@@ -302,7 +300,7 @@ class Recipe(_Section):
             raise RecipeError(f"{where}: not TOML: {error}") from error
         try:
             values = substitute(values, "")
-            _resolve(values, folder)
+            resolve(values, folder)
             for section, given in (("backend", backend), ("executor", executor)):
                 if given is not None and _name(values.get(section)) != given:
                     values[section] = {"name": given}
@@ -324,7 +322,7 @@ class Recipe(_Section):
             RecipeError: what is wrong, where, and what to do.
         """
         values = {key: dict(item) if isinstance(item, dict) else item for key, item in values.items()}
-        _resolve(values, Path.cwd())
+        resolve(values, Path.cwd())
         try:
             return cls.model_validate_json(json.dumps(values, default=str), strict=True)  # "2" and true are not 2
         except ValidationError as error:
@@ -354,31 +352,6 @@ class Recipe(_Section):
                 registry.create(*use)
         registry.create("backend", self.backend.name, self.backend.options)
         registry.create("executor", self.executor.name, self.executor.options)
-
-
-def _resolve(values: dict[str, Any], folder: Path) -> None:
-    """Make the paths of a recipe absolute."""
-    for section, key in _PATHS:
-        place = values.get(section)
-        if not isinstance(place, dict) or not isinstance(place.get(key), str | Path):
-            continue
-        if key == "text" and str(place[key]).startswith(shipped.PREFIX):
-            place[key] = str(shipped.text(str(place[key])))
-        elif not elsewhere(place[key]):
-            place[key] = _absolute(place[key], folder)
-    if isinstance(files := values.get("plugins"), list):
-        values["plugins"] = [_absolute(f, folder) if isinstance(f, str) else f for f in files]
-    model = values.get("model")
-    if not isinstance(model, dict):
-        return
-    if isinstance(given := model.get("adapter"), dict):
-        model["adapter"] = {_absolute(path, folder): weight for path, weight in given.items()}
-    elif isinstance(given, str | Path):
-        model["adapter"] = _absolute(given, folder)
-
-
-def _absolute(path: str | Path, folder: Path) -> str:
-    return os.path.normpath(folder.absolute() / Path(path).expanduser())
 
 
 def _name(section: Any) -> Any:
