@@ -142,7 +142,7 @@ def test_options_of_the_backend_are_completed(tombi: str, folder: Path) -> None:
 
 def test_keys_of_a_section_and_values_are_completed(tombi: str, folder: Path) -> None:
     assert {"source", "adapter", "options"} <= set(completed(tombi, folder, 'checkpoint = "somewhere"', ""))
-    assert {"min-max", "percentile", "mse"} <= set(completed(tombi, folder, 'name = "w4a16"', "kv_range = "))
+    assert {"min-max", "percentile", "mse"} <= set(completed(tombi, folder, 'name = "w4a16"', "kv_range ="))
 
 
 def lint(tombi: str, folder: Path, text: str) -> subprocess.CompletedProcess[str]:
