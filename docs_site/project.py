@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,8 @@ def examples() -> str:
         files = sorted(path.glob("*.py"), key=lambda file: file.name.startswith("test_"))  # its test behind it
         if path.suffix == ".py" and path.name != "conftest.py":
             files = [path]
+        if path.suffix == ".ipynb":
+            lines += ["", f"## {path.name}", "", f"`examples/{path.name}`", *_cells(path)]
         if not files:
             continue
         lines += ["", f"## {path.name}"]
@@ -61,3 +65,13 @@ def examples() -> str:
             lines += ["", f"`examples/{file.relative_to(ROOT / 'examples').as_posix()}`", ""]
             lines += ["````python", file.read_text(encoding="utf-8").rstrip(), "````"]
     return "\n".join(lines) + "\n"
+
+
+def _cells(notebook: Path) -> Iterator[str]:
+    """What a notebook says and does; its headings go below that of its name."""
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            yield from ("", re.sub(r"^#+", "###", text, flags=re.MULTILINE))
+        else:
+            yield from ("", "```python", text, "```")
