@@ -8,6 +8,7 @@ from __future__ import annotations
 from test_layers import CORE_FILES, ROW_OF, ROWS, imports, module_of, room
 
 APART = {"errors", "files", "heap", "naming", "quantities", "__main__"}  # what all may use, or what is only a start
+IDS = {"graph": "graph_"}  # a word of Mermaid itself
 
 
 def room_imports() -> dict[str, set[str]]:
@@ -38,9 +39,10 @@ def picture() -> str:
         rooms = [name for name in row.split() if name in edges]
         if rooms:
             lines.append(f"  subgraph row{i}[ ]")
-            lines += [f"    {name}" for name in rooms]
+            lines += [f'    {IDS[name]}["{name}"]' if name in IDS else f"    {name}" for name in rooms]
             lines.append("  end")
-    lines += [f"  {below} --> {name}" for name in edges for below in sorted(edges[name])]
+    arrows = [(below, name) for name in edges for below in sorted(edges[name])]
+    lines += [f"  {IDS.get(below, below)} --> {IDS.get(name, name)}" for below, name in arrows]
     return "\n".join([*lines, "```"])
 
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from llmconv.errors import RecipeError
 from llmconv.recipe.located import absolute, elsewhere
 from llmconv.recipe.reading import first_message, text_of, values_of
-from llmconv.recipe.recipe import DIALECT, Recipe
+from llmconv.recipe.recipe import Recipe
+from llmconv.recipe.schema import DRAFT
 
 Positions = Annotated[int, Field(ge=1)]
 Label = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9]")]
@@ -116,7 +117,7 @@ class Matrix(BaseModel):
 
 def matrix_schema() -> dict[str, Any]:
     """The JSON Schema of a matrix."""
-    return {"$schema": DIALECT, **Matrix.model_json_schema()}
+    return {"$schema": DRAFT, **Matrix.model_json_schema()}
 
 
 def _context(recipe: Recipe, context: int) -> Iterator[str]:

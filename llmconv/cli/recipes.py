@@ -90,6 +90,6 @@ def schema(
         print(json.dumps(matrix_schema(), indent=2))
         return
     from llmconv.plugins.registry import Registry
-    from llmconv.recipe.recipe import json_schema
+    from llmconv.recipe.schema import json_schema
 
     print(json.dumps(json_schema(Registry.load()), indent=2))

@@ -120,6 +120,7 @@ def _(x: torch.Tensor) -> torch.Tensor:
 
 requantize.register_autograd(lambda _context, gradient: gradient)
 
-MARK, REQUANTIZE = torch.ops.llmconv.mark.default, torch.ops.llmconv.requantize.default
+MARK = torch.ops.llmconv.mark.default
+REQUANTIZE = torch.ops.llmconv.requantize.default
 CAPPED_ATTENTION = torch.ops.llmconv.capped_attention.default
 ATTENTION = {SDPA, CAPPED_ATTENTION}  # ops of queries, keys, values and a mask

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from llmconv.plugins.options import option_schema
+from llmconv.plugins.options import helps, option_schema
 from llmconv.plugins.registry import KINDS, Registry
 
 
@@ -107,11 +106,11 @@ def _first_line(plugin: object) -> str:
 
 
 def _options(plugin: type) -> Iterator[Option]:
-    helps, schemas = _helps(plugin), option_schema(plugin)
+    said, schemas = helps(plugin), option_schema(plugin)
     for f in (f for f in fields(plugin) if f.name in schemas):
         default = f.default if f.default_factory is MISSING else f.default_factory()
         required = default is MISSING
-        yield Option(f.name, _type(schemas[f.name]), required, None if required else default, helps.get(f.name, ""))
+        yield Option(f.name, _type(schemas[f.name]), required, None if required else default, said.get(f.name, ""))
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -120,13 +119,3 @@ def _type(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(repr(one) for one in schema["enum"])
     return str(schema.get("format") or schema.get("type") or "any")
-
-
-def _helps(plugin: type) -> dict[str, str]:
-    """Name -> text of the lines under Attributes, in the docstrings of a class and its bases."""
-    found: dict[str, str] = {}
-    for cls in reversed(plugin.__mro__):
-        _, _, section = (vars(cls).get("__doc__") or "").partition("Attributes:")
-        for name, text in re.findall(r"^\s+(\w+): (.*(?:\n\s{12,}.*)*)", section, re.MULTILINE):
-            found[name] = " ".join(text.split())
-    return found

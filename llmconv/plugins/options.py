@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from llmconv.errors import RecipeError
 from llmconv.naming import nearest
@@ -42,10 +44,26 @@ def _validated(hint: Any, value: Any, where: str) -> Any:
 
 
 def option_schema(plugin: type) -> dict[str, Any]:
-    """JSON Schemas of a plugin's options by name, and whether each is required."""
-    hints = get_type_hints(plugin)
-    names = [f.name for f in fields(plugin) if f.init and not f.name.startswith("_")]
-    return {name: TypeAdapter(hints[name]).json_schema() for name in names}
+    """JSON Schemas of a plugin's options by name, with defaults and what the docstrings say."""
+    hints, said, found = get_type_hints(plugin), helps(plugin), {}
+    for f in (f for f in fields(plugin) if f.init and not f.name.startswith("_")):
+        found[f.name] = TypeAdapter(hints[f.name]).json_schema()
+        if f.name in said:
+            found[f.name]["description"] = said[f.name]
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if default is not MISSING:
+            found[f.name]["default"] = to_jsonable_python(default, fallback=str)
+    return found
+
+
+def helps(cls: type) -> dict[str, str]:
+    """Name -> text of the lines under Attributes, in the docstrings of a class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, section = (vars(base).get("__doc__") or "").partition("Attributes:")
+        for name, text in re.findall(r"^\s+(\w+): (.*(?:\n\s{12,}.*)*)", section, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
 
 
 def required_options(plugin: type) -> Iterable[str]:

@@ -14,7 +14,12 @@ _Numbers = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 
 
 class GraphSection(Section):
-    """One graph: `ar` tokens in one run, `context` positions seen."""
+    """One graph at fixed shapes.
+
+    Attributes:
+        ar: tokens that the graph reads in one run.
+        context: positions that it sees; with `context = ar` it has no past.
+    """
 
     ar: int = Field(ge=1)
     context: int = Field(ge=1)
@@ -27,7 +32,12 @@ class GraphSection(Section):
 
 
 class GraphLists(Section):
-    """A graph for each of the lengths with each of the contexts."""
+    """A graph for each of the lengths with each of the contexts.
+
+    Attributes:
+        ar: tokens that a graph reads in one run, of each.
+        context: positions that it sees, of each.
+    """
 
     ar: _Numbers
     context: _Numbers

@@ -15,11 +15,11 @@ from pydantic import (
     field_validator,
 )
 
-from llmconv.errors import LlmconvError, RecipeError
-from llmconv.recipe import shipped
+from llmconv.errors import RecipeError
 from llmconv.recipe.graphs import GraphLists, GraphName, GraphSection, alike, by_name
-from llmconv.recipe.located import absolute, elsewhere, located
+from llmconv.recipe.located import located
 from llmconv.recipe.overrides import override
+from llmconv.recipe.paths import resolve
 from llmconv.recipe.reading import first_message, text_of, values_of
 from llmconv.recipe.requires import require_installed
 from llmconv.recipe.section import Section
@@ -27,16 +27,21 @@ from llmconv.recipe.section import Section
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_PATHS = (("model", "checkpoint"), ("calibration", "text"), ("verify", "text"), ("output", "folder"))
-
 
 class ModelSection(Section):
-    """Where the checkpoint lies, and which source reads it; by default the one that knows what lies there."""
+    """Where the checkpoint lies, and which source reads it.
+
+    Attributes:
+        source: the plugin that reads the checkpoint; by default the one that knows what lies there.
+        checkpoint: its folder or its file; `package:DISTRIBUTION/PATH` for one inside an installed package;
+            `hub:ORG/NAME` for one on Hugging Face, with `/FILE` for one GGUF file of several and `@REVISION`.
+        adapter: a PEFT folder to merge, or several with weights: `{ "a" = 0.7, "b" = 0.3 }`.
+        options: the source's own.
+    """
 
     source: str | None = None
     checkpoint: Path
-    adapter: Path | dict[Path, float] | None = None  # a folder, or several with the weights to add them with
+    adapter: Path | dict[Path, float] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -51,13 +56,21 @@ class ModelSection(Section):
 
 
 class TargetSection(Section):
-    """The chipset, or a device that carries it."""
+    """What the parts are for.
+
+    Attributes:
+        name: a chipset, its part number, or a device that carries it.
+    """
 
     name: str
 
 
 class _Named(Section):
-    """A plugin by name; all other keys are its options."""
+    """A plugin by name; all other keys are its options.
+
+    Attributes:
+        name: of the plugin; all other keys are its options.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -78,42 +91,77 @@ class BackendSection(_Named):
 
 
 class CalibrationSection(Section):
-    """Text whose activations choose the ranges; documents are separated by a form feed on a line of its own."""
+    """Text whose activations choose the ranges.
+
+    Attributes:
+        text: `shipped:PATH` for one that comes with llmconv; documents, separated by a line that holds a form feed; one
+            that begins with `User: ` is a conversation, whose turns begin with `User: ` and `Assistant: `.
+        samples: how many windows; each starts as the tokenizer starts texts, with BOS or without.
+        tokens: of each window.
+        control_tokens: whether the string of a control token in the text means the token.
+        chat: whether half of a chat model's samples are the text's conversations, or else its paragraphs as such, in
+            its chat template.
+    """
 
     text: Path
     samples: int = Field(default=16, ge=1)
     tokens: int = Field(default=128, ge=2)
-    control_tokens: bool = True  # whether the string of a control token in the text means the token
-    chat: bool = True  # whether a model with a chat template sees half of the samples in it
+    control_tokens: bool = True
+    chat: bool = True
 
 
 class ChatSection(Section):
-    """How a conversation becomes the text that the model was trained on."""
+    """How a conversation becomes the text that the model was trained on.
 
-    template: str | None = None  # Jinja; by default the checkpoint's own
+    Attributes:
+        template: in Jinja; by default the checkpoint's own.
+    """
+
+    template: str | None = None
 
 
 class VerifySection(Section):
-    """How the conversion proves itself."""
+    """How the conversion proves itself.
+
+    Attributes:
+        passes: compare after each pass, and prove the bundle.
+        text: held-out text for perplexity, or `shipped:PATH`.
+    """
 
     passes: bool = True
-    text: Path | None = None  # held-out text, for perplexity
+    text: Path | None = None
 
 
 class ExecutorSection(_Named):
-    """Who does the heavy work; the same files come out whoever it is."""
+    """Who does the heavy work; the same files come out whoever it is.
+
+    Attributes:
+        name: of the executor.
+    """
 
     name: str = "local"
 
 
 class OutputSection(Section):
-    """Where the bundle goes; `build/<recipe>` in the current folder by default."""
+    """Where the bundle goes.
+
+    Attributes:
+        folder: by default `build/<recipe>` in the current folder.
+    """
 
     folder: Path | None = None
 
 
 class Recipe(Section):
-    """One conversion, from a checkpoint to a bundle."""
+    """One conversion, from a checkpoint to a bundle.
+
+    Attributes:
+        name: of the conversion; by default the recipe's file has it.
+        graphs: by name; all share one set of weights.
+        passes: in the order in which they run.
+        requires: DISTRIBUTION = versions that must be installed, such as `">=1.0,<2"`; checked before anything else.
+        plugins: Python files that bring plugins; a recipe by itself runs nothing, so they need `--allow-local-plugins`.
+    """
 
     name: str = "recipe"
     model: ModelSection
@@ -227,7 +275,7 @@ class Recipe(Section):
         """
         values = values_of(text, where)
         try:
-            _resolve(values, folder)
+            resolve(values, folder)
             for section, given in (("backend", backend), ("executor", executor)):
                 if given is not None and _name(values.get(section)) != given:
                     values[section] = {"name": given}
@@ -249,7 +297,7 @@ class Recipe(Section):
             RecipeError: what is wrong, where, and what to do.
         """
         values = {key: dict(item) if isinstance(item, dict) else item for key, item in values.items()}
-        _resolve(values, Path.cwd())
+        resolve(values, Path.cwd())
         try:
             return cls.model_validate_json(json.dumps(values, default=str), strict=True)  # "2" and true are not 2
         except ValidationError as error:
@@ -281,68 +329,5 @@ class Recipe(Section):
         registry.create("executor", self.executor.name, self.executor.options)
 
 
-def _resolve(values: dict[str, Any], folder: Path) -> None:
-    """Make the paths of a recipe absolute."""
-    for section, key in _PATHS:
-        place = values.get(section)
-        if not isinstance(place, dict) or not isinstance(place.get(key), str | Path):
-            continue
-        if key == "text" and str(place[key]).startswith(shipped.PREFIX):
-            place[key] = str(shipped.text(str(place[key])))
-        elif not elsewhere(place[key]):
-            place[key] = absolute(place[key], folder)
-    if isinstance(files := values.get("plugins"), list):
-        values["plugins"] = [absolute(f, folder) if isinstance(f, str) else f for f in files]
-    model = values.get("model")
-    if not isinstance(model, dict):
-        return
-    if isinstance(given := model.get("adapter"), dict):
-        model["adapter"] = {absolute(path, folder): weight for path, weight in given.items()}
-    elif isinstance(given, str | Path):
-        model["adapter"] = absolute(given, folder)
-
-
 def _name(section: Any) -> Any:
     return section.get("name") if isinstance(section, dict) else None
-
-
-def json_schema(registry: Registry) -> dict[str, Any]:
-    """The JSON Schema of a recipe, with the options of every registered pass, backend and executor.
-
-    Raises:
-        LlmconvError: a plugin's options have no schema.
-    """
-    from llmconv.plugins.options import option_schema, required_options  # noqa: PLC0415  plugins import pluggy and pydantic
-
-    lifted: dict[str, Any] = {}
-
-    def options(plugin: type) -> dict[str, Any]:
-        found = option_schema(plugin)
-        for option in found.values():
-            lifted.update(option.pop("$defs", {}))  # where references look for them
-        return found
-
-    def named(kind: Any) -> list[dict[str, Any]]:
-        return [
-            {
-                "type": "object",
-                "title": name,
-                "description": (entry.plugin.__doc__ or "").split("\n")[0],
-                "properties": {"name": {"const": name}, **options(entry.plugin)},
-                "required": ["name", *required_options(entry.plugin)],
-                "additionalProperties": False,
-            }
-            for name, entry in sorted(registry.of_kind(kind).items())
-        ]
-
-    schema = Recipe.model_json_schema()
-    schema["properties"]["passes"]["items"] = {"oneOf": named("pass")}
-    schema["properties"]["backend"] = {"oneOf": named("backend")}
-    schema["properties"]["executor"] = {"oneOf": named("executor")}
-    replaced = ("PassEntry", "BackendSection", "ExecutorSection")
-    if unused := set(replaced) - set(schema["$defs"]):
-        raise LlmconvError(f"the schema of a recipe lacks {unused}")
-    for name in replaced:
-        del schema["$defs"][name]
-    schema["$defs"] |= lifted
-    return {"$schema": DIALECT, **schema}

@@ -15,7 +15,8 @@ from llmconv.sources.rope_kinds import rope_from
 from llmconv.weights.expressions import Affine, Cut, Expression, Halved, Stored
 from llmconv.weights.store import Checkpoint
 
-SLIDING, FULL = "sliding_attention", "full_attention"  # of layer_types
+SLIDING = "sliding_attention"  # both of layer_types
+FULL = "full_attention"
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",

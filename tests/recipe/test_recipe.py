@@ -13,7 +13,7 @@ from llmconv import Recipe, RecipeError, Registry
 from llmconv.errors import LlmconvError
 from llmconv.plugins.options import required_options
 from llmconv.recipe import shipped
-from llmconv.recipe.recipe import json_schema
+from llmconv.recipe.schema import json_schema
 
 SHIPPED = shipped.folder() / "tiny_llama.toml"
 MINIMAL = """
@@ -273,6 +273,30 @@ def test_schema_holds_every_option_of_every_pass_and_backend(registry: Registry)
             assert set(by_name[name]["properties"]) == {"name", *(f.name for f in fields(entry.plugin))}
             assert by_name[name]["required"] == ["name", *required_options(entry.plugin)]
             assert by_name[name]["description"]
+            for option in (f.name for f in fields(entry.plugin)):
+                assert by_name[name]["properties"][option]["description"], f"{name}.{option}: say it under Attributes"
+
+
+def test_schema_says_what_every_key_means(registry: Registry) -> None:
+    schema = json_schema(registry)
+    sections = [schema, *(schema["$defs"][name] for name in schema["$defs"] if name.endswith("Section"))]
+    assert len(sections) == 8
+    for section in sections:
+        assert section["description"]
+        for key, found in section["properties"].items():
+            said = found.get("description") or "oneOf" in found or "$ref" in str(found)
+            assert said, f"{section['title']}.{key}: say it under Attributes"
+
+
+def test_schema_has_defaults_and_the_options_of_sources(registry: Registry) -> None:
+    schema = json_schema(registry)
+    w4a16 = next(one for one in schema["properties"]["passes"]["items"]["oneOf"] if one["title"] == "w4a16")
+    assert w4a16["properties"]["block"]["default"] == 0
+    assert "columns" in w4a16["properties"]["block"]["description"]
+    model = schema["$defs"]["ModelSection"]
+    assert "decoder" in model["properties"]["source"]["examples"]
+    assert {one["if"]["properties"]["source"]["const"] for one in model["allOf"]} == set(registry.of_kind("source"))
+    assert "Samsung Galaxy S23 Ultra" in schema["$defs"]["TargetSection"]["properties"]["name"]["examples"]
 
 
 def test_schema_refers_to_nothing_that_it_lacks(registry: Registry) -> None:
