@@ -111,7 +111,7 @@ class Matrix(BaseModel):
         own = [*changes, f"output.folder={_quoted(output / name)}"]
         own += [f"model.checkpoint={_quoted(self.checkpoints[checkpoint])}"] if checkpoint is not None else []
         own += [f"target.name={_quoted(target)}"] if target is not None else []
-        own += _context(Recipe.load(file, own), context) if context is not None else []
+        own += _context(file, own, context) if context is not None else []
         return Member(name, file, tuple(own), axes, Recipe.load(file, own))
 
 
@@ -120,8 +120,12 @@ def matrix_schema() -> dict[str, Any]:
     return {"$schema": DRAFT, **Matrix.model_json_schema()}
 
 
-def _context(recipe: Recipe, context: int) -> Iterator[str]:
-    """Every graph at another context; one that has no past, since it reads all at once, goes on doing so."""
+def _context(file: Path, changes: Sequence[str], context: int) -> Iterator[str]:
+    """Every graph at this context alone; one that has no past, since it reads all at once, goes on doing so."""
+    recipe = Recipe.load(file, changes)
+    if isinstance(values_of(text_of(file, "no such recipe"), str(file))["graphs"].get("context"), list):
+        yield f"graphs.context=[{context}]"
+        return
     for name, graph in recipe.graphs.items():
         yield f"graphs.{name}.context={context}"
         if graph.ar == graph.context:

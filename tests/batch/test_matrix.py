@@ -66,6 +66,16 @@ def test_a_graph_without_past_goes_on_reading_all_at_once(folder: Path) -> None:
     assert shapes == [{"prompt": (32, 64), "token": (1, 64)}, {"prompt": (64, 64), "token": (1, 64)}]
 
 
+def test_lists_of_contexts_become_the_one(folder: Path) -> None:
+    tables, lists = (
+        RECIPE.format(ar=32).partition("[graphs.prompt]"),
+        "[graphs]\nar = [1, 32]\ncontext = [128, 256]\n\n",
+    )
+    (folder / "lists.toml").write_text(tables[0] + lists + tables[2][tables[2].index("[backend]") :])
+    (member,) = matrix(folder, 'recipes = ["lists.toml"]\ncontexts = [64]').members(folder)
+    assert [(g.ar, g.context) for g in member.recipe.graphs.values()] == [(32, 64), (1, 64)]
+
+
 def test_where_a_key_is_missing_the_recipe_says_it(folder: Path) -> None:
     (member,) = matrix(folder, 'recipes = ["first.toml"]').members(folder / "out", ["calibration.text=held.txt"])
     assert (member.name, member.axes) == ("first", {"recipe": "first"})
