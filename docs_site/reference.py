@@ -100,6 +100,7 @@ KINDS = {
     "chooser": "Choosers",
     "executor": "Executors",
     "observer": "Observers",
+    "checkup": "Checkups",
 }
 
 

@@ -63,7 +63,9 @@ class Matrix(BaseModel):
         Raises:
             RecipeError: what is wrong, where, and what to do.
         """
-        values = values_of(text_of(file, "no such matrix"), str(file))
+        if not file.exists():
+            raise RecipeError(f"{file}: no such matrix; docs/batch.md has one to begin with")
+        values = values_of(text_of(file), str(file))
         if isinstance(values.get("recipes"), list):
             values["recipes"] = [_from(path, file.parent) for path in values["recipes"]]
         if isinstance(values.get("checkpoints"), dict):
@@ -123,7 +125,7 @@ def matrix_schema() -> dict[str, Any]:
 def _context(file: Path, changes: Sequence[str], context: int) -> Iterator[str]:
     """Every graph at this context alone; one that has no past, since it reads all at once, goes on doing so."""
     recipe = Recipe.load(file, changes)
-    if isinstance(values_of(text_of(file, "no such recipe"), str(file))["graphs"].get("context"), list):
+    if isinstance(values_of(text_of(file), str(file))["graphs"].get("context"), list):
         yield f"graphs.context=[{context}]"
         return
     for name, graph in recipe.graphs.items():

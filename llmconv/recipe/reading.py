@@ -13,19 +13,14 @@ from llmconv.naming import nearest
 from llmconv.recipe.overrides import substitute
 
 
-def text_of(file: Path, missing: str) -> str:
+def text_of(file: Path) -> str:
     """A file's text, without a byte-order mark.
-
-    Args:
-        missing: what to say where there is none.
 
     Raises:
         RecipeError: it cannot be read.
     """
     try:
         return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise RecipeError(f"{file}: {missing}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: cannot be read ({error})") from error
 

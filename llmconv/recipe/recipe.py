@@ -248,8 +248,10 @@ class Recipe(Section):
             RecipeError: what is wrong, where, and what to do.
         """
         file = Path(file)
-        text = text_of(file, "no such recipe; 'llmconv recipe list' names those that come with llmconv")
-        return cls.loads(text, str(file), file.parent, overrides, backend=backend, executor=executor, name=file.stem)
+        if not file.exists():
+            raise RecipeError(f"{file}: no such recipe; 'llmconv recipe list' names those that come with llmconv")
+        text, where = text_of(file), str(file)
+        return cls.loads(text, where, file.parent, overrides, backend=backend, executor=executor, name=file.stem)
 
     @classmethod
     def loads(

@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from llmconv import Recipe, RecipeError, Registry
-from llmconv.recipe.recipe import json_schema
+from llmconv.recipe.schema import json_schema
 
 VALUES: dict[str, Any] = {
     "model": {"source": "decoder", "checkpoint": "weights"},
