@@ -99,8 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
         cut = self.hub.cut.get(name, 0) > 0
         self.hub.cut[name] = self.hub.cut.get(name, 0) - 1
         body = content[start : start + max(1, (len(content) - start) // 2)] if cut else content[start:]
+        self.hub.sent[name] = self.hub.sent.get(name, 0) + len(body)  # before whoever asked has it all and looks
         self.wfile.write(body)
-        self.hub.sent[name] = self.hub.sent.get(name, 0) + len(body)
         return None
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
