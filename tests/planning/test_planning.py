@@ -209,7 +209,7 @@ def test_too_little_disk(published: Plan) -> None:
     with pytest.raises(ResourceError) as caught:
         replace(published, disk=10**9, folder=Path("/data/out")).require()
     assert str(caught.value) == (
-        "/data/out: the bundle needs ≈ 7.49 GB of disk, 1.00 GB are free; free 6.49 GB there or choose another --output"
+        "/data/out: the bundle needs ≈ 7.35 GB of disk, 1.00 GB are free; free 6.35 GB there or choose another --output"
     )
 
 
