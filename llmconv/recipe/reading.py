@@ -56,7 +56,8 @@ def first_message(error: ValidationError, root: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{place}: missing"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" or isinstance(first["input"], dict) else f", not {first['input']!r}"
+    said = first["type"] in ("value_error", "too_short") or isinstance(first["input"], dict)
+    given = "" if said else f", not {first['input']!r}"
     return f"{place}: {message}{given}"
 
 

@@ -91,6 +91,7 @@ def test_where_a_key_is_missing_the_recipe_says_it(folder: Path) -> None:
         ("recipes = []", r"matrix.toml: recipes: .* at least 1 item"),
         ('recipes = "first.toml"', r"matrix.toml: recipes: .* valid array, not 'first.toml'"),
         ('recipes = ["first.toml"]\ncontexts = ["64"]', r"matrix.toml: contexts.0: .* integer, not '64'"),
+        ("recipes = []", r"matrix.toml: recipes: List should have at least 1 item after validation, not 0$"),
         ('recipes = ["first.toml"]\ncontexts = [0]', r"matrix.toml: contexts.0: .* greater than or equal to 1, not 0"),
         ('recipes = ["first.toml"]\n[checkpoints]\n"" = "x"', r"matrix.toml: checkpoints"),
         ('recipes = ["${NO_SUCH_VARIABLE}"]', r"matrix.toml: recipes\[0\]: environment variable NO_SUCH_VARIABLE"),
