@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,9 @@ def test_files_are_short_quiet_and_well_named(file: Path) -> None:
     if not file.is_relative_to(CORE / "cli"):
         calls = [n.func for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
         assert not [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by name alone, and a run of both stops at the second."""
+    names = Counter(file.name for file in (CORE.parent / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
