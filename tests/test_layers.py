@@ -6,6 +6,7 @@ import ast
 import importlib
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,19 @@ def test_files_are_short_quiet_and_well_named(file: Path) -> None:
     if not file.is_relative_to(CORE / "cli"):
         calls = [n.func for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
         assert not [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    modules = {module_of(file): file for file in CORE_FILES + PLUGIN_FILES if file.suffix == ".py"}
+    stubs = sorted(CORE.rglob("__init__.pyi"))
+    home = {f"{module_of(s)}.{name.rpartition('.')[2]}": name.rpartition(".")[0] for s in stubs for name in imports(s)}
+
+    def imported(name: str) -> str:
+        name = home.get(name, name)  # from a room, which loads the module when the name is asked for
+        return name if name in modules else name.rpartition(".")[0]
+
+    below = {module: {imported(name) for name in imports(file)} - {module} for module, file in modules.items()}
+    TopologicalSorter(below).prepare()  # raises a CycleError that names the circle
 
 
 def test_no_two_test_files_share_a_name() -> None:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmconv.backends import BuildJob, BuildResult
 from llmconv_plugins.ai_hub.account import find_device
-from llmconv_plugins.ai_hub.backend import AiHubBackend
 from llmconv_plugins.ai_hub.flow import Flow
 from llmconv_plugins.ai_hub.inference import Inference
 from llmconv_plugins.ai_hub.ledger import NAME, Ledger
@@ -27,6 +26,9 @@ from llmconv_plugins.genie.genie_files import write_genie_files
 from llmconv_plugins.genie.on_a_phone import run_on_a_phone
 from llmconv_plugins.qnn.layout import planned_binaries
 from llmconv_plugins.qnn.qairt import needs
+
+if TYPE_CHECKING:
+    from llmconv_plugins.ai_hub.backend import AiHubBackend
 
 T = TypeVar("T")
 THREADS = "AI Hub"
