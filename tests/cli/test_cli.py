@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import typer
 
@@ -159,22 +161,42 @@ def test_changed_file_fails_the_proof(run: Run, small_onnx: Bundle, tmp_path: Pa
     assert "part_1_of_2.data: differs from the manifest" in last_line(outcome)
 
 
-def test_interrupt_leaves_finished_steps_alone(small_recipe: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "llmconv", "apply", str(small_recipe), "--no-verify"]
-    command += ["--output", str(tmp_path / "out")]
+def interrupt(step: str, *arguments: str) -> str:
+    """Send SIGINT to a command in the child after a step that it says it has done; what it says then."""
+    command = [sys.executable, "-m", "llmconv", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        for line in process.stderr:
-            if "compile" in line:
-                process.send_signal(2)  # SIGINT
-                break
+        next(line for line in process.stderr if step in line)
+        children = children_of(process)
+        process.send_signal(2)  # SIGINT
         rest = process.stderr.read()
         code = process.wait(20)
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     assert code == 130
     assert rest.splitlines()[-1] == "interrupted"
     assert "Traceback" not in rest
+    return rest
+
+
+def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The compiler or the simulator, once it runs."""
+    while not (found := psutil.Process(process.pid).children(recursive=True)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    return found
+
+
+def test_interrupt_leaves_finished_steps_alone(small_recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    rest = interrupt("compile", "apply", str(small_recipe), "--no-verify", "--output", str(output))
     assert "the same command goes on from there" in rest
     assert [p.name for p in tmp_path.iterdir()] == [".out.work"]
+
+
+def test_interrupted_proof_leaves_no_simulator_behind(small_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = shutil.copytree(small_bundle.folder, tmp_path / "out")
+    interrupt("token on onnxruntime", "verify", str(bundle))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def last_line(outcome: Outcome) -> str:
