@@ -187,14 +187,18 @@ class PassManager:
 @contextmanager
 def _named(p: Pass, before: list[str]) -> Iterator[None]:
     """Whatever goes wrong inside is an error that names the pass and those before it."""
-    known = [third_party(p), f"after {', '.join(before)}" if before else ""]
-    where = f"pass '{p.name}'" + (f" ({', '.join(filter(None, known))})" if any(known) else "")
     try:
         yield
     except LlmconvError as error:
-        raise PassError(f"{where}: {error}") from error
+        raise PassError(f"{_place(p, before)}: {error}") from error
     except ANYTHING as error:
-        raise PassError(f"{where} failed: {blame(p, error)}") from error
+        raise PassError(f"{_place(p, before)} failed: {blame(p, error)}") from error
+
+
+def _place(p: Pass, before: list[str]) -> str:
+    """The pass, whose it is where it is not llmconv's own, and the passes before it."""
+    known = ", ".join(filter(None, (third_party(p), f"after {', '.join(before)}" if before else "")))
+    return f"pass '{p.name}'" + (f" ({known})" if known else "")
 
 
 def _count(graph: Graph) -> int:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from llmconv.errors import LlmconvError, PluginError
 
+installed = functools.cache(packages_distributions)  # by package: a look at every file of all that is installed
 ANYTHING = (Exception, SystemExit)  # that a third party's code may raise; but for what a user's Ctrl-C does
 
 
@@ -103,7 +104,7 @@ def third_party(owner: object) -> str:
 def distribution_of(owner: object) -> str:
     """Name and version of the distribution that brought a class or function; empty for one that none did."""
     package = _module(owner).partition(".")[0]
-    names = packages_distributions().get(package, ())
+    names = installed().get(package, ())
     return f"{names[0]} {version(names[0])}" if names else ""
 
 

@@ -15,7 +15,6 @@ from importlib.metadata import (
     PackageNotFoundError,
     distribution,
     entry_points,
-    packages_distributions,
     requires,
     version,
 )
@@ -24,6 +23,8 @@ from types import FunctionType
 from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
+
+from llmconv.plugins.frame import installed
 
 HEAD = 1 << 20  # bytes of each checkpoint file that are hashed: all of a configuration, the header of weights
 
@@ -94,11 +95,11 @@ def _of_package(name: str, file: Path | None) -> list[str]:
         name: of a top-level package or module.
         file: of a module in it.
     """
-    installed = sorted(set(_distributions().get(name, [])))
-    modules = {at: source for d in installed for at, source in _modules_of(d)}
+    distributions = sorted(set(installed().get(name, [])))
+    modules = {at: source for d in distributions for at, source in _modules_of(d)}
     if file not in modules.values():  # installed to be edited, or not at all
         modules = dict(_modules_around(name, file))
-    return [*(f"{d} {version(d)}" for d in installed), _hashed(tuple(sorted(modules.items())))]
+    return [*(f"{d} {version(d)}" for d in distributions), _hashed(tuple(sorted(modules.items())))]
 
 
 @cache
@@ -108,9 +109,6 @@ def _hashed(modules: tuple[tuple[str, Path], ...]) -> str:
     for at, source in modules:
         hashed.update(f"{at}\n".encode() + source.read_bytes())
     return hashed.hexdigest()
-
-
-_distributions = cache(packages_distributions)  # a look at everything that is installed
 
 
 def _modules_of(name: str) -> Iterable[tuple[str, Path]]:
