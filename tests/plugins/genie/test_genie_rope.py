@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llmconv import Bundle, Sampling
+from llmconv import Bundle, Recipe, Sampling, Wish, apply, choose
 from llmconv.sources import Rope
+from llmconv.testing import tiny_checkpoint
 from llmconv_plugins.genie.genie_config import CONFIG, TOKENIZER, rope_config, simulator_config
 from llmconv_plugins.genie.genie_dialog import GenieDialog
+from llmconv_plugins.runtimes.genie import GenieRuntime
+from llmconv_plugins.runtimes.simulator import QnnSimulator
 
 THETA, HEAD, LONGEST = 10000.0, 8, 128
 ORIGINAL = {"original_max_position_embeddings": 32}
+PROMPT = [1, *(300 + 7 * i % 200 for i in range(60))]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -47,27 +51,59 @@ def ropes_of(kind: str) -> tuple[Rope, torch.Tensor]:
     return rope, torch.outer(torch.arange(LONGEST).double(), torch.tensor(rope.frequencies).double())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_genie_computes_the_models_tables(small_bundle: Bundle, kind: str, tmp_path: Path) -> None:
-    """A step of the 16-bit encoding apart at most, which is where two ways to round a half part; factors above 1 are
-    clipped by an encoding made for 1, in Genie as here.
-    """
-    rope, angles = ropes_of(kind)
+def tables_of_genie(bundle: Bundle, positional: object, folder: Path) -> dict[str, np.ndarray]:
+    """By the input's name, as Genie on the simulator computes and dumps them for a `positional-encoding`."""
     config = simulator_config(
-        json.loads(small_bundle.path(CONFIG).read_text()),
-        [small_bundle.path(b["file"]).resolve() for b in small_bundle.manifest["binaries"] if b["simulator"]],
-        small_bundle.path(TOKENIZER).resolve(),
+        json.loads(bundle.path(CONFIG).read_text()),
+        [bundle.path(b["file"]).resolve() for b in bundle.manifest["binaries"] if b["simulator"]],
+        bundle.path(TOKENIZER).resolve(),
         Sampling(),
         (2,),
     )
-    config["dialog"]["engine"]["model"]["positional-encoding"] = rope_config(rope)
-    config["dialog"]["debug"] = {"path": str(tmp_path), "dump-tensors": True}
+    config["dialog"]["engine"]["model"]["positional-encoding"] = positional
+    config["dialog"]["debug"] = {"path": str(folder), "dump-tensors": True}
     GenieDialog(config, LONGEST, takes_past=True).close()
-    encodings = {t.name: t.encoding for t in small_bundle.graphs["token"].parts[0].inputs}
-    for name, table in (("position_ids_cos", angles.cos()), ("position_ids_sin", angles.sin())):
+    found = folder.rglob("*position_ids_*.u16.dat")  # of a second rope: local__position_ids_cos.u16.dat
+    return {f.name.partition(".")[0].replace("__", "_"): np.fromfile(f, np.uint16) for f in found}
+
+
+def assert_same(bundle: Bundle, tables: dict[str, np.ndarray], prefix: str, rope: Rope, angles: torch.Tensor) -> None:
+    """A step of the 16-bit encoding apart at most, which is where two ways to round a half part; factors above 1 are
+    clipped by an encoding made for 1, in Genie as here.
+    """
+    encodings = {t.name: t.encoding for t in bundle.graphs["token"].parts[0].inputs}
+    for name, table in ((f"{prefix}cos", angles.cos()), (f"{prefix}sin", angles.sin())):
         encoding = encodings[name]
         assert encoding is not None
-        (file,) = tmp_path.rglob(f"{name}.u16.dat")
-        genies = torch.from_numpy(np.fromfile(file, np.uint16).astype(np.int32)).reshape(angles.shape)
+        genies = torch.from_numpy(tables[name].astype(np.int32)).reshape(angles.shape)
         assert (genies - encoding.quantize(table.float() * rope.factor)).abs().max() <= 1
         assert genies.unique().numel() > LONGEST  # a table it is
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_genie_computes_the_models_tables(small_bundle: Bundle, kind: str, tmp_path: Path) -> None:
+    rope, angles = ropes_of(kind)
+    tables = tables_of_genie(small_bundle, rope_config(rope), tmp_path)
+    assert_same(small_bundle, tables, "position_ids_", rope, angles)
+
+
+@pytest.mark.slow
+def test_genie_computes_both_tables_of_two_ropes(tmp_path: Path) -> None:
+    """Of Gemma 3, whose layers with a window are turned by another base; and it answers as its graphs do."""
+    checkpoint = tiny_checkpoint(tmp_path / "gemma3", "gemma3_text", num_hidden_layers=6, sliding_window=LONGEST)
+    chosen = choose(Wish(str(checkpoint), "Galaxy S23 Ultra", context=LONGEST))
+    changes = [f"output.folder='{tmp_path / 'bundle'}'", "backend.twins=always"]
+    apply(Recipe.loads(chosen.text, "gemma3", tmp_path, changes), verify=False)
+    bundle = Bundle(tmp_path / "bundle")
+    written = json.loads(bundle.path(CONFIG).read_text())["dialog"]["engine"]["model"]["positional-encoding"]
+    tables = tables_of_genie(bundle, written, tmp_path / "dumped")
+    config = AutoConfig.from_pretrained(checkpoint)
+    for prefix, kind in (("position_ids_", "full_attention"), ("local_position_ids_", "sliding_attention")):
+        rope = Rope.plain(config.rope_parameters[kind]["rope_theta"], config.head_dim)
+        angles = torch.outer(torch.arange(LONGEST).double(), torch.tensor(rope.frequencies).double())
+        assert_same(bundle, tables, prefix, rope, angles)
+    with (
+        GenieRuntime().dialog(bundle, Sampling(), (2,)) as genie,
+        QnnSimulator().dialog(bundle, Sampling(), (2,)) as qnn,
+    ):
+        assert list(genie.query(PROMPT, 8)) == list(qnn.query(PROMPT, 8))
