@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from llmconv import Bundle, Recipe, Registry, apply
 from llmconv_plugins.genai.exporter import GenAI
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, and by children with it
 PUBLISHED = ("graphs.prompt.ar=128",)  # a prompt graph without past
 
 

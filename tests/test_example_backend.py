@@ -42,6 +42,7 @@ def bundle(example: ModuleType, small_recipe: Path, tmp_path_factory: pytest.Tem
     return llmconv.apply(Recipe.load(small_recipe, [*SHORT, *changes]), registry=registry)
 
 
+@pytest.mark.slow
 def test_builds_a_file_a_part_of_each_graph_and_its_proof_holds(bundle: llmconv.Bundle) -> None:
     assert {b["graphs"][0] for b in bundle.manifest["binaries"]} == {
         f"{graph}_cl32_{part}_of_2" for graph in ("prompt_ar8", "token_ar1") for part in (1, 2)

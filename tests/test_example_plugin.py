@@ -43,6 +43,7 @@ def test_listed_with_their_distributions(installed: dict[str, str]) -> None:
         assert f"llmconv-{name.replace('_', '-')} 1.0" in row
 
 
+@pytest.mark.slow
 def test_work_in_a_recipe_and_are_verified(installed: dict[str, str], small_recipe: Path, tmp_path: Path) -> None:
     """One that changes ops, one that changes weights, and one that makes a weight out of those that it changed."""
     text = small_recipe.read_text().replace('"tiny_llama', f'"{small_recipe.parent}/tiny_llama')

@@ -186,6 +186,7 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_finished_steps_alone(small_recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     rest = interrupt("compile", "apply", str(small_recipe), "--no-verify", "--output", str(output))
@@ -193,6 +194,7 @@ def test_interrupt_leaves_finished_steps_alone(small_recipe: Path, tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == [".out.work"]
 
 
+@pytest.mark.slow
 def test_interrupted_proof_leaves_no_simulator_behind(small_bundle: Bundle, tmp_path: Path) -> None:
     bundle = shutil.copytree(small_bundle.folder, tmp_path / "out")
     interrupt("token on onnxruntime", "verify", str(bundle))

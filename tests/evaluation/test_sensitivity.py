@@ -28,6 +28,7 @@ def found(subject: Subject) -> list[Sensitivity]:
     return sensitivities(subject, [window[:TOKENS] for window in subject.windows[:2]])
 
 
+@pytest.mark.slow
 def test_every_weight_of_4_bits_is_measured_and_the_worst_comes_first(
     subject: Subject, found: list[Sensitivity]
 ) -> None:
