@@ -127,7 +127,10 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            "--to", metavar="FORM", help="genie, geniex: what a phone loads; genai: ONNX Runtime GenAI's pipeline."
+            "--to",
+            metavar="FORM",
+            help="genie, geniex: what a phone loads; epcontext: what onnxruntime-qnn runs on a laptop; genai: ONNX "
+            "Runtime GenAI's pipeline.",
         ),
     ],
 ) -> None:

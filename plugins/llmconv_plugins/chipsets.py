@@ -2,10 +2,10 @@
 
 Without torch: what a recipe names as its target is looked up before anything heavy is imported.
 
-Numbers are those of litert/vendors/qualcomm/core/schema/soc_table.h of github.com/google-ai-edge/LiteRT ("derived from the
-QAIRT 2.47 documentation"), SocModelFromName of github.com/onnxruntime/onnxruntime-qnn, and qc_schema.py of
-github.com/pytorch/executorch; a test compiles for each, and compares with the name and generation that the compiler writes
-into the binary. It takes both from the number: an htp_arch that is wrong beside it changes nothing.
+Numbers are those of litert/vendors/qualcomm/core/schema/soc_table.h of github.com/google-ai-edge/LiteRT ("derived from
+the QAIRT 2.47 documentation"), SocModelFromName of github.com/onnxruntime/onnxruntime-qnn, and qc_schema.py of
+github.com/pytorch/executorch; a test compiles for each, and compares with the name and generation that the compiler
+writes into the binary. It takes both from the number: an htp_arch that is wrong beside it changes nothing.
 """
 
 from __future__ import annotations
