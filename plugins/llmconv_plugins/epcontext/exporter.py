@@ -37,7 +37,7 @@ class EPContext(Exporter):
         """Link the binaries, and write an ONNX file for each graph in them."""
         check(bundle)
         with form_folder(bundle, FOLDER) as folder:
-            for binary in bundle.manifest["binaries"]:
+            for binary in bundle.binaries:
                 progress("link", binary["file"])
                 place = folder / SIMULATOR if binary["simulator"] else folder
                 place.mkdir(exist_ok=True)

@@ -69,10 +69,11 @@ def test_a_prompt_graph_without_past(small_published: Bundle, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_text_that_crosses_from_one_context_to_the_next(tiny_contexts: Bundle, tmp_path: Path) -> None:
-    question = (tiny_contexts.folder / "evaluation.txt").read_text()[:1500]
-    wanted = said_by_the_simulator(tiny_contexts, question)
-    assert said_by_the_script(export(tiny_contexts, tmp_path), question).endswith(wanted + "\n")
+def test_a_text_that_crosses_from_one_context_to_the_next(small_recipe: Path, tmp_path: Path) -> None:
+    convert(small_recipe, tmp_path / "two", "graphs={ar = [1, 16], context = [64, 128]}", verify=False)
+    bundle = Bundle(tmp_path / "two")
+    wanted = said_by_the_simulator(bundle, QUESTION)
+    assert said_by_the_script(export(bundle, tmp_path), QUESTION).endswith(wanted + "\n")
 
 
 def test_every_file_is_one_node_over_a_graph_of_the_binary_beside_it(small_bundle: Bundle, exported: Path) -> None:
