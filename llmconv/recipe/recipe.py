@@ -65,6 +65,13 @@ class TargetSection(Section):
 
     name: str | Annotated[list[str], Field(min_length=1)]
 
+    @field_validator("name", mode="before")
+    @classmethod
+    def _one_or_several(cls, name: Any) -> Any:
+        if isinstance(name, str) or (isinstance(name, list) and name and all(isinstance(one, str) for one in name)):
+            return name
+        raise ValueError(f"write a name, or a list of names, not {json.dumps(name)}")
+
     @property
     def names(self) -> list[str]:
         """Each."""

@@ -156,8 +156,9 @@ def test_a_plan_counts_each_chips_binaries(small_recipe: Path) -> None:
     [
         ("['Galaxy S23 Ultra', 'SM8550']", "'Galaxy S23 Ultra' and 'SM8550' are both Snapdragon 8 Gen 2; remove one"),
         ("['SM8550', 'SM855']", "no chipset or device 'SM855'; did you mean"),
-        ("[]", "target.name"),
-        ("3", "target.name"),
+        ("[]", "target.name: write a name, or a list of names, not []"),
+        ("3", "target.name: write a name, or a list of names, not 3"),
+        ("['SM8550', 3]", 'target.name: write a name, or a list of names, not ["SM8550", 3]'),
     ],
 )
 def test_names_that_are_wrong(small_recipe: Path, change: str, said: str) -> None:
