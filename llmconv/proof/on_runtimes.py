@@ -125,7 +125,7 @@ def runtimes_agree(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
     every = subject.bundle.simulated()
     for other, bundle in product(others, every):
         where = f"{other} for {bundle.manifest['target']['name']}" if len(every) > 1 else other
-        if lacking := subject.runtime(other).lacks(subject.bundle):
+        if lacking := subject.runtime(other).lacks(bundle):
             yield Check(4, f"{where} against {first}", f"not run: the bundle lacks {lacking}")
             continue
         names = list(subject.bundle.graphs)
