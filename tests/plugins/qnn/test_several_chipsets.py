@@ -151,6 +151,22 @@ def test_a_plan_counts_each_chips_binaries(small_recipe: Path) -> None:
     assert two.chipset == one.chipset
 
 
+def test_targets_of_the_command_line_take_the_recipes_place(
+    small_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for names, plans in ((["SM8650"], (1, 0)), (["Xiaomi 14", "SM8550"], (1, 1)), (["SM8650", "Xiaomi 14"], (0, 0))):
+        given = [word for name in names for word in ("--target", name)]
+        monkeypatch.setattr(sys, "argv", ["llmconv", "plan", str(small_recipe), *given])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert (said.out.count("Snapdragon 8 Gen 3 (estimates)"), "for Snapdragon 8" in said.out) == (
+            plans[0],
+            bool(plans[1]),
+        )
+        assert (ended.value.code, "are both Snapdragon 8 Gen 3" in said.err) == ((0, False) if plans[0] else (2, True))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
