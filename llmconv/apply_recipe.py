@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from llmconv.backends.backend import Backend, BuildJob, BuildResult, Progress
+from llmconv.backends.backend import Backend, BuildJob, BuildResult, Progress, check_chipsets
 from llmconv.bundle.bundle import (
     CHOSEN,
     EVALUATION,
@@ -95,7 +95,7 @@ def apply(
     registry = registry or Registry.load()
     recipe.require(registry)
     verify = recipe.verify.passes if verify is None else verify
-    chipset, ready = registry.chipset(recipe.target.name), backend
+    chipsets, ready = recipe.chipsets(registry), backend
     backend = ready or registry.create("backend", recipe.backend.name, recipe.backend.options)
     with plugin_code(backend, f"backend '{backend.name}'"):
         for runtime in backend.runtimes if verify else ():
@@ -115,13 +115,13 @@ def apply(
     if bundle is None:
         check_output(recipe.folder, force)
         if ready is None:
-            backend.check(chipset)
+            check_chipsets(backend, chipsets)
         executor: Executor = registry.create("executor", recipe.executor.name, recipe.executor.options)
         with work_folder(recipe.folder, fresh=fresh) as folder, executor.open(folder, jobs) as workers:
             reports = _convert(
                 checked,
                 backend,
-                chipset,
+                chipsets,
                 registry,
                 folder,
                 key,
@@ -154,7 +154,7 @@ def made_before(recipe: Recipe, registry: Registry) -> Bundle | None:
 def _convert(
     checked: Checked,
     backend: Backend,
-    chipset: Chipset,
+    chipsets: Sequence[Chipset],
     registry: Registry,
     folder: Path,
     key: str,
@@ -181,7 +181,7 @@ def _convert(
             weights,
             verify=verify,
             announce=lambda name: progress("pass", name),
-            laid_out=partial(preflight, checked, device=Device(backend, chipset, jobs, registry.lowerings)),
+            laid_out=partial(preflight, checked, device=Device(backend, chipsets, jobs, registry.lowerings)),
             sink=files,
             steps=steps,
             observers=observers,
@@ -193,7 +193,7 @@ def _convert(
         job = BuildJob(
             model,
             folder,
-            chipset,
+            chipsets[0],
             registry.lowerings,
             progress,
             files,
@@ -204,6 +204,7 @@ def _convert(
             name=checked.recipe.name,
             template=_template(checked),
             workers=workers,
+            further=chipsets[1:],
         )
         with collector_spared():
             result = given(backend, f"{type(backend).__name__}.build", backend.build(job), BuildResult)
@@ -213,7 +214,7 @@ def _convert(
     if context.chosen:
         (folder / CHOSEN).write_bytes(save(context.chosen))
     manifest = {
-        **_manifest(checked, model, chipset, result, {**context.hashed(), **context.hashes}),
+        **_manifest(checked, model, chipsets, result, {**context.hashed(), **context.hashes}),
         "plugins": plugins_of(checked, model, registry),
     }
     card.write(folder, manifest, licence_of(checked.source.checkpoint), result.phone)
@@ -324,7 +325,7 @@ def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
 def _manifest(
     checked: Checked,
     model: Model,
-    chipset: Chipset,
+    chipsets: Sequence[Chipset],
     result: BuildResult,
     hashes: dict[str, str],
 ) -> dict[str, Any]:
@@ -341,15 +342,24 @@ def _manifest(
             "kept": list(model.encodings.kept) if model.encodings is not None else [],
         },
         "config": asdict(checked.config),
-        "target": asdict(chipset),
+        "target": asdict(chipsets[0]),
+        **_targets(chipsets, result),
         "versions": {"llmconv": version("llmconv"), "torch": version("torch"), **result.versions},
         "needs": result.needs,
         "graphs": [graph_to_dict(g) for g in graphs],
         "binaries": [
             {"file": b.file, "part": b.part, "graphs": list(b.graphs), "simulator": b.simulator}
+            | ({"targets": list(b.targets)} if b.targets else {})
             for b in result.binaries
         ],
     }
+
+
+def _targets(chipsets: Sequence[Chipset], result: BuildResult) -> dict[str, Any]:
+    """All chipsets, where there are several, each with the folder of its own files."""
+    if len(chipsets) == 1:
+        return {}
+    return {"targets": [{**asdict(c), "folder": result.folders.get(c.model, "")} for c in chipsets]}
 
 
 def _sizes(model: Model, files: PartFiles) -> dict[str, Any]:

@@ -63,6 +63,13 @@ def small_bundle(small_recipe: Path, once: Once) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def small_several(small_recipe: Path, once: Once) -> Bundle:
+    """The small recipe for three chipsets of two generations, proved: v73, v75, and v73 once more."""
+    names = "target.name=['Galaxy S23 Ultra', 'Snapdragon 8 Gen 3', 'Snapdragon X Elite']"
+    return Bundle(once("small_several", lambda folder: convert(small_recipe, folder, names)))
+
+
+@pytest.fixture(scope="session")
 def small_published(small_recipe: Path, once: Once) -> Bundle:
     """The form of the published Llama-2: prompt 128 of 128 without past, token 1 of 128, in 2 parts; not proved."""
     return Bundle(once("small_published", lambda folder: convert(small_recipe, folder, *PUBLISHED, verify=False)))
@@ -158,6 +165,7 @@ SLOW = {
     "published_bundle",
     "genai_tiny",
     "published",
+    "small_several",
 }  # a minute and more of compiling or laying out
 
 

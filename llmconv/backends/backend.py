@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmconv.backends.limit import Limit
+from llmconv.errors import BackendError
 from llmconv.plugins.frame import Framed
 from llmconv.work.executor import Workers
 from llmconv.work.threads import Threads
@@ -48,6 +49,7 @@ class BuildJob:
         template: how messages become a text, for runtimes that bring their own host; None outside a recipe, or where
             the checkpoint's is wrong.
         workers: do what is heavy and needs no graph, as tasks.
+        further: more chipsets to build for, of the same weights; of backends with `several`.
     """
 
     model: Model
@@ -63,6 +65,12 @@ class BuildJob:
     name: str = ""
     template: ChatTemplate | None = None
     workers: Workers = field(default_factory=Threads)
+    further: Sequence[Chipset] = ()
+
+    @property
+    def chipsets(self) -> list[Chipset]:
+        """All to build for."""
+        return [self.chipset, *self.further]
 
     def lower(self) -> list[GraphSpec]:
         """Write every part of every graph as ONNX below `folder`, and each part's weights beside it.
@@ -110,6 +118,7 @@ class Binary:
         simulator: whether this machine's simulator can run it (an unshared twin), instead of the device.
         kept: whether an earlier run made it, and measured the figures.
         stages: seconds of the compiler's own stages, by graph, where it tells.
+        targets: part numbers of the chipsets that it is for, where the bundle is for several.
     """
 
     file: str
@@ -120,6 +129,7 @@ class Binary:
     peak_rss: int
     kept: bool = False
     stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
 
 
 @dataclass
@@ -129,6 +139,8 @@ class BuildResult:
     Attributes:
         needs: what a device must have to run it, by name, and the lowest version that will do.
         phone: Markdown for the bundle's card on how a phone runs it; empty where none does.
+        folders: part number of a further chipset -> the bundle's folder with its own files, which stand there under the
+            names that those of the first have in the bundle's.
     """
 
     binaries: list[Binary] = field(default_factory=list)
@@ -136,6 +148,7 @@ class BuildResult:
     needs: dict[str, str] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     phone: str = ""
+    folders: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,11 +159,13 @@ class Backend(Framed, ABC):
         name: the recipe's name of the backend.
         runtimes: that run here what it builds; each is proved against the one before.
         lowers: whether it calls `BuildJob.lower`, so that every op needs a lowering.
+        several: whether it builds for several chipsets at once, into one bundle.
     """
 
     name: ClassVar[str]
     runtimes: ClassVar[tuple[str, ...]] = ()
     lowers: ClassVar[bool] = True
+    several: ClassVar[bool] = False
 
     def check(self, chipset: Chipset) -> None:
         """Find what is missing before any work starts.
@@ -182,3 +197,18 @@ class Backend(Framed, ABC):
     def prove(self, bundle: Bundle) -> list[Check]:
         """What can be shown of what was built without running it."""
         return []
+
+
+def check_chipsets(backend: Backend, chipsets: Sequence[Chipset]) -> None:
+    """Find what is missing for each chipset before any work starts.
+
+    Raises:
+        BackendError: as of `Backend.check`; or there are several, and the backend builds for one.
+    """
+    if len(chipsets) > 1 and not backend.several:
+        raise BackendError(
+            f"target.name: backend '{backend.name}' builds for one chipset, not {len(chipsets)}; name one, or have "
+            "'llmconv batch' make a bundle for each"
+        )
+    for chipset in chipsets:
+        backend.check(chipset)

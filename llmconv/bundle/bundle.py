@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -30,7 +31,7 @@ FORMAT = 2
 
 
 class Bundle:
-    """A finished bundle.
+    """A finished bundle; of several chipsets, as the first has it, until `for_target` says another.
 
     Raises:
         BundleError: the folder is no bundle, or of a format that this version does not read.
@@ -38,6 +39,7 @@ class Bundle:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._own = ""  # folder of the files that the target has in the place of the bundle's
         try:
             self.manifest: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -72,13 +74,51 @@ class Bundle:
         """The graphs by name."""
         return {g["name"]: graph_from_dict(g) for g in self.manifest["graphs"]}
 
+    @property
+    def targets(self) -> list[dict[str, Any]]:
+        """The chipsets that it is for, as the manifest has them."""
+        return list(self.manifest.get("targets", [self.manifest["target"]]))
+
+    @property
+    def binaries(self) -> list[dict[str, Any]]:
+        """What its target loads, and what a simulator does in that one's place."""
+        model = self.manifest["target"]["model"]
+        return [b for b in self.manifest["binaries"] if model in b.get("targets", (model,))]
+
+    def for_target(self, model: str) -> Bundle:
+        """The bundle as one of its chipsets has it: with its binaries, and its own files in the place of the bundle's.
+
+        Args:
+            model: the chipset's part number.
+
+        Raises:
+            BundleError: it is for others.
+        """
+        found = next((target for target in self.targets if target["model"] == model), None)
+        if found is None:
+            names = " and ".join(f"{target['name']} ({target['model']})" for target in self.targets)
+            raise BundleError(f"{self.folder}: made for {names}, not for {model}; convert for it")
+        seen = copy.copy(self)
+        seen.manifest = {**self.manifest, "target": found}
+        seen._own = found.get("folder", "")
+        return seen
+
+    def simulated(self) -> list[Bundle]:
+        """The bundle as those of its chipsets have it that a simulator tells apart."""
+        found: dict[tuple[str, ...], Bundle] = {}
+        for target in self.targets:
+            seen = self.for_target(target["model"])
+            found.setdefault(tuple(b["file"] for b in seen.binaries if b["simulator"]), seen)
+        return list(found.values())
+
     def path(self, file: str) -> Path:
-        """A file of the bundle, by its name in the manifest.
+        """A file of the bundle, by its name in the manifest; the target's own, where that has one.
 
         Raises:
             BundleError: it is missing, or the name leads out of the bundle.
         """
-        path = self.folder / file
+        own = self.folder / self._own / file
+        path = own if self._own and own.is_file() else self.folder / file
         if not stays_inside(file):
             raise BundleError(f"{self.folder / MANIFEST}: names '{file}', which is outside the bundle; convert again")
         if not path.is_file():

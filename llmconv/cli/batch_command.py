@@ -44,7 +44,7 @@ def batch(
 
         registry = Registry.load()
         for member in members:
-            registry.chipset(member.recipe.target.name)
+            member.recipe.chipsets(registry)
         results = run(
             matrix.stem,
             members,

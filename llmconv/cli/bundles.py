@@ -22,6 +22,7 @@ def apply(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
     backend: Annotated[str | None, typer.Option(help="The backend, instead of the recipe's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint's folder, instead of the recipe's.")] = None,
+    targets: options.Targets = None,
     adapters: options.Adapters = None,
     output: Annotated[Path | None, typer.Option(help="The output folder; by default build/<recipe>.")] = None,
     assignments: Annotated[
@@ -46,7 +47,7 @@ def apply(
     """Convert a checkpoint as a recipe says, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
 
-    changes = options.changes(assignments, checkpoint, output, adapters)
+    changes = options.changes(assignments, checkpoint, output, adapters, targets)
     changes += [f"executor.scheduler={json.dumps(scheduler)}"] if scheduler is not None else []
     loaded = Recipe.load(recipe, changes, backend=backend, executor=executor)
     run(
@@ -110,6 +111,7 @@ def _checked_backend(recipe: Recipe) -> Backend | None:
 
     None where its plugin has no entry point of its own; or where a bundle is there, which may need no backend any more.
     """
+    from llmconv.backends.backend import check_chipsets
     from llmconv.bundle.bundle import MANIFEST
     from llmconv.plugins.registry import Registry
 
@@ -118,7 +120,7 @@ def _checked_backend(recipe: Recipe) -> Backend | None:
     if name not in registry.of_kind("backend") or (recipe.folder / MANIFEST).is_file():
         return None
     backend: Backend = registry.create("backend", name, recipe.backend.options)
-    backend.check(registry.chipset(recipe.target.name))
+    check_chipsets(backend, recipe.chipsets(registry))
     return backend
 
 
@@ -127,9 +129,15 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            "--to", metavar="FORM", help="genie, geniex: what a phone loads; genai: ONNX Runtime GenAI's pipeline."
+            "--to",
+            metavar="FORM",
+            help="genie, geniex: what a phone loads; epcontext: what onnxruntime-qnn runs on a laptop; genai: ONNX "
+            "Runtime GenAI's pipeline.",
         ),
     ],
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a bundle for several chipsets: which; by default the first.")
+    ] = None,
 ) -> None:
     """Give a finished bundle another runtime's form, from the same weights and encodings."""
     from llmconv.bundle.bundle import Bundle
@@ -139,6 +147,8 @@ def export(
         from llmconv.plugins.registry import Registry
 
         registry = Registry.load()
+        if target is not None:
+            opened = opened.for_target(registry.chipset(target).model)
         folder = registry.create("exporter", form, {}).export(opened, registry, step)
     display.note(f"{folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 

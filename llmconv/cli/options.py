@@ -31,6 +31,10 @@ TopP = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Of the random choices.")]
 
 
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", metavar="NAME", help="The chipset or device, instead of the recipe's; again for several."),
+]
 Adapters = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="FOLDER[=WEIGHT]", help="An adapter (PEFT) to merge; again for several."),
@@ -57,6 +61,7 @@ def changes(
     checkpoint: Path | None,
     output: Path | None,
     adapters: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
 ) -> list[str]:
     """What the command line changes in a recipe."""
     found = list(assignments or [])
@@ -64,6 +69,8 @@ def changes(
         each = map(_weighted, adapters)
         entries = ", ".join(f"{json.dumps(str(folder), ensure_ascii=False)} = {weight}" for folder, weight in each)
         found.append(f"model.adapter={{ {entries} }}")
+    if targets:
+        found.append(f"target.name={json.dumps(targets[0] if len(targets) == 1 else targets, ensure_ascii=False)}")
     for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
         if value is not None:
             given = value if elsewhere(value) else value.expanduser().absolute()

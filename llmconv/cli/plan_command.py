@@ -23,6 +23,7 @@ def plan(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
     backend: Annotated[str | None, typer.Option(help="The backend, instead of the recipe's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint's folder, instead of the recipe's.")] = None,
+    targets: options.Targets = None,
     adapters: options.Adapters = None,
     output: Annotated[Path | None, typer.Option(help="The output folder; by default build/<recipe>.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Build so many parts at once at most.")] = None,
@@ -32,7 +33,7 @@ def plan(
     """Say what a conversion will need and whether the target holds it; reads the checkpoint's configuration alone."""
     from llmconv.recipe.recipe import Recipe
 
-    loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output, adapters), backend=backend)
+    loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output, adapters, targets), backend=backend)
     with display.progress("importing torch") as step:
         import llmconv
 

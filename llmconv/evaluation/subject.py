@@ -174,9 +174,9 @@ class Subject:
         """A decoder over some of the graphs."""
         return Decoder(runners, rope_table(self.bundle))
 
-    def open(self, runtime: str, graph: str) -> AbstractContextManager[list[Runner]]:
-        """One graph of the bundle on a runtime."""
-        return self.runtime(runtime).open(self.bundle, [graph])
+    def open(self, runtime: str, graph: str, bundle: Bundle | None = None) -> AbstractContextManager[list[Runner]]:
+        """One graph of the bundle on a runtime; of the bundle as one of its chipsets has it, where that is given."""
+        return self.runtime(runtime).open(bundle or self.bundle, [graph])
 
     def runtime(self, name: str) -> GraphRuntime:
         """A runtime by name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,12 +38,13 @@ class Device:
     """What builds the parts, for what.
 
     Attributes:
+        chipsets: at least one; what the target says to each part is shown of the first.
         jobs: how many parts to build at once at most; None for as many as there are cores.
         lowerings: of the ops that the backend can have as ONNX.
     """
 
     backend: Backend
-    chipset: Chipset
+    chipsets: Sequence[Chipset]
     jobs: int | None
     lowerings: LoweringTable
 
@@ -62,6 +63,7 @@ class Plan:
         folder: where the bundle goes.
         part_setting: the recipe's setting of the part count; None where no pass splits.
         limits_of: what the target says to other parts.
+        further: chipsets that parts are built for as well.
     """
 
     config: ModelConfig
@@ -77,6 +79,7 @@ class Plan:
     stages_of: Stages
     part_setting: str | None
     limits_of: Callable[[Sequence[PartSize], Chipset], list[Limit]]
+    further: Sequence[Chipset] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -126,9 +129,10 @@ class Plan:
                 f"{self.folder}: the bundle needs ≈ {size(self.disk_need)} of disk, {size(self.disk)} are "
                 f"free; free {size(self.disk_need - self.disk)} there or choose another --output"
             )
-        for limit in self.limits:
-            if limit.verdict == "error":
-                raise ResourceError(limit.message(self.chipset.name, self._advice(limit)))
+        for chipset in (self.chipset, *self.further):
+            for limit in self.limits if chipset is self.chipset else self.limits_of(self.parts, chipset):
+                if limit.verdict == "error":
+                    raise ResourceError(limit.message(chipset.name, self._advice(limit)))
         if self.memory is not None and self.memory_need > self.memory:
             raise ResourceError(self._memory_message(self.memory))
 
@@ -173,10 +177,10 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
         LlmconvError: the recipe or the checkpoint's configuration is wrong, or a pass cannot be applied.
     """
     registry = registry or Registry.load()
-    chipset = registry.chipset(recipe.target.name)
+    chipsets = recipe.chipsets(registry)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
     checked = check(recipe, registry, weights=False)
-    return make(checked, *lay_out(checked), Device(backend, chipset, jobs, registry.lowerings))
+    return make(checked, *lay_out(checked), Device(backend, chipsets, jobs, registry.lowerings))
 
 
 def make(checked: Checked, model: Model, widths: Mapping[str, float], device: Device) -> Plan:
@@ -188,22 +192,23 @@ def make(checked: Checked, model: Model, widths: Mapping[str, float], device: De
     Raises:
         LoweringError: the backend lowers, and an op has no lowering.
     """
-    backend, parts = device.backend, part_sizes(model, widths)
+    backend, parts, (chipset, *further) = device.backend, part_sizes(model, widths), device.chipsets
     if backend.lowers:
         require_lowerings(model, device.lowerings)
 
     def stages_of(made: Sequence[PartSize]) -> list[Stage]:
-        return [*core_stages(checked, made), *backend.stages(made)]
+        for_each = [replace(s, name=f"{s.name} for {c.name}") for c in further for s in backend.stages(made)]
+        return [*core_stages(checked, made), *backend.stages(made), *for_each]
 
-    folder, limits_of = checked.recipe.folder, partial(backend.limits, chipset=device.chipset)
+    folder, limits_of = checked.recipe.folder, partial(backend.limits, chipset=chipset)
     setting = next((f"passes.{p.name}.{p.splits}" for p in checked.passes if p.splits), None)
     return Plan(
         checked.config,
-        device.chipset,
+        chipset,
         parts,
         stages_of(parts),
         advised(limits_of(parts), parts, limits_of, setting),
-        backend.cautions(parts, device.chipset),
+        backend.cautions(parts, chipset),
         device.jobs or os.cpu_count() or 1,
         machine.memory_at_hand(),
         machine.disk_at_hand(folder) + _kept_bytes(folder),
@@ -211,6 +216,7 @@ def make(checked: Checked, model: Model, widths: Mapping[str, float], device: De
         stages_of,
         setting,
         backend.limits,
+        further,
     )
 
 
@@ -230,6 +236,6 @@ def preflight(checked: Checked, model: Model, widths: Mapping[str, float], devic
     made.require()
     for limit in made.worst():
         if limit.verdict == "warning":
-            logger.warning("%s", limit.message(device.chipset.name))
+            logger.warning("%s", limit.message(made.chipset.name))
     for caution in made.cautions:
         logger.warning("%s", caution)

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 
+from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check, at_least
 from llmconv.decoding.decoder import Array, Arrays, Decoder, reach
 from llmconv.decoding.torch_runner import TorchRunner
@@ -120,40 +122,44 @@ def runtimes_agree(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
         precision: takes how far apart they are, tensor by tensor.
     """
     first, *others = subject.backend.runtimes
-    for other in others:
-        if lacking := subject.runtime(other).lacks(subject.bundle):
-            yield Check(4, f"{other} against {first}", f"not run: the bundle lacks {lacking}")
+    every = subject.bundle.simulated()
+    for other, bundle in product(others, every):
+        where = f"{other} for {bundle.manifest['target']['name']}" if len(every) > 1 else other
+        if lacking := subject.runtime(other).lacks(bundle):
+            yield Check(4, f"{where} against {first}", f"not run: the bundle lacks {lacking}")
             continue
         names = list(subject.bundle.graphs)
         at_once = len(names) if subject.elements <= SIDE_BY_SIDE else 1
         for some in (names[i : i + at_once] for i in range(0, len(names), at_once)):
-            subject.progress("prove", f"{', '.join(some)} on {other}")
-            found = _at_once(subject, first, other, some)
+            subject.progress("prove", f"{', '.join(some)} on {where}")
+            found = _at_once(subject, bundle, first, other, some)
             for name, (comparison, tensors) in zip(some, found, strict=True):
-                precision["runtimes"].append({"graph": name, "first": first, "second": other, "tensors": tensors})
+                precision["runtimes"].append({"graph": name, "first": first, "second": where, "tensors": tensors})
                 ar = subject.bundle.graphs[name].ar
-                yield from _compared(f"{name} on {other} against {first}", comparison, ar, _cost(subject))
+                yield from _compared(f"{name} on {where} against {first}", comparison, ar, _cost(subject))
 
 
 Apart = tuple[Comparison, dict[str, float | None]]  # two runtimes in all, and tensor by tensor in dB
 
 
-def _at_once(subject: Subject, first: str, other: str, names: Sequence[str]) -> list[Apart]:
+def _at_once(subject: Subject, bundle: Bundle, first: str, other: str, names: Sequence[str]) -> list[Apart]:
     """Graphs on two runtimes, side by side; one that fails, and Ctrl-C, ends the others."""
     stop = threading.Event()
     with ExitStack() as opened, ThreadPoolExecutor(len(names)) as pool:
         try:
-            return list(pool.map(partial(_on_both, subject, first, other, opened, stop), names))
+            return list(pool.map(partial(_on_both, subject, bundle, first, other, opened, stop), names))
         except BaseException:
             stop.set()
             opened.close()  # with what they run on: a simulator may take a minute for a run
             raise
 
 
-def _on_both(subject: Subject, first: str, other: str, opened: ExitStack, stop: threading.Event, name: str) -> Apart:
+def _on_both(
+    subject: Subject, bundle: Bundle, first: str, other: str, opened: ExitStack, stop: threading.Event, name: str
+) -> Apart:
     """A graph on two runtimes, which `opened` takes; nothing is run once `stop` is set."""
     graph, comparison = subject.bundle.graphs[name], Comparison()
-    (a,), (b,) = (opened.enter_context(subject.open(runtime, name)) for runtime in (first, other))
+    (a,), (b,) = (opened.enter_context(subject.open(runtime, name, bundle)) for runtime in (first, other))
     if stop.is_set():
         return comparison, {}
     pair = PairedRunner(a, b, comparison)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     ConfigDict,
@@ -26,6 +26,7 @@ from llmconv.recipe.section import Section
 
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
+    from llmconv.target import Chipset
 
 
 class ModelSection(Section):
@@ -59,10 +60,22 @@ class TargetSection(Section):
     """What the parts are for.
 
     Attributes:
-        name: a chipset, its part number, or a device that carries it.
+        name: a chipset, its part number, or a device that carries it; a list for binaries for each in one bundle.
     """
 
-    name: str
+    name: str | Annotated[list[str], Field(min_length=1)]
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _one_or_several(cls, name: Any) -> Any:
+        if isinstance(name, str) or (isinstance(name, list) and name and all(isinstance(one, str) for one in name)):
+            return name
+        raise ValueError(f"write a name, or a list of names, not {json.dumps(name)}")
+
+    @property
+    def names(self) -> list[str]:
+        """Each."""
+        return [self.name] if isinstance(self.name, str) else self.name
 
 
 class _Named(Section):
@@ -309,6 +322,22 @@ class Recipe(Section):
         """The recipe without what does not tell in its bundle: where that goes, and who does the work."""
         return self.model_copy(update={"output": OutputSection(), "executor": ExecutorSection()})
 
+    def chipsets(self, registry: Registry) -> list[Chipset]:
+        """What the parts are for.
+
+        Raises:
+            RecipeError: a name is not known, or two are of one chipset.
+        """
+        found: dict[str, str] = {}  # part number -> name
+        for name in self.target.names:
+            chipset = registry.chipset(name)
+            if chipset.model in found:
+                raise RecipeError(
+                    f"target.name: '{found[chipset.model]}' and '{name}' are both {chipset.name}; remove one"
+                )
+            found[chipset.model] = name
+        return [registry.chipset(name) for name in self.target.names]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values from which `from_dict` makes the same recipe."""
         return self.model_dump(mode="json")
@@ -320,7 +349,7 @@ class Recipe(Section):
             RecipeError, PluginError: the first that does not.
         """
         self.require(registry)
-        registry.chipset(self.target.name)
+        self.chipsets(registry)
         if self.model.source is not None or self.model.options:
             name = self.model.source or registry.source_for(located(self.model.checkpoint))
             registry.source(name, self.model.source_options(self.model.checkpoint))

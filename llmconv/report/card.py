@@ -30,7 +30,7 @@ def write(folder: Path, manifest: Mapping[str, Any], licence: Licence, phone: st
     text = environment.get_template("card.md").render(
         name=manifest["recipe"]["name"],
         config=manifest["config"],
-        target=manifest["target"],
+        targets=manifest.get("targets", [manifest["target"]]),
         parts=len(manifest["graphs"][0]["parts"]),
         origin="\n".join(_origin(manifest)),
         licence="\n".join(_licence(licence)),

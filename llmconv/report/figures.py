@@ -56,11 +56,12 @@ def amount(count: float) -> str:
 
 def headline(bundle: Bundle) -> str:
     """What the bundle is, in a sentence or two."""
-    config, target = bundle.manifest["config"], bundle.manifest["target"]
+    config = bundle.manifest["config"]
+    made_for = " and ".join(f"{target['name']} ({target['model']})" for target in bundle.targets)
     parts = len(next(iter(bundle.graphs.values())).parts)
     made = (
         f"A {config['family']} model of {config['layers']} layers and {config['hidden']} channels, "
-        f"in {parts} part{'s' if parts > 1 else ''} for {target['name']} ({target['model']})."
+        f"in {parts} part{'s' if parts > 1 else ''} for {made_for}."
     )
     proof = [c for c in bundle.report.get("proof", []) if c["passed"] is not None]
     if not proof:

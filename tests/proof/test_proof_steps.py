@@ -56,6 +56,7 @@ class Stand:
         self.windows, self.gone = WINDOWS, "not run: the checkpoint is gone"
         self.backend = SimpleNamespace(runtimes=list(self.off))
         self.bundle, self.context = SimpleNamespace(graphs=self.quantized.graphs), PassContext()
+        self.bundle.simulated = lambda: [self.bundle]
         self.described = SimpleNamespace(recipe=SimpleNamespace(verify=SimpleNamespace(text="text")))
         source = SimpleNamespace(module=tiny_causal, reference=lambda: "no implementation")
         recipe = SimpleNamespace(graphs={"prompt": SimpleNamespace(ar=AR, context=AR)})
@@ -72,7 +73,8 @@ class Stand:
         return SimpleNamespace(lacks=lambda _bundle: "parts" if name == "lacking" else None)
 
     @contextmanager
-    def open(self, runtime: str, graph: str) -> Iterator[list[Any]]:
+    def open(self, runtime: str, graph: str, bundle: Any = None) -> Iterator[list[Any]]:
+        assert bundle in (None, self.bundle)
         runner = Shifted(self.quantized.graphs[graph], self.weights, self.quantized.encodings)
         runner.share = self.off[runtime]
         yield [runner]

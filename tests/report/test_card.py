@@ -40,6 +40,11 @@ def test_card_tells_nothing_of_the_machine_or_the_run(small_bundle: Bundle, ship
     assert text_of(tmp_path, manifest) == text_of(tmp_path, elsewhere)
 
 
+def test_a_chip_of_which_no_device_is_known(small_bundle: Bundle, tmp_path: Path) -> None:
+    manifest = {**small_bundle.manifest, "target": {**small_bundle.manifest["target"], "devices": []}}
+    assert "(SM8550, HTP v73)." in text_of(tmp_path, manifest)
+
+
 def test_table_has_every_tensor_of_a_part(small_bundle: Bundle, shipped: str) -> None:
     block = shipped.partition("### `token_ar1_cl128_2_of_2`")[2]
     rows = [line for line in block.splitlines() if line.startswith(("| in", "| out"))]

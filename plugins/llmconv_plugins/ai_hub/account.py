@@ -72,7 +72,7 @@ def find_device(devices: Iterable[HubDevice], name: str | None, chipset: Chipset
         BackendError: AI Hub has no such device, or its NPU is of another generation than the recipe's target.
     """
     offered = {device.name: device for device in devices}
-    wanted = [name] if name is not None else list(chipset.devices)
+    wanted = [name] if name is not None else list(chipset.devices) or [chipset.name]
     found = next((offered[candidate] for candidate in wanted if candidate in offered), None)
     if found is None:
         what = f"backend.device: AI Hub has no device '{name}'" if name else f"AI Hub has no {_either(wanted)}"
@@ -84,7 +84,7 @@ def find_device(devices: Iterable[HubDevice], name: str | None, chipset: Chipset
         has = f"HTP v{generation}" if generation else "no HTP"
         raise BackendError(
             f"backend.device: {found.name} has {has}, but target {chipset.name} has HTP v{chipset.htp_arch}; "
-            f"choose a device such as {_either(chipset.devices)}, or another target"
+            f"choose a device such as {_either(chipset.devices or [chipset.name])}, or another target"
         )
     return found
 

@@ -19,6 +19,7 @@ class OnnxBackend(Backend):
     """Writes `onnx/`, checks each file with the ONNX checker, and describes them in metadata.json."""
 
     name: ClassVar[str] = "onnx"
+    several: ClassVar[bool] = True
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     def build(self, job: BuildJob) -> BuildResult:

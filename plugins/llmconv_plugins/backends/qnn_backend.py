@@ -15,13 +15,13 @@ from llmconv.graph import PartSize
 from llmconv.target import Chipset
 from llmconv.work import Outcome, Task, code_identity, give_back_memory, key_of
 from llmconv_plugins.backends.onnx_backend import OnnxBackend
-from llmconv_plugins.genie.genie_files import prove_genie_files, write_genie_files
+from llmconv_plugins.genie.genie_files import prove_genie_files, write_genie_files, write_own_genie_files
 from llmconv_plugins.genie.on_a_phone import run_on_a_phone
 from llmconv_plugins.qnn.compile_task import Largest, compile_task, sweep
 from llmconv_plugins.qnn.compiler import CompileReport, GraphJob
 from llmconv_plugins.qnn.context_binary import read_info
 from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
-from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, planned_binaries
+from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, folder_of, planned_binaries
 from llmconv_plugins.qnn.limits import htp_limits
 from llmconv_plugins.qnn.qairt import needs, order_warning
 from llmconv_plugins.qnn.read_back import prove_binaries
@@ -39,6 +39,7 @@ class QnnBackend(Backend):
 
     name: ClassVar[str] = "qnn"
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime", "qnn")
+    several: ClassVar[bool] = True
 
     twins: Twins = "auto"
     optimization: Literal[0, 1, 2, 3] = 3
@@ -88,27 +89,33 @@ class QnnBackend(Backend):
         made = self._compile(job, wanted, keys)
         for b in binaries:
             figures: Any = made.get(b.file) or done[b.file]
-            result.binaries.append(Binary(b.file, b.part, b.labels, b.simulator, **figures, kept=b.file not in made))
+            made_now = {**figures, "kept": b.file not in made, "targets": b.targets}
+            result.binaries.append(Binary(b.file, b.part, b.labels, b.simulator, **made_now))
         result.versions["onnxruntime-qnn"] = version("onnxruntime-qnn")
-        for_device = [b.file for b in result.binaries if not b.simulator]
+        for_device = _for_device(binaries, job.chipset)
         result.needs = needs(read_info(job.folder / for_device[0]).build_id, len(for_device))
         result.report["genie"] = write_genie_files(job, for_device)
+        for chipset in job.further:
+            result.folders[chipset.model] = folder_of(job, chipset)
+            write_own_genie_files(job, chipset, _for_device(binaries, chipset), folder_of(job, chipset))
         result.phone = run_on_a_phone(job.folder, for_device)
         job.progress("genie", result.report["genie"])
         return result
 
     def prove(self, bundle: Bundle) -> list[Check]:
         """Read the shipped binaries back: names, shapes, types, scales and offsets, and size; and Genie's files."""
-        return [*prove_binaries(bundle), *prove_genie_files(bundle)]
+        each = [bundle.for_target(target["model"]) for target in bundle.targets]
+        return [check for seen in each for check in (*prove_binaries(seen), *prove_genie_files(seen))]
 
     def _key(self, job: BuildJob, binary: PlannedBinary) -> str:
         """Of everything that a binary depends on."""
         folder, data = job.folder / ONNX_FOLDER, f"part_{binary.part + 1}_of_{len(binary.graphs[0].parts)}.data"
         known = job.steps.digests() if job.steps is not None else {}
+        chipset = _chipset(job, binary)
         return key_of(
             onnx=[digest(folder / f"{label}.onnx") for label in binary.labels],
             weights=known.get(f"{ONNX_FOLDER}/{data}") or digest(folder / data),
-            chipset=[job.chipset.soc_model, job.chipset.htp_arch],
+            chipset=[chipset.soc_model, chipset.htp_arch],
             optimization=self.optimization,
             versions=[version("onnxruntime"), version("onnxruntime-qnn")],
             code=code_identity(self),
@@ -131,16 +138,25 @@ class QnnBackend(Backend):
         return {file: _figures(outcome.value) for file, outcome in zip(tasks, outcomes, strict=True)}
 
     def _task(self, job: BuildJob, binary: PlannedBinary) -> Task:
-        largest = max(binary.graphs, key=lambda graph: graph.ar)
+        largest, chipset = max(binary.graphs, key=lambda graph: graph.ar), _chipset(job, binary)
         return compile_task(
             [GraphJob(job.folder / ONNX_FOLDER / f"{label}.onnx", label) for label in binary.labels],
             job.folder / binary.file,
-            job.chipset.soc_model,
-            job.chipset.htp_arch,
+            chipset.soc_model,
+            chipset.htp_arch,
             self.optimization,
             compile_memory(binary.size),
             Largest(largest.name, largest.ar),
         )
+
+
+def _for_device(binaries: Sequence[PlannedBinary], chipset: Chipset) -> list[str]:
+    return [b.file for b in binaries if not b.simulator and (not b.targets or chipset.model in b.targets)]
+
+
+def _chipset(job: BuildJob, binary: PlannedBinary) -> Chipset:
+    """The first that it is for."""
+    return next(chipset for chipset in job.chipsets if not binary.targets or chipset.model in binary.targets)
 
 
 def _figures(report: CompileReport) -> dict[str, Any]:

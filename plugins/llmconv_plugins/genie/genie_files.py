@@ -13,6 +13,7 @@ from llmconv.backends import BuildJob
 from llmconv.bundle import Check
 from llmconv.graph import ROTARIES, Graph, inputs_of, io_of, outputs_of, shape_of
 from llmconv.sources import Rope
+from llmconv.target import Chipset
 from llmconv_plugins.genie.genie_config import (
     CONFIG,
     EXTENSIONS,
@@ -85,13 +86,28 @@ def write_genie_files(job: BuildJob, binaries: list[str]) -> str:
     return ", ".join([*beside, METADATA])
 
 
+def write_own_genie_files(job: BuildJob, chipset: Chipset, binaries: list[str], folder: str) -> None:
+    """Write what a further chipset has instead: the configuration over its binaries, and that of the chip.
+
+    Args:
+        folder: for them, relative to the bundle; nothing is written where the first has none.
+    """
+    if not (job.folder / CONFIG).is_file():
+        return
+    config = json.loads((job.folder / CONFIG).read_text())
+    config["dialog"]["engine"]["model"]["binary"]["ctx-bins"] = binaries
+    for name, content in ((CONFIG, config), (EXTENSIONS, extensions_config(chipset))):
+        (job.folder / folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
 def prove_genie_files(bundle: Bundle) -> list[Check]:
     """What Genie's schemas say of a bundle's configuration; nothing if it has none."""
-    file = bundle.folder / CONFIG
-    if not file.is_file():
+    if not (bundle.folder / CONFIG).is_file():
         return []
+    file = bundle.path(CONFIG)
     wrong = faults(json.loads(file.read_text()))
-    return [Check(5, f"{CONFIG}: Genie's own schemas", wrong[0] if wrong else "valid", "valid", not wrong)]
+    name = file.relative_to(bundle.folder).as_posix()
+    return [Check(5, f"{name}: Genie's own schemas", wrong[0] if wrong else "valid", "valid", not wrong)]
 
 
 def _described(job: BuildJob) -> GenieModel:

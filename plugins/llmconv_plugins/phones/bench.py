@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from llmconv import Bundle
 from llmconv_plugins.genie.exporter import genie_config
 from llmconv_plugins.phones.adb import Adb, PhoneError
-from llmconv_plugins.phones.chip import check_chip
+from llmconv_plugins.phones.chip import for_chip
 from llmconv_plugins.phones.codes import explain
 from llmconv_plugins.phones.files import HOST, PROGRAM, bundle_items, libraries, place_of
 from llmconv_plugins.phones.profile import Figures, figures
@@ -49,9 +49,10 @@ def bench(bundle: Bundle, adb: Adb, prompt: str, tokens: int | None, runs: int, 
         BundleError: the bundle has no files for Genie.
         PhoneError: something is missing on the phone, of another release or chip, or Genie fails there.
     """
+    genie_config(bundle)
+    chip, bundle = for_chip(adb, bundle)
     place, config = place_of(bundle), genie_config(bundle)
     config["dialog"]["max-num-tokens"] = tokens or min(TOKENS, config["dialog"]["context"]["size"] // 2)
-    chip = check_chip(adb, bundle)
     qairt = check_pushed(adb, bundle)
     adb.ask(f"cat > {place}/{CONFIG}", json.dumps(config))
     adb.ask(f"cat > {place}/{PROMPT}", prompt)

@@ -51,11 +51,13 @@ def bundle_items(bundle: Bundle) -> list[Item]:
     Raises:
         BundleError: the bundle has no files for Genie, or one of them is missing.
     """
-    place = place_of(bundle)
-    return [
-        Item(file, _folder(place, file), bundle.path(file).stat().st_size, bundle.manifest["files"][file]["sha256"])
-        for file in named_in(genie_config(bundle))
-    ]
+    place, found = place_of(bundle), []
+    for name in named_in(genie_config(bundle)):
+        path = bundle.path(name)
+        file = path.relative_to(bundle.folder).as_posix()  # a chipset's own has another folder here
+        sha256 = bundle.manifest["files"][file]["sha256"]
+        found.append(Item(file, _folder(place, name), path.stat().st_size, sha256))
+    return found
 
 
 def named_in(config: dict[str, Any]) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmconv import Bundle
+from llmconv_plugins.genie.exporter import genie_config
 from llmconv_plugins.phones.adb import Adb, PhoneError
-from llmconv_plugins.phones.chip import check_chip
+from llmconv_plugins.phones.chip import for_chip
 from llmconv_plugins.phones.files import PROGRAM, Item, bundle_items, folders, groups, megabytes, place_of, sdk_items
 
 Say = Callable[[str], None]
@@ -43,8 +44,9 @@ def push(bundle: Bundle, adb: Adb, sdk: Path | None, say: Say) -> Pushed:
         BundleError: the bundle has no files for Genie.
         PhoneError: the phone has another chip, no room, or goes away; or the SDK does not fit the bundle.
     """
+    genie_config(bundle)
+    _, bundle = for_chip(adb, bundle)
     items = bundle_items(bundle) + (sdk_items(sdk, bundle) if sdk is not None else [])
-    check_chip(adb, bundle)
     adb.ask(f"mkdir -p {' '.join(folders(items))}")
     there = _sums(adb, items)
     lacking = [item for item in items if there.get(item.there) != item.sha256]

@@ -9,6 +9,7 @@ from typing import Literal
 from llmconv.backends import BuildJob
 from llmconv.bundle import ONNX_FOLDER
 from llmconv.graph import Graph, PartSize, part_sizes, widths_of
+from llmconv.target import Chipset
 
 SIMULATOR = "qnn/simulator/"  # folder of the twins
 TWIN_LIMIT = 100_000_000  # bytes of weights up to which twins are made by default
@@ -24,11 +25,13 @@ class PlannedBinary:
         file: relative to the bundle.
         graphs: those inside it.
         size: of the part, these graphs alone counted.
+        targets: part numbers of the chipsets that it is for, where the bundle is for several.
     """
 
     file: str
     graphs: list[Graph]
     size: PartSize
+    targets: tuple[str, ...] = ()
 
     @property
     def part(self) -> int:
@@ -47,14 +50,31 @@ class PlannedBinary:
 
 
 def planned_binaries(job: BuildJob, twins: Twins) -> Iterator[PlannedBinary]:
-    """Every binary: those of the device, then twins. The ONNX files are there."""
+    """Every binary: those of each device, then twins. The ONNX files are there.
+
+    Several chipsets have a folder each. Those of one generation share their twins; of the first they lie where one
+    chipset's do.
+    """
     graphs = list(job.model.graphs.values())
     parts = part_sizes(job.model, widths_of(job.model))
-    for part in parts:
-        yield PlannedBinary(f"qnn/part_{part.number + 1}_of_{len(parts)}.bin", graphs, part)
+    generations: dict[str, list[str]] = {}
+    for chipset in job.chipsets:
+        generations.setdefault(chipset.htp_arch, []).append(chipset.model)
+        for part in parts:
+            file = f"{folder_of(job, chipset)}/part_{part.number + 1}_of_{len(parts)}.bin"
+            yield PlannedBinary(file, graphs, part, (chipset.model,) if job.further else ())
     weights = sum(f.stat().st_size for f in (job.folder / ONNX_FOLDER).glob("*.data"))
-    if twins == "always" or (twins == "auto" and weights <= TWIN_LIMIT):
+    if twins == "never" or (twins == "auto" and weights > TWIN_LIMIT):
+        return
+    for arch, models in generations.items():
+        folder = SIMULATOR if arch == job.chipset.htp_arch else f"{SIMULATOR}v{arch}/"
         for i, graph in enumerate(graphs):
             for part in parts:
                 alone = replace(part, graphs=part.graphs[i : i + 1])
-                yield PlannedBinary(f"{SIMULATOR}{graph.label(part.number)}.bin", [graph], alone)
+                file = f"{folder}{graph.label(part.number)}.bin"
+                yield PlannedBinary(file, [graph], alone, tuple(models) if job.further else ())
+
+
+def folder_of(job: BuildJob, chipset: Chipset) -> str:
+    """Of a chipset's binaries, and of its own files where the bundle is for several."""
+    return f"qnn/{chipset.model}" if job.further else "qnn"

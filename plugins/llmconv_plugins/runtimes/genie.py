@@ -24,7 +24,7 @@ class GenieRuntime(Runtime):
 
     def lacks(self, bundle: Bundle) -> str | None:
         """Unshared twins or Genie's files, where there are none."""
-        if not any(b["simulator"] for b in bundle.manifest["binaries"]):
+        if not any(b["simulator"] for b in bundle.binaries):
             return "twins for the simulator (backend.twins)"
         if CONFIG in bundle.manifest["files"]:
             return None
@@ -39,7 +39,7 @@ class GenieRuntime(Runtime):
             device = json.loads(bundle.path(CONFIG).read_text())
         except ValueError as error:
             raise BundleError(f"{bundle.folder / CONFIG}: damaged ({error}); convert again") from error
-        twins = [bundle.path(b["file"]).resolve() for b in bundle.manifest["binaries"] if b["simulator"]]
+        twins = [bundle.path(b["file"]).resolve() for b in bundle.binaries if b["simulator"]]
         config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), sampling, eos)
         prompt = widest(bundle.graphs.values())
         dialog = GenieDialog(config, readable(prompt), _takes_past(prompt))

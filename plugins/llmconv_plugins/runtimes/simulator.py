@@ -22,7 +22,7 @@ class QnnSimulator(GraphRuntime):
 
     def lacks(self, bundle: Bundle) -> str | None:
         """Unshared twins, where there are none."""
-        twins = any(b["simulator"] for b in bundle.manifest["binaries"])
+        twins = any(b["simulator"] for b in bundle.binaries)
         return None if twins else "twins for the simulator (backend.twins)"
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> AbstractContextManager[list[Runner]]:
@@ -32,7 +32,7 @@ class QnnSimulator(GraphRuntime):
 
 @contextmanager
 def _open(bundle: Bundle, graphs: list[GraphSpec]) -> Iterator[list[Runner]]:
-    twins = {b["graphs"][0]: b["file"] for b in bundle.manifest["binaries"] if b["simulator"]}
+    twins = {b["graphs"][0]: b["file"] for b in bundle.binaries if b["simulator"]}
     labels = [part.label for graph in graphs for part in graph.parts]
     missing = [label for label in labels if label not in twins]
     if missing:

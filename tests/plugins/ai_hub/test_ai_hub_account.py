@@ -76,6 +76,10 @@ def test_device_of_another_generation(served: StandIn) -> None:
     assert "Samsung Galaxy S24 Ultra has HTP v75, but target Snapdragon 8 Gen 2 has HTP v73" in message
 
 
+def test_a_target_of_which_no_device_is_known(served: StandIn) -> None:
+    assert "AI Hub has no 'Snapdragon 7 Gen 3'" in refusal(AiHubBackend(), find("SM7550", CHIPSETS))
+
+
 def test_no_device_of_the_target(served: StandIn) -> None:
     assert "AI Hub has no 'Samsung Galaxy S25'" in refusal(AiHubBackend(), ELITE)
 
