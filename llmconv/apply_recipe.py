@@ -203,6 +203,7 @@ def _convert(
             context.samples,
             name=checked.recipe.name,
             template=_template(checked),
+            stop=checked.recipe.chat.stop,
             workers=workers,
         )
         with collector_spared():

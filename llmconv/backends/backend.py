@@ -47,6 +47,7 @@ class BuildJob:
         name: the recipe's; empty outside one.
         template: how messages become a text, for runtimes that bring their own host; None outside a recipe, or where
             the checkpoint's is wrong.
+        stop: texts at which an answer ends.
         workers: do what is heavy and needs no graph, as tasks.
     """
 
@@ -62,6 +63,7 @@ class BuildJob:
     samples: Sequence[Sequence[int]] = ()
     name: str = ""
     template: ChatTemplate | None = None
+    stop: Sequence[str] = ()
     workers: Workers = field(default_factory=Threads)
 
     def lower(self) -> list[GraphSpec]:

@@ -7,6 +7,8 @@ from .decoder import reach as reach
 from .decoder import widest as widest
 from .dialog import DecoderDialog as DecoderDialog
 from .dialog import Dialog as Dialog
+from .dialog import common as common
 from .generate import Sampler as Sampler
 from .generate import stream_text as stream_text
+from .generate import until as until
 from .torch_runner import TorchRunner as TorchRunner

@@ -138,6 +138,18 @@ class Decoder:
         for slot in self._cache.values():
             slot.reset()
 
+    def rewind(self, length: int) -> int:
+        """Forget all but the first tokens; what is behind them in the cache is hidden, and written over.
+
+        Returns:
+            How many are kept: none where the graph that reads most takes no past, since it reads all again faster than
+            another goes on.
+        """
+        if not takes_past(widest(self.runners)):
+            self.reset()
+        self.length = min(length, self.length)
+        return self.length
+
     def read(self, tokens: Sequence[int]) -> Array:
         """Read tokens after those read before, each chunk through the largest graph that fits.
 

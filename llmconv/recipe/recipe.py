@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     ConfigDict,
@@ -115,9 +115,11 @@ class ChatSection(Section):
 
     Attributes:
         template: in Jinja; by default the checkpoint's own.
+        stop: texts at which an answer ends, without them.
     """
 
     template: str | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
 
 
 class VerifySection(Section):

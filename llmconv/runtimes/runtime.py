@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runtime(Framed, ABC):
-    """Runs bundles. A subclass is a frozen dataclass without options."""
+    """Runs bundles. A subclass is a frozen dataclass without options.
+
+    Attributes:
+        follows_schemas: whether its dialogs hold what they write to `Sampling.schema`.
+    """
 
     name: ClassVar[str]
+    follows_schemas: ClassVar[bool] = False
 
     def lacks(self, bundle: Bundle) -> str | None:
         """What the bundle lacks that this runtime needs, if anything."""

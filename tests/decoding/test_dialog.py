@@ -27,6 +27,11 @@ class FakeDecoder:
         self.length = 0
         self.seen: list[int] = []
 
+    def rewind(self, length: int) -> int:
+        self.length = min(length, self.length)
+        self.seen = self.seen[: self.length]
+        return self.length
+
     def read(self, tokens: Sequence[int]) -> Array:
         if self.length + len(tokens) > self.context:
             raise ContextFullError("full")
@@ -91,3 +96,15 @@ def test_reset_forgets() -> None:
     made.reset()
     assert made.length == 0
     assert list(made.query([4], 1)) == [5]
+
+
+def test_rewound_to_how_a_text_begins() -> None:
+    made = dialog()
+    assert list(made.query([1, 2], 3)) == [3, 4, 5]
+    text = [1, 2, 3, 7]
+    kept = made.rewind(text)
+    assert (kept, made.length) == (3, 3)
+    assert list(made.query(text[kept:], 2)) == [8, 9]
+    assert made.decoder.seen == [1, 2, 3, 7, 8]  # type: ignore[attr-defined]
+    assert made.rewind([1, 2, 3]) == 2  # one is left to read
+    assert made.rewind([5]) == made.length == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class GenieModel:
         eos: ids that end the text, at least one.
         ropes: the model's table, and that of layers with a window.
         sampling: as the checkpoint asks for it.
+        stop: texts at which an answer ends.
     """
 
     contexts: tuple[int, ...]
@@ -40,6 +41,7 @@ class GenieModel:
     head_dim: int
     ropes: tuple[Rope, ...]
     sampling: Sampling
+    stop: tuple[str, ...] = ()
 
 
 def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "version": 1,
             "type": "basic",
             "context": context,
-            "sampler": sampler_config(model.sampling, model.vocabulary),
+            **({"stop-sequence": list(model.stop)} if model.stop else {}),
+            "sampler": sampler_config(model.sampling, context),
             "tokenizer": {"version": 1, "path": TOKENIZER},
             "engine": engine,
         }
@@ -147,7 +150,7 @@ def simulator_config(
     dialog = found["dialog"]
     dialog["context"] |= {"bos-token": UNSET, "eos-token": list(eos) or UNSET}
     dialog["tokenizer"]["path"] = str(tokenizer)
-    dialog["sampler"] = sampler_config(sampling, dialog["context"]["n-vocab"])
+    dialog["sampler"] = sampler_config(sampling, dialog["context"])
     engine = dialog["engine"]
     engine["n-threads"] = 1
     engine["backend"].pop("extensions")
@@ -157,13 +160,29 @@ def simulator_config(
     return found
 
 
-def sampler_config(sampling: Sampling, vocabulary: int) -> dict[str, Any]:
-    """Greedy is the choice among one; a choice among all is one among so many."""
-    greedy = sampling.temperature == 0
-    return {
+def sampler_config(sampling: Sampling, context: Mapping[str, Any]) -> dict[str, Any]:
+    """Greedy is the choice among one; a choice among all is one among so many.
+
+    With a choice among one Genie leaves penalties out; it is then one among all whose likeliest is enough. A penalty
+    that is left out is not 1 for Genie, but one that lets nothing come again.
+
+    Args:
+        context: of the configuration.
+    """
+    greedy, penalty = sampling.temperature == 0, sampling.repetition_penalty
+    every = context["n-vocab"]
+    found = {
         "version": 1,
         "seed": sampling.seed % SEEDS,
         "temp": 1.0 if greedy else sampling.temperature,
-        "top-k": 1 if greedy else sampling.top_k or vocabulary,
+        "top-k": 1 if greedy else sampling.top_k or every,
         "top-p": 1.0 if greedy else sampling.top_p,
+    }
+    if penalty == 1:
+        return found
+    if found["top-k"] == 1:
+        found |= {"top-k": every, "top-p": 0.0}
+    return {
+        **found,
+        "token-penalty": {"version": 1, "penalize-last-n": context["size"], "repetition-penalty": penalty},
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from llmconv import BackendError, Bundle, BundleError, Sampling
@@ -14,6 +16,7 @@ from llmconv.decoding import Dialog, widest
 from llmconv.runtimes import Runtime
 from llmconv_plugins.genie.genie_config import CONFIG, TOKENIZER, simulator_config
 from llmconv_plugins.genie.genie_dialog import GenieDialog
+from llmconv_plugins.genie.grammar import with_schema
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class GenieRuntime(Runtime):
     """Holds the dialog that a phone would hold, from unshared twins; its speed says nothing about the phone's."""
 
     name: ClassVar[str] = "genie"
+    follows_schemas: ClassVar[bool] = True
 
     def lacks(self, bundle: Bundle) -> str | None:
         """Unshared twins or Genie's files, where there are none."""
@@ -42,11 +46,11 @@ class GenieRuntime(Runtime):
         twins = [bundle.path(b["file"]).resolve() for b in bundle.manifest["binaries"] if b["simulator"]]
         config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), sampling, eos)
         prompt = widest(bundle.graphs.values())
-        dialog = GenieDialog(config, readable(prompt), _takes_past(prompt))
-        try:
-            yield dialog
-        finally:
-            dialog.close()
+        with tempfile.TemporaryDirectory(prefix="llmconv-") as folder:
+            if sampling.schema:
+                config = with_schema(config, sampling.schema, Path(folder))
+            with closing(GenieDialog(config, readable(prompt), _takes_past(prompt))) as dialog:
+                yield dialog
 
 
 def readable(graph: GraphSpec) -> int:
