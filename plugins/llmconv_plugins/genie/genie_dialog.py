@@ -103,10 +103,13 @@ class GenieDialog(Dialog):
         self._history, self._rewound = [], False
 
     def rewind(self, text: Sequence[int]) -> int:
-        """Remember how `text` begins; Genie finds out by itself how much of it that is, when it is given all of it."""
+        """Remember how `text` begins; Genie finds out by itself how much of it that is, when it is given all of it.
+
+        Not the last id that it wrote: Genie, which has not read that one yet, would go on without it.
+        """
         self._finish()
         kept = common(self._history, text[:-1]) if self._child is not None and self._goes_on else 0
-        if kept == 0:
+        if kept in (0, len(self._history)):
             self.reset()
             return 0
         self._history, self._rewound = self._history[:kept], True
