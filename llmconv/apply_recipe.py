@@ -204,6 +204,7 @@ def _convert(
             name=checked.recipe.name,
             template=_template(checked),
             stop=checked.recipe.chat.stop,
+            long=checked.long,
             workers=workers,
         )
         with collector_spared():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.bundle.part_files import PartFiles
     from llmconv.bundle.specs import GraphSpec
     from llmconv.chat.template import ChatTemplate
+    from llmconv.decoding.decoder import LongText
     from llmconv.graph.model import Model
     from llmconv.graph.sizes import PartSize
     from llmconv.lowering.lower import LoweringTable
@@ -48,6 +49,7 @@ class BuildJob:
         template: how messages become a text, for runtimes that bring their own host; None outside a recipe, or where
             the checkpoint's is wrong.
         stop: texts at which an answer ends.
+        long: for conversations beyond the context; None for none.
         workers: do what is heavy and needs no graph, as tasks.
     """
 
@@ -64,6 +66,7 @@ class BuildJob:
     name: str = ""
     template: ChatTemplate | None = None
     stop: Sequence[str] = ()
+    long: LongText | None = None
     workers: Workers = field(default_factory=Threads)
 
     def lower(self) -> list[GraphSpec]:

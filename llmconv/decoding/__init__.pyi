@@ -1,6 +1,7 @@
 from .decoder import MASKED as MASKED
 from .decoder import Arrays as Arrays
 from .decoder import Decoder as Decoder
+from .decoder import LongText as LongText
 from .decoder import Runner as Runner
 from .decoder import gives_all_rows as gives_all_rows
 from .decoder import reach as reach

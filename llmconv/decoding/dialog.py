@@ -86,6 +86,10 @@ class DecoderDialog(Dialog):
     def query(self, tokens: Sequence[int], limit: int) -> Iterator[int]:
         """Read ids, then write."""
         self.check_room(tokens)
+        if self.decoder.crowded:
+            again = [*self._read, *self._unread]
+            self.reset()
+            self._unread = again
         self._unread += tokens
         return self._write(limit)
 

@@ -7,11 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmconv import Sampling
 from llmconv.sources import Rope
 from llmconv.target import Chipset
+
+if TYPE_CHECKING:  # which a phone's commands do not need
+    from llmconv.decoding import LongText
 
 CONFIG, EXTENSIONS, TOKENIZER = "genie_config.json", "htp_backend_ext_config.json", "tokenizer.json"
 LOCAL = "local_"  # before the names of a second table's inputs
@@ -32,6 +35,7 @@ class GenieModel:
         ropes: the model's table, and that of layers with a window.
         sampling: as the checkpoint asks for it.
         stop: texts at which an answer ends.
+        long: for conversations beyond the context.
     """
 
     contexts: tuple[int, ...]
@@ -42,6 +46,7 @@ class GenieModel:
     ropes: tuple[Rope, ...]
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    long: LongText | None = None
 
 
 def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
     ropes = [rope_config(rope) for rope in model.ropes]
     context = {
         "version": 1,
-        "size": model.contexts[-1],
+        "size": model.long.length if model.long else model.contexts[-1],
         "n-vocab": model.vocabulary,
         "bos-token": UNSET if model.bos is None else model.bos,
         "eos-token": list(model.eos),
@@ -82,6 +87,13 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "positional-encoding": ropes[0] if len(ropes) == 1 else [ropes[0], {**ropes[1], "prefix": LOCAL}],
         },
     }
+    if model.long:
+        engine["longcontext"] = {
+            "version": 1,
+            "type": "sliding-window",
+            "reserved-tokens": model.long.sinks,
+            "sliding-window": {"version": 1, "window-size": model.contexts[-1] - model.long.sinks},
+        }
     return {
         "dialog": {
             "version": 1,

@@ -38,14 +38,16 @@ class GenieDialog(Dialog):
         config: of genie_config.json, for this machine.
         readable: up to which position it reads prompts; it writes up to the context.
         takes_past: whether the graph that reads prompts does.
+        crowded: where it forgets the oldest, how much it may have read for the graph that reads prompts to read on;
+            behind that, Genie would forget others than the oldest, and is given everything again.
 
     Raises:
         BackendError: Genie is not installed, or refuses the configuration or a binary.
     """
 
-    def __init__(self, config: Mapping[str, Any], readable: int, takes_past: bool) -> None:
+    def __init__(self, config: Mapping[str, Any], readable: int, takes_past: bool, crowded: int | None = None) -> None:
         context = config["dialog"]["context"]
-        self._config, self._readable = config, readable
+        self._config, self._readable, self._crowded = config, readable, crowded
         self._goes_on = takes_past and "grammar" not in context
         self._context = int(context["size"])
         self._ends: list[int] = context["eos-token"] if isinstance(context["eos-token"], list) else []
@@ -109,11 +111,15 @@ class GenieDialog(Dialog):
         """
         self._finish()
         kept = common(self._history, text[:-1]) if self._child is not None and self._goes_on else 0
-        if kept in (0, len(self._history)):
+        if kept in (0, len(self._history)) or self._is_crowded:
             self.reset()
             return 0
         self._history, self._rewound = self._history[:kept], True
         return kept
+
+    @property
+    def _is_crowded(self) -> bool:
+        return self._crowded is not None and len(self._history) - 1 > self._crowded  # the last is not read
 
     def close(self) -> None:
         """End the child process."""
@@ -125,13 +131,13 @@ class GenieDialog(Dialog):
             self._start()
         self.reason, written = "", 0
         rewound, self._rewound = self._rewound, False
+        anew = not self._goes_on or self._is_crowded
         if self._history and not rewound:
             self._history += self._ends[:1]
         self._history += tokens
-        if not self._goes_on:
+        if anew:
             self._forget()
-        whole = rewound or not self._goes_on
-        self._tell({"read": self._history if whole else tokens, "limit": limit, "rewind": rewound})
+        self._tell({"read": self._history if rewound or anew else tokens, "limit": limit, "rewind": rewound})
         self._writing = True
         try:
             while "tokens" in (answer := self._hear()):

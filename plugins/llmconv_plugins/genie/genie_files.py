@@ -121,6 +121,7 @@ def _described(job: BuildJob) -> GenieModel:
         ropes=config.ropes,
         sampling=config.sampling,
         stop=tuple(job.stop),
+        long=job.long,
     )
 
 

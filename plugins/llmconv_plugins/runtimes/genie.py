@@ -13,7 +13,7 @@ from typing import ClassVar
 from llmconv import BackendError, Bundle, BundleError, Sampling
 from llmconv.bundle import GraphSpec
 from llmconv.decoding import Dialog, widest
-from llmconv.runtimes import Runtime
+from llmconv.runtimes import Runtime, long_text
 from llmconv_plugins.genie.genie_config import CONFIG, TOKENIZER, simulator_config
 from llmconv_plugins.genie.genie_dialog import GenieDialog
 from llmconv_plugins.genie.grammar import with_schema
@@ -49,7 +49,10 @@ class GenieRuntime(Runtime):
         with tempfile.TemporaryDirectory(prefix="llmconv-") as folder:
             if sampling.schema:
                 config = with_schema(config, sampling.schema, Path(folder))
-            with closing(GenieDialog(config, readable(prompt), _takes_past(prompt))) as dialog:
+            long = long_text(bundle)
+            past = prompt.context - prompt.ar
+            room = (long.length - prompt.ar, True, past) if long else (readable(prompt), _takes_past(prompt))
+            with closing(GenieDialog(config, *room)) as dialog:
                 yield dialog
 
 
