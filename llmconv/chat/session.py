@@ -58,7 +58,9 @@ def open_session(bundle: Bundle, runtime: str, sampling: Sampling, registry: Reg
     """
     opener: Runtime = registry.create("runtime", runtime, {})
     if sampling.schema and not opener.follows_schemas:
-        able = [name for name, kind in registry.of_kind("runtime").items() if kind.plugin.follows_schemas]
+        able = [
+            name for name, kind in registry.of_kind("runtime").items() if getattr(kind.plugin, "follows_schemas", False)
+        ]
         raise BackendError(f"runtime '{runtime}' holds no text to a JSON schema; {_named(able)}")
     config = bundle.config
     tokenizer = source_of(bundle, registry).tokenizer().within(config.vocabulary)

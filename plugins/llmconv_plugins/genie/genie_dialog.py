@@ -38,6 +38,8 @@ class GenieDialog(Dialog):
         config: of genie_config.json, for this machine.
         readable: up to which position it reads prompts; it writes up to the context.
         takes_past: whether the graph that reads prompts does.
+        rewindable: how much it may have read for it to be rewound; where graphs of longer contexts have run, Genie does
+            not come back to the shorter ones ("KV$ exceeded budget").
         crowded: where it forgets the oldest, how much it may have read for the graph that reads prompts to read on;
             behind that, Genie would forget others than the oldest, and is given everything again.
 
@@ -45,9 +47,18 @@ class GenieDialog(Dialog):
         BackendError: Genie is not installed, or refuses the configuration or a binary.
     """
 
-    def __init__(self, config: Mapping[str, Any], readable: int, takes_past: bool, crowded: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        readable: int,
+        takes_past: bool,
+        *,
+        rewindable: int | None = None,
+        crowded: int | None = None,
+    ) -> None:
         context = config["dialog"]["context"]
-        self._config, self._readable, self._crowded = config, readable, crowded
+        self._config, self._readable = config, readable
+        self._rewindable, self._crowded = rewindable, crowded
         self._goes_on = takes_past and "grammar" not in context
         self._context = int(context["size"])
         self._ends: list[int] = context["eos-token"] if isinstance(context["eos-token"], list) else []
@@ -111,15 +122,14 @@ class GenieDialog(Dialog):
         """
         self._finish()
         kept = common(self._history, text[:-1]) if self._child is not None and self._goes_on else 0
-        if kept in (0, len(self._history)) or self._is_crowded:
+        if kept in (0, len(self._history)) or self._is_beyond(self._rewindable) or self._is_beyond(self._crowded):
             self.reset()
             return 0
         self._history, self._rewound = self._history[:kept], True
         return kept
 
-    @property
-    def _is_crowded(self) -> bool:
-        return self._crowded is not None and len(self._history) - 1 > self._crowded  # the last is not read
+    def _is_beyond(self, position: int | None) -> bool:
+        return position is not None and len(self._history) - 1 > position  # the last id is not read
 
     def close(self) -> None:
         """End the child process."""
@@ -131,7 +141,7 @@ class GenieDialog(Dialog):
             self._start()
         self.reason, written = "", 0
         rewound, self._rewound = self._rewound, False
-        anew = not self._goes_on or self._is_crowded
+        anew = not self._goes_on or self._is_beyond(self._crowded)
         if self._history and not rewound:
             self._history += self._ends[:1]
         self._history += tokens

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from llmconv import BackendError, Bundle, BundleError, Sampling
 from llmconv.bundle import GraphSpec
@@ -45,15 +45,21 @@ class GenieRuntime(Runtime):
             raise BundleError(f"{bundle.folder / CONFIG}: damaged ({error}); convert again") from error
         twins = [bundle.path(b["file"]).resolve() for b in bundle.manifest["binaries"] if b["simulator"]]
         config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), sampling, eos)
-        prompt = widest(bundle.graphs.values())
         with tempfile.TemporaryDirectory(prefix="llmconv-") as folder:
             if sampling.schema:
                 config = with_schema(config, sampling.schema, Path(folder))
-            long = long_text(bundle)
-            past = prompt.context - prompt.ar
-            room = (long.length - prompt.ar, True, past) if long else (readable(prompt), _takes_past(prompt))
-            with closing(GenieDialog(config, *room)) as dialog:
+            with closing(_dialog(bundle, config)) as dialog:
                 yield dialog
+
+
+def _dialog(bundle: Bundle, config: dict[str, Any]) -> GenieDialog:
+    prompt, long = widest(bundle.graphs.values()), long_text(bundle)
+    shortest = min(graph.context for graph in bundle.graphs.values())
+    if long is not None:
+        past = prompt.context - prompt.ar
+        return GenieDialog(config, long.length - prompt.ar, True, crowded=past)
+    rewindable = None if shortest == prompt.context else shortest - prompt.ar
+    return GenieDialog(config, readable(prompt), _takes_past(prompt), rewindable=rewindable)
 
 
 def readable(graph: GraphSpec) -> int:

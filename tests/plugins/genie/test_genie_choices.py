@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from genie_app import dialog_of, said_to
 
 from llmconv import Bundle, Registry, Sampling
 from llmconv.chat.session import open_session
 from llmconv.decoding import Dialog, stream_text, until
 from llmconv.errors import BackendError
-from llmconv_plugins.genie.genie_config import CONFIG, TOKENIZER, simulator_config
+from llmconv.sources import Rope
+from llmconv_plugins.genie.genie_config import CONFIG, TOKENIZER, GenieModel, device_config
 from llmconv_plugins.genie.grammar import with_schema
-from llmconv_plugins.genie.library import faults, library
+from llmconv_plugins.genie.library import faults
 from llmconv_plugins.runtimes.genie import GenieRuntime
 from llmconv_plugins.runtimes.simulator import QnnSimulator
 
 BOS, EOS = 1, 2
 SHORT = [BOS, 483, 267]  # "Return the"
 PROMPT = [BOS, 500, 500, 346, 500, 500, 719, 323]
-SCRIPT = Path(__file__).with_name("genie_calls.py")
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"enum": ["read", "write"]}, "ok": {"type": "boolean"}},
@@ -88,48 +86,39 @@ def test_rewound_dialogs_write_what_those_of_the_qnn_runtime_do(small_bundle: Bu
             assert qnn.rewind([900, 901]) == qnn.length == 0
 
 
-def text_of(bundle: Bundle, tmp_path: Path, calls: Sequence[Sequence[Any]], **changes: Any) -> list[Any]:
-    """What Genie says to calls of its library, in a process of its own."""
-    device = json.loads(bundle.path(CONFIG).read_text())
-    device["dialog"] |= changes
-    twins = [bundle.path(b["file"]).resolve() for b in bundle.manifest["binaries"] if b["simulator"]]
-    config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), Sampling(), (EOS,))
-    assert not faults(config)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "calls.json").write_text(json.dumps(calls))
-    arguments = [str(library()), str(tmp_path / "config.json"), str(tmp_path / "calls.json"), str(tmp_path / "said")]
-    variables = {**os.environ, "LD_LIBRARY_PATH": str(library().parent)}
-    ended = subprocess.run([sys.executable, str(SCRIPT), *arguments], env=variables, capture_output=True, check=False)
-    assert ended.returncode == 0, ended.stderr.decode(errors="replace")[-2000:]
-    found: list[Any] = json.loads((tmp_path / "said").read_text())
-    return found
-
-
 def test_stops_in_genies_configuration_end_a_text_as_those_of_the_host_do(small_bundle: Bundle, tmp_path: Path) -> None:
-    whole = text_of(small_bundle, tmp_path, [["text", "Return the", 12]])[0]["text"]
+    def text(dialog: dict[str, Any]) -> str:
+        (found,), _ = said_to(dialog, tmp_path, ["text", "Return the", 12])
+        return str(found["text"])
+
+    whole = text(dialog_of(small_bundle))
     assert len(whole) > 12
     stops = [whole[7:9], whole[-3:]]
-    found = text_of(small_bundle, tmp_path, [["text", "Return the", 12]], **{"stop-sequence": stops})[0]["text"]
+    found = text(dialog_of(small_bundle) | {"stop-sequence": stops})
     assert found == "".join(until(iter(whole), stops)) == whole[: min(whole.index(stop) for stop in stops)]
+
+
+def test_stops_of_the_recipe_are_in_genies_configuration() -> None:
+    model = GenieModel((128,), 2048, BOS, (EOS,), 64, (Rope.plain(10000.0, 64),), Sampling(), ("\nUser:",))
+    config = device_config(model, ["part.bin"])
+    assert config["dialog"]["stop-sequence"] == ["\nUser:"]
+    assert not faults(config)
 
 
 def test_a_saved_dialog_goes_on_where_it_was(small_bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     folder.mkdir()
-    said = text_of(
-        small_bundle,
-        tmp_path,
-        [
-            ["ids", PROMPT, 6],
-            ["save", str(folder)],
-            ["ids", [900], 6],
-            ["reset"],
-            ["ids", [900], 6],
-            ["restore", str(folder)],
-            ["ids", [900], 6],
-            ["restore", str(tmp_path / "nowhere")],
-        ],
+    calls = (
+        ["ids", PROMPT, 6],
+        ["save", str(folder)],
+        ["ids", [900], 6],
+        ["reset"],
+        ["ids", [900], 6],
+        ["restore", str(folder)],
+        ["ids", [900], 6],
+        ["restore", str(tmp_path / "nowhere")],
     )
+    said, _ = said_to(dialog_of(small_bundle), tmp_path, *calls)
     assert [step["status"] for step in said] == [0, 0, 0, 0, 0, 0, 0, -6]
     assert said[2]["ids"] == said[6]["ids"] != said[4]["ids"]
 
