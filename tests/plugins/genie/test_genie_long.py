@@ -30,7 +30,8 @@ def long_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     write_recipe(folder)
     config = folder / "tiny_llama" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 1024}))
-    changes = (f"chat.length={LENGTH}", f"chat.sinks={SINKS}", f"output.folder='{folder / 'bundle'}'")
+    chat = (f"chat.length={LENGTH}", f"chat.sinks={SINKS}", "chat.stop=['User:']")
+    changes = (*chat, f"output.folder='{folder / 'bundle'}'")
     apply(Recipe.load(folder / RECIPE, changes), verify=False)
     return Bundle(folder / "bundle")
 
@@ -88,7 +89,7 @@ def test_a_conversation_ends_at_its_length(long_bundle: Bundle) -> None:
 @pytest.mark.slow
 def test_genies_configuration_says_so(long_bundle: Bundle) -> None:
     dialog = json.loads(long_bundle.path(CONFIG).read_text())["dialog"]
-    assert dialog["context"]["size"] == LENGTH
+    assert (dialog["context"]["size"], dialog["stop-sequence"]) == (LENGTH, ["User:"])
     assert (dialog["engine"]["longcontext"]["type"], dialog["engine"]["longcontext"]["reserved-tokens"]) == (
         "sliding-window",
         SINKS,
