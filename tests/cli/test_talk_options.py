@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,44 +11,50 @@ import pytest
 from llmconv import Bundle
 from llmconv.cli import main
 
-GREEDY = ("--temperature", "0", "--prompt", "Return the", "--tokens", "12")
+Generate = Callable[..., tuple[int, str, str]]
 
 
-def written(capsys: pytest.CaptureFixture[str], bundle: Bundle, *options: str) -> tuple[str, str]:
-    assert main.run(["generate", str(bundle.folder), *GREEDY, *options]) == 0
-    out, err = capsys.readouterr()
-    return out.removesuffix("\n"), err
+@pytest.fixture
+def generate(small_onnx: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Generate:
+    """Exit code, stdout and stderr of `llmconv generate` with further options."""
+
+    def call(*options: str) -> tuple[int, str, str]:
+        given = ("--temperature", "0", "--prompt", "Return the", "--tokens", "12")
+        monkeypatch.setattr(sys, "argv", ["llmconv", "generate", str(small_onnx.folder), *given, *options])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
-def test_a_text_ends_before_a_stop(small_onnx: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    whole, _ = written(capsys, small_onnx)
-    stop = whole[-6:-3]
-    text, said = written(capsys, small_onnx, "--stop", "no such text", "--stop", stop)
-    answer = whole.removeprefix("Return the")
-    assert text.removeprefix("Return the") == answer[: answer.index(stop)]
+def test_a_text_ends_before_a_stop(generate: Generate) -> None:
+    answer = generate()[1].removeprefix("Return the").rstrip("\n")
+    stop = answer[-6:-3]
+    code, text, said = generate("--stop", "no such text", "--stop", stop)
+    assert (code, text) == (0, f"Return the{answer[: answer.index(stop)]}\n")
     assert "stopped: a stop sequence" in said
 
 
-def test_a_penalty_changes_the_text(small_onnx: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    assert written(capsys, small_onnx)[0] != written(capsys, small_onnx, "--repetition-penalty", "3")[0]
+def test_a_penalty_changes_the_text(generate: Generate) -> None:
+    assert generate()[1] != generate("--repetition-penalty", "3")[1]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (None, "cannot be read as JSON"),
         ("{", "cannot be read as JSON"),
         ("[]", "a JSON schema is an object"),
-        ("{}", "'genie'"),
+        ("{}", "runtime 'onnxruntime' holds no text to a JSON schema; take 'genie'"),
     ],
 )
 def test_a_schema_that_cannot_be_followed(
-    small_onnx: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
+    generate: Generate, tmp_path: Path, content: str | None, expected: str
 ) -> None:
     file = tmp_path / "schema.json"
     if content is not None:
         file.write_text(content)
-    assert main.run(["generate", str(small_onnx.folder), *GREEDY, "--json-schema", str(file)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert said in err.splitlines()[-1]
+    code, text, said = generate("--json-schema", str(file))
+    assert (code, text) == (2, "")
+    assert expected in said.splitlines()[-1]
