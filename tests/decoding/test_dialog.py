@@ -19,6 +19,7 @@ class FakeDecoder:
     """Counts up: after token t it finds t + 1 most likely; a context of 8."""
 
     context = 8
+    crowded = False
 
     def __init__(self) -> None:
         self.reset()
@@ -108,3 +109,11 @@ def test_rewound_to_how_a_text_begins() -> None:
     assert made.decoder.seen == [1, 2, 3, 7, 8]  # type: ignore[attr-defined]
     assert made.rewind([1, 2, 3]) == 2  # one is left to read
     assert made.rewind([5]) == made.length == 0
+
+
+def test_a_turn_behind_what_is_forgotten_has_everything_read_again() -> None:
+    made = dialog()
+    assert list(made.query([1, 2], 2)) == [3, 4]
+    made.decoder.crowded = True  # type: ignore[misc]
+    assert list(made.query([10], 1)) == [11]
+    assert made.decoder.seen == [1, 2, 3, 4, 10]  # type: ignore[attr-defined]
