@@ -203,6 +203,8 @@ def _convert(
             context.samples,
             name=checked.recipe.name,
             template=_template(checked),
+            stop=checked.recipe.chat.stop,
+            long=checked.long,
             workers=workers,
             further=chipsets[1:],
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.bundle.part_files import PartFiles
     from llmconv.bundle.specs import GraphSpec
     from llmconv.chat.template import ChatTemplate
+    from llmconv.decoding.decoder import LongText
     from llmconv.graph.model import Model
     from llmconv.graph.sizes import PartSize
     from llmconv.lowering.lower import LoweringTable
@@ -48,6 +49,8 @@ class BuildJob:
         name: the recipe's; empty outside one.
         template: how messages become a text, for runtimes that bring their own host; None outside a recipe, or where
             the checkpoint's is wrong.
+        stop: texts at which an answer ends.
+        long: for conversations beyond the context; None for none.
         workers: do what is heavy and needs no graph, as tasks.
         further: more chipsets to build for, of the same weights; of backends with `several`.
     """
@@ -64,6 +67,8 @@ class BuildJob:
     samples: Sequence[Sequence[int]] = ()
     name: str = ""
     template: ChatTemplate | None = None
+    stop: Sequence[str] = ()
+    long: LongText | None = None
     workers: Workers = field(default_factory=Threads)
     further: Sequence[Chipset] = ()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import Message
 from llmconv.decoding.dialog import Dialog
-from llmconv.decoding.generate import stream_text
+from llmconv.decoding.generate import STOPPED, stream_text, until
 from llmconv.errors import ContextFullError
 
 TAIL = 16  # ids before an answer that decide how its first token is written
@@ -62,12 +62,20 @@ class Chat:
     Args:
         limit: ids of an answer at most; half of the context by default.
         trims: whether an answer's leading white space is left out, as templates leave it out.
+        stops: texts at which an answer ends, without them.
     """
 
     def __init__(
-        self, dialog: Dialog, prompt: Prompt, *, system: str = "", limit: int | None = None, trims: bool = True
+        self,
+        dialog: Dialog,
+        prompt: Prompt,
+        *,
+        system: str = "",
+        limit: int | None = None,
+        trims: bool = True,
+        stops: Sequence[str] = (),
     ) -> None:
-        self.dialog, self.prompt, self.trims = dialog, prompt, trims
+        self.dialog, self.prompt, self.trims, self.stops = dialog, prompt, trims, tuple(stops)
         self.limit = limit or max(1, dialog.context // 2)
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.turns: list[tuple[Message, Message]] = []
@@ -108,11 +116,11 @@ class Chat:
         shown = ""
         try:
             with closing(self._counted(fresh, written, answer)) as tokens:
-                for piece in stream_text(self.prompt.tokenizer, ids[-TAIL:], tokens):
+                for piece in until(stream_text(self.prompt.tokenizer, ids[-TAIL:], tokens), self.stops):
                     if text := piece if shown or not self.trims else piece.lstrip():
                         shown += text
                         yield text
-            answer.reason = self.dialog.reason
+            answer.reason = self.dialog.reason or STOPPED
             self._read = _Read(ids, written, before + len(written))
         except GeneratorExit:  # between two tokens
             self._read = _Read(ids, written, before + len(written))
@@ -129,8 +137,7 @@ class Chat:
             fresh = self._behind(known.written, ids[count:]) if ids[:count] == known.rendered else []
             if fresh and known.length + len(fresh) <= self.dialog.context:
                 return fresh
-        self.dialog.reset()
-        return ids
+        return ids[self.dialog.rewind(ids) :]
 
     def _behind(self, written: list[int], ids: list[int]) -> list[int]:
         """What follows the last answer; nothing where that is another text by now.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from llmconv.chat.chat import Chat
 from llmconv.chat.checkpoint_template import checkpoint_template, continuation
 from llmconv.chat.prompt import Prompt
 from llmconv.decoding.dialog import Dialog
+from llmconv.errors import BackendError
 from llmconv.plugins.registry import Registry
 from llmconv.runtimes.runtime import Runtime, source_of
 from llmconv.sources.model_config import ModelConfig
@@ -26,6 +27,11 @@ class Session:
     dialog: Dialog
     config: ModelConfig
     tokenizer: Tokenizer
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts at which an answer ends, as the recipe has them."""
+        return list(self.bundle.manifest["recipe"].get("chat", {}).get("stop", []))
 
     def prompt(self) -> tuple[Prompt, bool]:
         """How messages become ids, and whether a chat template says so.
@@ -48,13 +54,22 @@ def open_session(bundle: Bundle, runtime: str, sampling: Sampling, registry: Reg
 
     Raises:
         PluginError: no runtime has that name.
-        LlmconvError: the bundle lacks a file, or the runtime refuses it.
+        LlmconvError: the bundle lacks a file, or the runtime refuses it; or it follows no JSON schema, and is to.
     """
     opener: Runtime = registry.create("runtime", runtime, {})
+    if sampling.schema and not opener.follows_schemas:
+        able = [
+            name for name, kind in registry.of_kind("runtime").items() if getattr(kind.plugin, "follows_schemas", False)
+        ]
+        raise BackendError(f"runtime '{runtime}' holds no text to a JSON schema; {_named(able)}")
     config = bundle.config
     tokenizer = source_of(bundle, registry).tokenizer().within(config.vocabulary)
     with opener.dialog(bundle, sampling, config.eos) as dialog:
         yield Session(bundle, dialog, config, tokenizer)
+
+
+def _named(runtimes: Sequence[str]) -> str:
+    return f"take {' or '.join(map(repr, runtimes))}" if runtimes else "no installed one does"
 
 
 @contextmanager
@@ -81,4 +96,4 @@ def open_chat(
     """
     with open_session(bundle, runtime, sampling or bundle.config.sampling, registry or Registry.load()) as session:
         prompt, templated = session.prompt()
-        yield Chat(session.dialog, prompt, system=system, limit=limit, trims=templated)
+        yield Chat(session.dialog, prompt, system=system, limit=limit, trims=templated, stops=session.stops)

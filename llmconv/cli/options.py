@@ -28,6 +28,17 @@ TopK = Annotated[int | None, typer.Option(min=0, help=f"Choose among so many of 
 TopP = Annotated[
     float | None, typer.Option(min=0, max=1, help=f"Choose among the likeliest of this probability. {_OWN}")
 ]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(min=0.1, help=f"Above 1: make what the text holds already less likely. {_OWN}")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="End before this text; again for several."),
+]
+Schema = Annotated[
+    Path | None,
+    typer.Option("--json-schema", metavar="FILE", help="Write JSON that it allows; in Genie alone."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the random choices.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmconv.cli import display, options
+from llmconv.errors import LlmconvError
 
 if TYPE_CHECKING:
     from llmconv.chat.session import Session
@@ -25,20 +27,24 @@ def generate(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    stop: options.Stop = None,
+    json_schema: options.Schema = None,
     seed: options.Seed = 0,
 ) -> None:
     """Write text with a bundle, on this machine."""
-    with _opened(bundle, runtime, temperature, top_k, top_p, seed) as session:
-        from llmconv.decoding.generate import stream_text
+    asked = _asked(temperature, top_k, top_p, repetition_penalty, json_schema)
+    with _opened(bundle, runtime, asked, seed) as session:
+        from llmconv.decoding.generate import STOPPED, stream_text, until
 
         ids = [*session.tokenizer.begin, *session.tokenizer.encode(prompt)]
         answer = session.dialog.query(ids, tokens)
         started = time.monotonic()
         print(prompt, end="", flush=True)
-        for piece in stream_text(session.tokenizer, ids, answer):
+        for piece in until(stream_text(session.tokenizer, ids, answer), [*session.stops, *(stop or ())]):
             print(piece, end="", flush=True)
         print()
-        display.note(f"stopped: {session.dialog.reason}; {time.monotonic() - started:.1f} s")
+        display.note(f"stopped: {session.dialog.reason or STOPPED}; {time.monotonic() - started:.1f} s")
 
 
 def chat(
@@ -52,29 +58,58 @@ def chat(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    stop: options.Stop = None,
+    json_schema: options.Schema = None,
     seed: options.Seed = 0,
 ) -> None:
     """Talk with a bundle, on this machine."""
     from llmconv.cli import terminal
 
     asked = terminal.one_message(prompt)  # before torch is imported
-    with _opened(bundle, runtime, temperature, top_k, top_p, seed) as session:
+    choice = _asked(temperature, top_k, top_p, repetition_penalty, json_schema)
+    with _opened(bundle, runtime, choice, seed) as session:
         from llmconv.chat.chat import Chat
 
         ids, templated = session.prompt()
         if not templated:
             display.note("no chat template in recipe or checkpoint: the model goes on with the text")
-        talk = Chat(session.dialog, ids, system=terminal.clean(system), limit=tokens, trims=templated)
+        stops = [*session.stops, *(stop or ())]
+        talk = Chat(session.dialog, ids, system=terminal.clean(system), limit=tokens, trims=templated, stops=stops)
         if asked is None:
             terminal.converse(talk)
         else:
             terminal.answer(talk, asked)
 
 
+def _asked(
+    temperature: float | None, top_k: int | None, top_p: float | None, penalty: float | None, schema: Path | None
+) -> dict[str, Any]:
+    """What the command line says of choosing tokens, by the fields of `Sampling`."""
+    text = None if schema is None else _schema(schema)
+    found = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": penalty,
+        "schema": text,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _schema(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+        schema = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise LlmconvError(f"--json-schema {file}: cannot be read as JSON ({error})") from error
+    if not isinstance(schema, dict):
+        raise LlmconvError(f'--json-schema {file}: a JSON schema is an object, such as {{"type": "object"}}')
+    return text
+
+
 @contextmanager
-def _opened(
-    folder: Path, runtime: str, temperature: float | None, top_k: int | None, top_p: float | None, seed: int
-) -> Iterator[Session]:
+def _opened(folder: Path, runtime: str, asked: dict[str, Any], seed: int) -> Iterator[Session]:
     from llmconv.bundle.bundle import Bundle
     from llmconv.plugins.registry import Registry
 
@@ -83,8 +118,7 @@ def _opened(
     with display.progress("importing torch") as step:
         from llmconv.chat.session import open_session
 
-        asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        sampling = replace(opened.config.sampling, seed=seed, **{k: v for k, v in asked.items() if v is not None})
+        sampling = replace(opened.config.sampling, seed=seed, **asked)
         registry = Registry.load()
         step("load", runtime)
         opening = open_session(opened, runtime, sampling, registry)

@@ -1,12 +1,15 @@
 from .decoder import MASKED as MASKED
 from .decoder import Arrays as Arrays
 from .decoder import Decoder as Decoder
+from .decoder import LongText as LongText
 from .decoder import Runner as Runner
 from .decoder import gives_all_rows as gives_all_rows
 from .decoder import reach as reach
 from .decoder import widest as widest
 from .dialog import DecoderDialog as DecoderDialog
 from .dialog import Dialog as Dialog
+from .dialog import common as common
 from .generate import Sampler as Sampler
 from .generate import stream_text as stream_text
+from .generate import until as until
 from .torch_runner import TorchRunner as TorchRunner

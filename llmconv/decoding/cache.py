@@ -47,6 +47,16 @@ class Slot:
             buffer = self._lay_out((*new.shape[: self.axis], self.room, *new.shape[self.axis + 1 :]), at)
         np.copyto(buffer[self._positions(at, end)], new[self._positions(0, end - at)], casting="same_kind")
 
+    def drop(self, first: int, count: int, filled: int) -> None:
+        """Forget `count` cached positions behind the first ones; those behind them move up.
+
+        Args:
+            filled: how many are cached.
+        """
+        if self._buffer is not None:
+            later = self._buffer[self._positions(first + count, filled)].copy()
+            self._buffer[self._positions(first, filled - count)] = later
+
     def _lay_out(self, shape: tuple[int, ...], filled: int) -> NDArray[np.generic]:
         made: NDArray[np.generic] = np.full(shape, self.empty, self.dtype)
         if self._buffer is not None:

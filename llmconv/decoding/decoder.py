@@ -113,30 +113,75 @@ def reach(runner: Runner, count: int) -> int:
     return count if gives_all_rows(runner) else count // runner.ar * runner.ar
 
 
+@dataclass(frozen=True)
+class LongText:
+    """A text that is longer than the context: positions count on, and the oldest ones are forgotten.
+
+    After each run a graph's own past holds what is remembered, as in Genie.
+
+    Attributes:
+        length: tokens at most.
+        sinks: how many of the first are not forgotten.
+    """
+
+    length: int
+    sinks: int
+
+
 class Decoder:
     """Reads tokens through graphs that share one cache.
 
     Args:
         runners: at least one graph; for each chunk the largest that fits is taken, and of graphs that read as many the
             one that sees least. Where that has no room left, the cache is laid out for one that sees more.
-        rope: cos and sin by kind of input, each (context, channels that are turned / 2), where graphs take them.
+        rope: cos and sin by kind of input, each (context, channels that are turned / 2), where graphs take them; for a
+            long text (its length and the largest `ar`, channels that are turned / 2).
+        long: for a text that is longer than the context; graphs are then of one context.
 
     Raises:
         LlmconvError: two graphs have a layer's keys or values in different encodings.
     """
 
-    def __init__(self, runners: Sequence[Runner], rope: Mapping[str, Array] | None) -> None:
+    def __init__(
+        self, runners: Sequence[Runner], rope: Mapping[str, Array] | None, long: LongText | None = None
+    ) -> None:
         self.runners = sorted(runners, key=lambda r: (-r.ar, r.context))
         self.rope = rope or {}
-        self.context = max(r.context for r in runners)
+        self.long = long
+        self.context = long.length if long else max(r.context for r in runners)
         self._cache = _slots(self.runners)
         self.reset()
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self.length = 0
+        self.length = self._dropped = 0
         for slot in self._cache.values():
             slot.reset()
+
+    def rewind(self, length: int) -> int:
+        """Forget all but the first tokens; what is behind them in the cache is hidden, and written over.
+
+        Returns:
+            How many are kept: none where the graph that reads most takes no past, since it reads all again faster than
+            another goes on; none where some are forgotten already.
+        """
+        if self._dropped or not takes_past(widest(self.runners)):
+            self.reset()
+        self.length = min(length, self.length)
+        return self.length
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a long text's graph that reads most has no room left for what is remembered.
+
+        Genie, too, then has to be given everything again.
+        """
+        most = widest(self.runners)
+        return self.long is not None and self._cached > most.context - most.ar
+
+    @property
+    def _cached(self) -> int:
+        return self.length - self._dropped
 
     def read(self, tokens: Sequence[int]) -> Array:
         """Read tokens after those read before, each chunk through the largest graph that fits.
@@ -174,7 +219,9 @@ class Decoder:
         past = runner.context - runner.ar
         if count < runner.ar and not gives_all_rows(runner):
             return False
-        return self.length == 0 or (takes_past(runner) and self.length <= past)
+        if self.long is not None and self.length >= self.long.length:
+            return False
+        return self.length == 0 or (takes_past(runner) and self._cached <= past)
 
     def inputs_for(self, runner: Runner, chunk: Sequence[int]) -> Arrays:
         """What a graph is given to read at most `ar` tokens after those read before."""
@@ -182,16 +229,25 @@ class Decoder:
 
     def _run(self, runner: Runner, chunk: Sequence[int]) -> Array:
         outputs = runner.run(self.inputs_for(runner, chunk))
+        if self.long is not None:
+            self._drop(self._cached + len(chunk) - (runner.context - runner.ar), self.long.sinks)
         logits = None
         for name, tensor in runner.outputs.items():
             if (key := tensor.slot) is not None:
-                self._cache[key].write(outputs[name], len(chunk), self.length)
+                self._cache[key].write(outputs[name], len(chunk), self._cached)
             elif tensor.io.kind == "logits":
                 logits = outputs[name]
         if logits is None:
             raise LlmconvError(f"graph '{runner.name}' has no logits")
         self.length += len(chunk)
         return np.asarray(logits[0, : len(chunk)], dtype=np.float32)
+
+    def _drop(self, count: int, sinks: int) -> None:
+        """Forget the oldest positions behind the sinks; none where `count` is below 1."""
+        if count > 0:
+            for slot in self._cache.values():
+                slot.drop(sinks, count, self._cached)
+            self._dropped += count
 
     def _fill(self, runner: Runner, tensor: Tensor, chunk: Sequence[int]) -> NDArray[np.generic]:
         kind = tensor.io.kind
@@ -209,7 +265,7 @@ class Decoder:
         if kind == "attention_mask":
             return self._mask(runner).reshape(tensor.shape)
         if (key := tensor.slot) is not None:
-            return self._cache[key].past(tensor.shape, self.length)
+            return self._cache[key].past(tensor.shape, self._cached)
         raise LlmconvError(
             f"graph '{runner.name}' has an input of kind {kind} that the host cannot fill (layer {tensor.io.layer})"
         )
@@ -218,7 +274,7 @@ class Decoder:
         """(ar, context): past positions that are filled, then the new ones causally."""
         past = runner.context - runner.ar
         mask = np.full((runner.ar, runner.context), MASKED, dtype=np.float32)
-        mask[:, : min(self.length, past)] = 0.0
+        mask[:, : min(self._cached, past)] = 0.0
         mask[:, past:][np.tril_indices(runner.ar)] = 0.0
         return mask
 

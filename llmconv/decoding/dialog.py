@@ -41,6 +41,15 @@ class Dialog(ABC):
     def reset(self) -> None:
         """Forget everything."""
 
+    def rewind(self, text: Sequence[int]) -> int:
+        """Remember no more than how `text` begins.
+
+        Returns:
+            How many ids of it are remembered, fewer than all; the others are to be read by the next query.
+        """
+        self.reset()
+        return 0
+
     def check_room(self, tokens: Sequence[int]) -> None:
         """Whether ids fit behind what is remembered.
 
@@ -62,6 +71,7 @@ class DecoderDialog(Dialog):
     def __init__(self, decoder: Decoder, sampler: Sampler, eos: Sequence[int]) -> None:
         self.decoder, self.sampler, self.eos = decoder, sampler, frozenset(eos)
         self._unread: list[int] = []  # written, and not yet read back
+        self._read: list[int] = []
 
     @property
     def context(self) -> int:
@@ -76,6 +86,10 @@ class DecoderDialog(Dialog):
     def query(self, tokens: Sequence[int], limit: int) -> Iterator[int]:
         """Read ids, then write."""
         self.check_room(tokens)
+        if self.decoder.crowded:
+            again = [*self._read, *self._unread]
+            self.reset()
+            self._unread = again
         self._unread += tokens
         return self._write(limit)
 
@@ -84,11 +98,12 @@ class DecoderDialog(Dialog):
         for _ in range(limit):
             try:
                 logits = self.decoder.read(self._unread)
+                self._read += self._unread
             except ContextFullError:
                 self.reason = f"the context of {self.context} tokens is full"
                 return
             self._unread = []
-            token = self.sampler.choose(logits[-1])
+            token = self.sampler.choose(logits[-1], self._read)
             if token in self.eos:
                 self.reason = "end of text"
                 return
@@ -99,4 +114,16 @@ class DecoderDialog(Dialog):
     def reset(self) -> None:
         """Forget everything."""
         self.decoder.reset()
-        self._unread = []
+        self._unread, self._read = [], []
+
+    def rewind(self, text: Sequence[int]) -> int:
+        """Forget the cached positions behind what the text and the cache begin with alike."""
+        kept = self.decoder.rewind(common(self._read, text[:-1]))
+        self._unread, self._read = [], self._read[:kept]
+        return kept
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """With how many ids both begin."""
+    both = min(len(first), len(second))
+    return next((i for i in range(both) if first[i] != second[i]), both)

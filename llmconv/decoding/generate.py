@@ -10,6 +10,7 @@ from llmconv.decoding.decoder import Array
 from llmconv.sources.sampling import Sampling
 from llmconv.tokenizer.tokenizer import Tokenizer
 
+STOPPED = "a stop sequence"  # why a text ended that the dialog would have gone on with
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder puts for half of a character
 
 
@@ -20,9 +21,15 @@ class Sampler:
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
-    def choose(self, logits: Array) -> int:
-        """A token id from one row of logits, (vocabulary,)."""
+    def choose(self, logits: Array, text: Sequence[int] = ()) -> int:
+        """A token id from one row of logits, (vocabulary,).
+
+        Args:
+            text: ids of the text so far, which the penalty is for.
+        """
         how = self.sampling
+        if how.repetition_penalty != 1:
+            logits = _penalized(logits, text, how.repetition_penalty)
         if how.temperature == 0:
             return int(logits.argmax())
         order = np.argsort(-logits, kind="stable")[: how.top_k or None]
@@ -31,6 +38,13 @@ class Sampler:
         weights /= weights.sum()
         kept = int(np.searchsorted(np.cumsum(weights), how.top_p)) + 1  # at least the first
         return int(self._random.choice(order[:kept], p=weights[:kept] / weights[:kept].sum()))
+
+
+def _penalized(logits: Array, text: Sequence[int], penalty: float) -> Array:
+    found = logits.copy()
+    ids = np.unique(np.asarray(text, dtype=np.int64))
+    found[ids] = np.where(found[ids] < 0, found[ids] * penalty, found[ids] / penalty)
+    return found
 
 
 def stream_text(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterator[int]) -> Iterator[str]:
@@ -58,3 +72,24 @@ def stream_text(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterator[in
     rest = tokenizer.decode(window)[len(shown) :]
     if rest:
         yield rest
+
+
+def until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """The text up to where the first of `stops` begins; what may be the beginning of one is held back until it is not.
+
+    Args:
+        pieces: of the text; they are not read on behind a stop.
+    """
+    held = ""
+    for piece in pieces:
+        held += piece
+        if places := [place for stop in stops if (place := held.find(stop)) >= 0]:
+            if text := held[: min(places)]:
+                yield text
+            return
+        kept = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        shown, held = held[: len(held) - kept], held[len(held) - kept :]
+        if shown:
+            yield shown
+    if held:
+        yield held

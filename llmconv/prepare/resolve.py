@@ -11,6 +11,7 @@ from typing import Any
 from llmconv.chat.checkpoint_template import checkpoint_template
 from llmconv.chat.template import ChatTemplate
 from llmconv.chat.turn_end import turn_end
+from llmconv.decoding.decoder import LongText
 from llmconv.errors import ChatError, CheckpointError, RecipeError
 from llmconv.passes.base import Pass
 from llmconv.passes.manager import PassManager
@@ -60,6 +61,12 @@ class Checked:
         return checkpoint_template(self.source.description(), self.config, self.tokenizer, self.recipe.chat.template)
 
     @property
+    def long(self) -> LongText | None:
+        """How long conversations may be beyond the context, where the recipe says so."""
+        chat = self.recipe.chat
+        return None if chat.length is None else LongText(chat.length, chat.sinks)
+
+    @property
     def calibration(self) -> CalibrationSection | None:
         """The recipe's calibration, where a pass asks for one."""
         return self.recipe.calibration if any(p.needs_calibration for p in self.passes) else None
@@ -103,6 +110,9 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False, weigh
     lengths = {f"graphs.{name}.context": graph.context for name, graph in recipe.graphs.items()}
     if recipe.calibration is not None:
         lengths["calibration.tokens"] = recipe.calibration.tokens
+    if recipe.chat.length is not None:
+        lengths["chat.length"] = recipe.chat.length
+        _check_long(recipe, recipe.chat.length)
     for where, tokens in lengths.items():
         if tokens > config.positions:
             raise RecipeError(f"{where} = {tokens}, but the checkpoint knows only {config.positions} positions")
@@ -124,6 +134,23 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False, weigh
         ChatTemplate(recipe.chat.template, "chat.template", {})
     checked = Checked(recipe, source, config, passes, registry.create, used)
     return replace(checked, config=_with_turn_end(checked))
+
+
+def _check_long(recipe: Recipe, length: int) -> None:
+    """Graphs are of one context, with a past that has room for a run beside the sinks: so Genie and our host agree."""
+    contexts = {graph.context for graph in recipe.graphs.values()}
+    most, context, sinks = max(graph.ar for graph in recipe.graphs.values()), max(contexts), recipe.chat.sinks
+    if len(contexts) > 1:
+        raise RecipeError(f"chat.length: the graphs have contexts of {min(contexts)} to {context}; choose one")
+    if length <= context:
+        raise RecipeError(
+            f"chat.length = {length}: the context holds that; leave it out, or choose more than {context}"
+        )
+    if most + sinks > context - most:
+        raise RecipeError(
+            f"chat.length: a graph reads {most} ids at once behind a past of {context - most}, which has no room for "
+            f"as many beside {sinks} sinks; choose a smaller ar"
+        )
 
 
 def _check_ends(config: ModelConfig, checkpoint: Path) -> None:

@@ -128,9 +128,15 @@ class ChatSection(Section):
 
     Attributes:
         template: in Jinja; by default the checkpoint's own.
+        stop: texts at which an answer ends, without them.
+        length: ids of a conversation at most, more than the context: behind that the oldest are forgotten one by one.
+        sinks: how many of the first ids are not forgotten.
     """
 
     template: str | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    length: int | None = Field(default=None, ge=2)
+    sinks: int = Field(default=4, ge=0)
 
 
 class VerifySection(Section):

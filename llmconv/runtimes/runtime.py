@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from llmconv.bundle.bundle import ROPE, SOURCE, Bundle
-from llmconv.decoding.decoder import Array, Decoder, Runner
+from llmconv.decoding.decoder import Array, Decoder, LongText, Runner
 from llmconv.decoding.dialog import DecoderDialog, Dialog
 from llmconv.decoding.generate import Sampler
 from llmconv.plugins.frame import Framed
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runtime(Framed, ABC):
-    """Runs bundles. A subclass is a frozen dataclass without options."""
+    """Runs bundles. A subclass is a frozen dataclass without options.
+
+    Attributes:
+        follows_schemas: whether its dialogs hold what they write to `Sampling.schema`.
+    """
 
     name: ClassVar[str]
+    follows_schemas: ClassVar[bool] = False
 
     def lacks(self, bundle: Bundle) -> str | None:
         """What the bundle lacks that this runtime needs, if anything."""
@@ -59,8 +65,10 @@ class GraphRuntime(Runtime):
     @contextmanager
     def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> Iterator[Dialog]:
         """Over all graphs of the bundle."""
+        long = long_text(bundle)
         with self.open(bundle) as runners:
-            yield DecoderDialog(Decoder(runners, rope_table(bundle)), Sampler(sampling), eos)
+            rows = long.length + max(runner.ar for runner in runners) if long else None
+            yield DecoderDialog(Decoder(runners, rope_table(bundle, rows), long), Sampler(sampling), eos)
 
 
 def source_of(bundle: Bundle, registry: Registry) -> Source:
@@ -70,6 +78,24 @@ def source_of(bundle: Bundle, registry: Registry) -> Source:
     return registry.source(model["source"], options)
 
 
-def rope_table(bundle: Bundle) -> dict[str, Array]:
-    """By kind of input, cos and sin, (context, channels that are turned / 2) each, float32."""
-    return dict(load_file(bundle.path(ROPE)))
+def rope_table(bundle: Bundle, rows: int | None = None) -> dict[str, Array]:
+    """By kind of input, cos and sin, (context, channels that are turned / 2) each, float32.
+
+    Args:
+        rows: instead of the context.
+    """
+    found = dict(load_file(bundle.path(ROPE)))
+    if rows is None:
+        return found
+    tables: dict[str, Array] = {}
+    for prefix, rope in zip(("", "local_"), bundle.config.ropes, strict=False):
+        angles = np.arange(rows)[:, None] * np.array(rope.frequencies)
+        for name, table in ((f"{prefix}rope_cos", np.cos(angles)), (f"{prefix}rope_sin", np.sin(angles))):
+            tables[name] = (rope.factor * table).astype(np.float32)
+    return {name: tables[name] for name in found}
+
+
+def long_text(bundle: Bundle) -> LongText | None:
+    """How long a conversation may be beyond the context, where the recipe says so."""
+    chat = bundle.manifest["recipe"].get("chat", {})
+    return LongText(chat["length"], chat["sinks"]) if chat.get("length") else None

@@ -10,7 +10,7 @@ from llmconv import ChatError
 from llmconv.chat.chat import Chat
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import ChatTemplate
-from llmconv.decoding import Dialog
+from llmconv.decoding import Dialog, common
 from llmconv.errors import ContextFullError
 from llmconv.recipe import shipped
 from llmconv.tokenizer import Tokenizer
@@ -239,3 +239,34 @@ def test_an_answer_is_half_the_context_unless_said_otherwise() -> None:
         answer = chat(dialog, limit=limit).say("a")
         assert "".join(answer.pieces)
         assert answer.tokens == count
+
+
+class RewindingDialog(FakeDialog):
+    """Keeps what a text begins with."""
+
+    def rewind(self, text: Sequence[int]) -> int:
+        kept = common(self.read, text[:-1])
+        self.read = self.read[:kept]
+        return kept
+
+
+def test_what_changed_in_the_middle_is_read_from_there_on() -> None:
+    dialog = RewindingDialog("one", "two")
+    talk = chat(dialog, REWRITES, system="a system prompt that stays")
+    for text in ("first", "second"):
+        assert list(talk.say(text).pieces)
+    asked = talk.prompt.ids([*talk.system, *(m for turn in talk.turns[:1] for m in turn), talk.turns[1][0]])
+    assert dialog.resets == 0
+    assert 0 < len(dialog.asked[1]) < len(asked)
+    assert [*dialog.read[: -len(TOKENIZER.encode("two"))]] == asked
+
+
+def test_an_answer_ends_before_a_stop_and_the_next_turn_reads_it_so() -> None:
+    dialog = FakeDialog("one two three", "four")
+    talk = Chat(dialog, Prompt(ChatTemplate(TALK, "template", {}), TOKENIZER), stops=[" two"])
+    answer = talk.say("a")
+    assert "".join(answer.pieces) == "one"
+    assert said(talk) == [("a", "one")]
+    assert len(dialog.read) < len(dialog.asked[0]) + len(TOKENIZER.encode("one two three"))
+    assert "".join(talk.say("b").pieces) == "four"
+    assert "two" not in rendered(dialog)

@@ -13,7 +13,7 @@ from tiny_graphs import tiny_causal
 
 from llmconv import LlmconvError
 from llmconv.decoding import MASKED, Arrays, Decoder, TorchRunner
-from llmconv.decoding.decoder import Tensor, takes_past
+from llmconv.decoding.decoder import LongText, Tensor, takes_past
 from llmconv.encodings import Encoding
 from llmconv.errors import ContextFullError
 from llmconv.graph import IO, Model, trace
@@ -308,3 +308,28 @@ def test_real_graphs_agree_with_the_stateless_module(names: tuple[str, ...]) -> 
     found = Decoder(runners, tables).read(tokens)
     expected = Decoder([TorchRunner(trace(module, 5, 5, "source"), weights)], None).read(tokens)
     assert torch.allclose(torch.from_numpy(found), torch.from_numpy(expected), atol=FLOAT32)
+
+
+def visible(run: Mapping[str, Any], row: int) -> list[int]:
+    """The ids that a run's row sees, past ones first."""
+    keys = np.concatenate([run["key_in"].ravel() - 10, run["ids"].ravel()])
+    return [int(key) for key, mask in zip(keys, run["mask"].reshape(-1, CONTEXT)[row], strict=True) if mask == 0]
+
+
+def test_a_long_text_forgets_the_oldest_behind_the_sinks_and_counts_on() -> None:
+    prompt, token = FakeRunner("prompt", 3), FakeRunner("token", 1)
+    angles = np.arange(20 + 3, dtype=np.float32)[:, None]
+    made = Decoder([prompt, token], {"rope_cos": angles, "rope_sin": -angles}, LongText(20, 2))
+    made.read(list(range(1, 9)))  # 1 to 3, 4 to 6, and 7 and 8
+    assert visible(prompt.seen[-1], 1) == [1, 2, 4, 5, 6, 7, 8]
+    for step in range(9, 13):
+        assert made.read([step])[-1].tolist() == [step, step - 1]
+        first = {9: 6, 10: 6, 11: 6, 12: 7}[step]
+        assert visible(token.seen[-1], 0) == [1, 2, *range(first, step + 1)]
+        assert token.seen[-1]["cos"].ravel().tolist() == [step - 1]
+    assert made.crowded
+    made.read(list(range(13, 21)))
+    with pytest.raises(ContextFullError, match="the context of 20 tokens is full"):
+        made.read([21])
+    assert made.length == 20
+    assert made.rewind(3) == made.length == 0

@@ -19,6 +19,7 @@ class FakeDecoder:
     """Counts up: after token t it finds t + 1 most likely; a context of 8."""
 
     context = 8
+    crowded = False
 
     def __init__(self) -> None:
         self.reset()
@@ -26,6 +27,11 @@ class FakeDecoder:
     def reset(self) -> None:
         self.length = 0
         self.seen: list[int] = []
+
+    def rewind(self, length: int) -> int:
+        self.length = min(length, self.length)
+        self.seen = self.seen[: self.length]
+        return self.length
 
     def read(self, tokens: Sequence[int]) -> Array:
         if self.length + len(tokens) > self.context:
@@ -91,3 +97,23 @@ def test_reset_forgets() -> None:
     made.reset()
     assert made.length == 0
     assert list(made.query([4], 1)) == [5]
+
+
+def test_rewound_to_how_a_text_begins() -> None:
+    made = dialog()
+    assert list(made.query([1, 2], 3)) == [3, 4, 5]
+    text = [1, 2, 3, 7]
+    kept = made.rewind(text)
+    assert (kept, made.length) == (3, 3)
+    assert list(made.query(text[kept:], 2)) == [8, 9]
+    assert made.decoder.seen == [1, 2, 3, 7, 8]  # type: ignore[attr-defined]
+    assert made.rewind([1, 2, 3]) == 2  # one is left to read
+    assert made.rewind([5]) == made.length == 0
+
+
+def test_a_turn_behind_what_is_forgotten_has_everything_read_again() -> None:
+    made = dialog()
+    assert list(made.query([1, 2], 2)) == [3, 4]
+    made.decoder.crowded = True  # type: ignore[misc]
+    assert list(made.query([10], 1)) == [11]
+    assert made.decoder.seen == [1, 2, 3, 4, 10]  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmconv.decoding.generate import REPLACEMENT, Sampler, stream_text
+from llmconv.decoding.generate import REPLACEMENT, Sampler, stream_text, until
 from llmconv.recipe import shipped
 from llmconv.sources.sampling import Sampling
 from llmconv.tokenizer import Tokenizer
@@ -92,3 +92,41 @@ def test_a_token_has_few_others_decoded_again() -> None:
 def test_half_a_character_at_the_end_is_shown() -> None:
     tokenizer: Any = Bytes()
     assert list(stream_text(tokenizer, [], iter("aé".encode()[:-1]))) == ["a", REPLACEMENT]
+
+
+def test_a_penalty_is_that_of_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    logits, text = np.random.default_rng(0).normal(size=50).astype(np.float32), [*range(0, 50, 3)] * 2
+    text.append(int(logits.argmax()))
+    process = processors.RepetitionPenaltyLogitsProcessor(penalty=5.0)
+    expected = int(process(torch.tensor([text]), torch.from_numpy(logits)[None])[0].argmax())
+    assert expected != text[-1]
+    assert Sampler(Sampling(repetition_penalty=5.0)).choose(logits, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("stops", "shown"),
+    [
+        ([], "one two three"),
+        (["two"], "one "),
+        (["three", "o t"], "one tw"),
+        (["e t", "ne"], "o"),
+        (["threes", "x"], "one two three"),
+        (["one"], ""),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 5, 13])
+def test_a_text_ends_where_the_first_stop_begins(stops: list[str], shown: str, size: int) -> None:
+    text = "one two three"
+    pieces = list(until((text[i : i + size] for i in range(0, len(text), size)), stops))
+    assert "".join(pieces) == shown
+    assert all(pieces)
+
+
+def test_nothing_is_read_behind_a_stop_and_what_cannot_be_one_is_shown_at_once() -> None:
+    pieces = iter(["a", "b", "<", "|x", "<|", "e", "nd|>", "never"])
+    shown = until(pieces, ["<|end|>"])
+    assert [next(shown), next(shown), next(shown)] == ["a", "b", "<|x"]
+    assert list(shown) == []
+    assert next(pieces) == "never"

@@ -308,6 +308,8 @@ def test_options() -> None:
         ({"do_sample": True}, Sampling(1.0, 50, 1.0)),  # as transformers' defaults are
         ({"do_sample": True, "temperature": 0.6, "top_k": 0, "top_p": 0.9}, Sampling(0.6, 0, 0.9)),
         ({"do_sample": True, "temperature": None, "top_k": 7}, Sampling(1.0, 7, 1.0)),
+        ({"do_sample": True, "repetition_penalty": 1.1}, Sampling(1.0, 50, 1.0, repetition_penalty=1.1)),
+        ({"repetition_penalty": 1.2}, Sampling(repetition_penalty=1.2)),
     ],
 )
 def test_tokens_are_chosen_as_the_generation_config_asks(tmp_path: Path, given: Any, expected: Sampling) -> None:

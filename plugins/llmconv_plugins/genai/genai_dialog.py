@@ -114,9 +114,11 @@ def _checked(what: str, answer: dict[str, Any]) -> dict[str, Any]:
 
 def _search(sampling: Sampling) -> dict[str, Any]:
     """How tokens are chosen, in GenAI's words; its random numbers are its own."""
+    penalty = {} if sampling.repetition_penalty == 1 else {"repetition_penalty": sampling.repetition_penalty}
     if sampling.temperature == 0:
-        return {"do_sample": False}
+        return {"do_sample": False, **penalty}
     return {
+        **penalty,
         "do_sample": True,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,

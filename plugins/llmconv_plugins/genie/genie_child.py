@@ -1,6 +1,7 @@
 """Holds one Genie dialog and answers what is asked through a pipe; `dialog.GenieDialog` runs it as a child process.
 
-Requests are {"read": ids, "limit": n} and {"reset": true}. While Genie writes, each answer {"tokens": ids} waits for
+Requests are {"read": ids, "limit": n, "rewind": bool} and {"reset": true}; with "rewind" the ids are the whole text, of
+which Genie keeps what it has read from the beginning on. While Genie writes, each answer {"tokens": ids} waits for
 {"go": bool}, so that exactly what the other side has taken is remembered; {"status": code} ends every request.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_uint32, c_void_p
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from llmconv_plugins.qnn.message import receive, send
 CONFIG = "config.json"
 ERRORS = 1  # GENIE_LOG_LEVEL_ERROR
 COMPLETE = 0  # GENIE_DIALOG_SENTENCE_COMPLETE
+REWIND = 5  # GENIE_DIALOG_SENTENCE_REWIND
 ABORT = 1  # GENIE_DIALOG_ACTION_ABORT
 CALLBACK = ctypes.CFUNCTYPE(None, POINTER(c_uint32), c_uint32, c_int, c_void_p)
 
@@ -75,14 +77,12 @@ def main() -> None:
             if "reset" in request:
                 status = genie.call("Dialog_reset", dialog)
             else:
-                status = _query(genie, dialog, request["read"], request["limit"], requests, answers)
+                status = _query(genie, dialog, request, requests, answers)
     except (EOFError, OSError):
         leave(0)
 
 
-def _query(
-    genie: Genie, dialog: c_void_p, tokens: Sequence[int], limit: int, requests: IO[bytes], answers: IO[bytes]
-) -> int:
+def _query(genie: Genie, dialog: c_void_p, request: Mapping[str, Any], requests: IO[bytes], answers: IO[bytes]) -> int:
     def give(ids: Any, count: int, _code: int, _user: Any) -> None:
         if not ids:
             return
@@ -94,12 +94,14 @@ def _query(
         if not going:
             genie.call("Dialog_signal", dialog, ABORT)
 
-    status = genie.call("Dialog_setMaxNumTokens", dialog, limit)
+    tokens: Sequence[int] = request["read"]
+    status = genie.call("Dialog_setMaxNumTokens", dialog, request["limit"])
     if status:
         return status
     callback = CALLBACK(give)
     read = (c_uint32 * len(tokens))(*tokens)
-    return genie.call("Dialog_tokenQuery", dialog, read, len(tokens), COMPLETE, callback, None)
+    code = REWIND if request["rewind"] else COMPLETE
+    return genie.call("Dialog_tokenQuery", dialog, read, len(tokens), code, callback, None)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmconv import Sampling
 from llmconv.sources import Rope
 from llmconv.target import Chipset
+
+if TYPE_CHECKING:  # which a phone's commands do not need
+    from llmconv.decoding import LongText
 
 CONFIG, EXTENSIONS, TOKENIZER = "genie_config.json", "htp_backend_ext_config.json", "tokenizer.json"
 LOCAL = "local_"  # before the names of a second table's inputs
@@ -31,6 +34,8 @@ class GenieModel:
         eos: ids that end the text, at least one.
         ropes: the model's table, and that of layers with a window.
         sampling: as the checkpoint asks for it.
+        stop: texts at which an answer ends.
+        long: for conversations beyond the context.
     """
 
     contexts: tuple[int, ...]
@@ -40,6 +45,8 @@ class GenieModel:
     head_dim: int
     ropes: tuple[Rope, ...]
     sampling: Sampling
+    stop: tuple[str, ...] = ()
+    long: LongText | None = None
 
 
 def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
     ropes = [rope_config(rope) for rope in model.ropes]
     context = {
         "version": 1,
-        "size": model.contexts[-1],
+        "size": model.long.length if model.long else model.contexts[-1],
         "n-vocab": model.vocabulary,
         "bos-token": UNSET if model.bos is None else model.bos,
         "eos-token": list(model.eos),
@@ -80,12 +87,20 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "positional-encoding": ropes[0] if len(ropes) == 1 else [ropes[0], {**ropes[1], "prefix": LOCAL}],
         },
     }
+    if model.long:
+        engine["longcontext"] = {
+            "version": 1,
+            "type": "sliding-window",
+            "reserved-tokens": model.long.sinks,
+            "sliding-window": {"version": 1, "window-size": model.contexts[-1] - model.long.sinks},
+        }
     return {
         "dialog": {
             "version": 1,
             "type": "basic",
             "context": context,
-            "sampler": sampler_config(model.sampling, model.vocabulary),
+            **({"stop-sequence": list(model.stop)} if model.stop else {}),
+            "sampler": sampler_config(model.sampling, context),
             "tokenizer": {"version": 1, "path": TOKENIZER},
             "engine": engine,
         }
@@ -147,7 +162,7 @@ def simulator_config(
     dialog = found["dialog"]
     dialog["context"] |= {"bos-token": UNSET, "eos-token": list(eos) or UNSET}
     dialog["tokenizer"]["path"] = str(tokenizer)
-    dialog["sampler"] = sampler_config(sampling, dialog["context"]["n-vocab"])
+    dialog["sampler"] = sampler_config(sampling, dialog["context"])
     engine = dialog["engine"]
     engine["n-threads"] = 1
     engine["backend"].pop("extensions")
@@ -157,13 +172,29 @@ def simulator_config(
     return found
 
 
-def sampler_config(sampling: Sampling, vocabulary: int) -> dict[str, Any]:
-    """Greedy is the choice among one; a choice among all is one among so many."""
-    greedy = sampling.temperature == 0
-    return {
+def sampler_config(sampling: Sampling, context: Mapping[str, Any]) -> dict[str, Any]:
+    """Greedy is the choice among one; a choice among all is one among so many.
+
+    With a choice among one Genie leaves penalties out; it is then one among all whose likeliest is enough. A penalty
+    that is left out is not 1 for Genie, but one that lets nothing come again.
+
+    Args:
+        context: of the configuration.
+    """
+    greedy, penalty = sampling.temperature == 0, sampling.repetition_penalty
+    every = context["n-vocab"]
+    found = {
         "version": 1,
         "seed": sampling.seed % SEEDS,
         "temp": 1.0 if greedy else sampling.temperature,
-        "top-k": 1 if greedy else sampling.top_k or vocabulary,
+        "top-k": 1 if greedy else sampling.top_k or every,
         "top-p": 1.0 if greedy else sampling.top_p,
+    }
+    if penalty == 1:
+        return found
+    if found["top-k"] == 1:
+        found |= {"top-k": every, "top-p": 0.0}
+    return {
+        **found,
+        "token-penalty": {"version": 1, "penalize-last-n": context["size"], "repetition-penalty": penalty},
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv import BackendError, ContextFullError
-from llmconv.decoding import Dialog
+from llmconv.decoding import Dialog, common
 from llmconv_plugins.genie.genie_child import CONFIG
 from llmconv_plugins.genie.library import library
 from llmconv_plugins.qnn.child import Child, one_line
@@ -31,23 +31,39 @@ class GenieDialog(Dialog):
     Genie reads the last id that it wrote at the beginning of the next turn, and behind it the id that ends the text,
     whether or not it wrote that one; `length` counts both. With a prompt graph that takes no past, Genie would read a
     next turn without what was before it; it is then given everything again. Where its process ends, by a failure or by
-    Ctrl-C while it reads, it has forgotten everything.
+    Ctrl-C while it reads, it has forgotten everything. Of an answer that a grammar ended it remembers less than it
+    wrote, and is given everything again, too.
 
     Args:
         config: of genie_config.json, for this machine.
         readable: up to which position it reads prompts; it writes up to the context.
         takes_past: whether the graph that reads prompts does.
+        rewindable: how much it may have read for it to be rewound; where graphs of longer contexts have run, Genie does
+            not come back to the shorter ones ("KV$ exceeded budget").
+        crowded: where it forgets the oldest, how much it may have read for the graph that reads prompts to read on;
+            behind that, Genie would forget others than the oldest, and is given everything again.
 
     Raises:
         BackendError: Genie is not installed, or refuses the configuration or a binary.
     """
 
-    def __init__(self, config: Mapping[str, Any], readable: int, takes_past: bool) -> None:
-        self._config, self._readable, self._takes_past = config, readable, takes_past
-        self._context = int(config["dialog"]["context"]["size"])
-        eos = config["dialog"]["context"]["eos-token"]
-        self._end_of_text: int | None = eos[0] if isinstance(eos, list) else None
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        readable: int,
+        takes_past: bool,
+        *,
+        rewindable: int | None = None,
+        crowded: int | None = None,
+    ) -> None:
+        context = config["dialog"]["context"]
+        self._config, self._readable = config, readable
+        self._rewindable, self._crowded = rewindable, crowded
+        self._goes_on = takes_past and "grammar" not in context
+        self._context = int(context["size"])
+        self._ends: list[int] = context["eos-token"] if isinstance(context["eos-token"], list) else []
         self._history: list[int] = []
+        self._rewound = False  # Genie remembers more than the history, which it is to be told
         self._turn = 0
         self._writing = False
         self._stack = contextlib.ExitStack()
@@ -62,7 +78,7 @@ class GenieDialog(Dialog):
     @property
     def length(self) -> int:
         """What is read, the last id written, and the id that ends the text behind it."""
-        return min(len(self._history) + bool(self._history), self._context)
+        return min(len(self._history) + bool(self._history and not self._rewound), self._context)
 
     def query(self, tokens: Sequence[int], limit: int) -> Iterator[int]:
         """Read ids, then write; an iterator that is closed early ends Genie's answer, and the dialog goes on.
@@ -76,7 +92,7 @@ class GenieDialog(Dialog):
             raise ValueError("Genie reads and writes at least one token")
         self._finish()
         self.check_room(tokens)
-        if self._history and self._end_of_text is None:
+        if self._history and not self._ends and not self._rewound:
             raise BackendError("Genie puts an id that ends the text between two turns, and the dialog was given none")
         self._turn += 1
         return self._write(list(tokens), limit, self._turn)
@@ -97,7 +113,23 @@ class GenieDialog(Dialog):
             self._start()
         else:
             self._forget()
-        self._history = []
+        self._history, self._rewound = [], False
+
+    def rewind(self, text: Sequence[int]) -> int:
+        """Remember how `text` begins; Genie finds out by itself how much of it that is, when it is given all of it.
+
+        Not the last id that it wrote: Genie, which has not read that one yet, would go on without it.
+        """
+        self._finish()
+        kept = common(self._history, text[:-1]) if self._child is not None and self._goes_on else 0
+        if kept in (0, len(self._history)) or self._is_beyond(self._rewindable) or self._is_beyond(self._crowded):
+            self.reset()
+            return 0
+        self._history, self._rewound = self._history[:kept], True
+        return kept
+
+    def _is_beyond(self, position: int | None) -> bool:
+        return position is not None and len(self._history) - 1 > position  # the last id is not read
 
     def close(self) -> None:
         """End the child process."""
@@ -108,18 +140,21 @@ class GenieDialog(Dialog):
         if self._child is None:
             self._start()
         self.reason, written = "", 0
-        if self._history and self._end_of_text is not None:
-            self._history.append(self._end_of_text)
+        rewound, self._rewound = self._rewound, False
+        anew = not self._goes_on or self._is_beyond(self._crowded)
+        if self._history and not rewound:
+            self._history += self._ends[:1]
         self._history += tokens
-        if not self._takes_past:
+        if anew:
             self._forget()
-        self._tell({"read": tokens if self._takes_past else self._history, "limit": limit})
+        self._tell({"read": self._history if rewound or anew else tokens, "limit": limit, "rewind": rewound})
         self._writing = True
         try:
             while "tokens" in (answer := self._hear()):
-                self._history += answer["tokens"]
-                written += len(answer["tokens"])
-                yield from answer["tokens"]
+                ids = [token for token in answer["tokens"] if token not in self._ends]  # a grammar's end is given
+                self._history += ids
+                written += len(ids)
+                yield from ids
                 if turn != self._turn or not self._writing:
                     return
                 self._tell({"go": True})
@@ -198,4 +233,4 @@ class GenieDialog(Dialog):
     def _give_up(self) -> None:
         """End the process; the next query or reset starts another, which remembers nothing."""
         self.close()
-        self._writing, self._history = False, []
+        self._writing, self._history, self._rewound = False, [], False

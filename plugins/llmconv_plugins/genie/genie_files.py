@@ -136,6 +136,8 @@ def _described(job: BuildJob) -> GenieModel:
         head_dim=config.head_dim,
         ropes=config.ropes,
         sampling=config.sampling,
+        stop=tuple(job.stop),
+        long=job.long,
     )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from llmconv import BackendError, Bundle, BundleError, Sampling
 from llmconv.bundle import GraphSpec
 from llmconv.decoding import Dialog, widest
-from llmconv.runtimes import Runtime
+from llmconv.runtimes import Runtime, long_text
 from llmconv_plugins.genie.genie_config import CONFIG, TOKENIZER, simulator_config
 from llmconv_plugins.genie.genie_dialog import GenieDialog
+from llmconv_plugins.genie.grammar import with_schema
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class GenieRuntime(Runtime):
     """Holds the dialog that a phone would hold, from unshared twins; its speed says nothing about the phone's."""
 
     name: ClassVar[str] = "genie"
+    follows_schemas: ClassVar[bool] = True
 
     def lacks(self, bundle: Bundle) -> str | None:
         """Unshared twins or Genie's files, where there are none."""
@@ -41,12 +45,21 @@ class GenieRuntime(Runtime):
             raise BundleError(f"{bundle.folder / CONFIG}: damaged ({error}); convert again") from error
         twins = [bundle.path(b["file"]).resolve() for b in bundle.binaries if b["simulator"]]
         config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), sampling, eos)
-        prompt = widest(bundle.graphs.values())
-        dialog = GenieDialog(config, readable(prompt), _takes_past(prompt))
-        try:
-            yield dialog
-        finally:
-            dialog.close()
+        with tempfile.TemporaryDirectory(prefix="llmconv-") as folder:
+            if sampling.schema:
+                config = with_schema(config, sampling.schema, Path(folder))
+            with closing(_dialog(bundle, config)) as dialog:
+                yield dialog
+
+
+def _dialog(bundle: Bundle, config: dict[str, Any]) -> GenieDialog:
+    prompt, long = widest(bundle.graphs.values()), long_text(bundle)
+    shortest = min(graph.context for graph in bundle.graphs.values())
+    if long is not None:
+        past = prompt.context - prompt.ar
+        return GenieDialog(config, long.length - prompt.ar, True, crowded=past)
+    rewindable = None if shortest == prompt.context else shortest - prompt.ar
+    return GenieDialog(config, readable(prompt), _takes_past(prompt), rewindable=rewindable)
 
 
 def readable(graph: GraphSpec) -> int:

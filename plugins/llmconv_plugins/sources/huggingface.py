@@ -111,13 +111,14 @@ class HuggingFace(Layout):
     def _sampling(self) -> Sampling:
         """As generation_config.json asks for it; greedy where it does not, as in transformers."""
         asked = self._generation
+        penalty = asked.optional("repetition_penalty") or 1.0
         if not asked.values.get("do_sample"):
-            return Sampling()
+            return Sampling(repetition_penalty=penalty)
         found = {key: asked.values.get(key) for key in ("temperature", "top_k", "top_p")}
         temperature = 1.0 if found["temperature"] is None else asked.number("temperature", 1.0)
         top_k = 50 if found["top_k"] is None else asked.integer("top_k", 50, least=0)
         top_p = 1.0 if found["top_p"] is None else asked.number("top_p", 1.0)
-        return Sampling(temperature, top_k, top_p)
+        return Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
 
     def describe(self) -> Description:
         """As the family has it."""

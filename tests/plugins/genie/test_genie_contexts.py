@@ -81,3 +81,18 @@ def test_a_past_as_long_as_what_is_new(small_recipe: Path, tmp_path: Path, monke
     with QnnSimulator().dialog(bundle, Sampling(), (EOS,)) as qnn:
         expected = list(qnn.query(LONG[:3], 8))
     assert answers(bundle, [(3, 8)]) == [expected]
+
+
+def test_texts_are_rewound_while_the_shorter_graphs_run(tiny_contexts: Bundle) -> None:
+    text = [*LONG[:300], 900, 901, 902]
+    found = []
+    for runtime in (GenieRuntime(), QnnSimulator()):
+        with runtime.dialog(tiny_contexts, Sampling(), (EOS,)) as dialog:
+            list(dialog.query(LONG[:380], 2))
+            assert dialog.rewind(text) == 300
+            found.append(list(dialog.query(text[300:], 6)))
+    assert found[0] == found[1] != []
+    with GenieRuntime().dialog(tiny_contexts, Sampling(), (EOS,)) as genie:
+        list(genie.query(LONG[:600], 2))
+        assert genie.rewind(text) == 0
+        assert len(list(genie.query(text, 6))) == 6
