@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.graph.model import Model
     from llmconv.graph.sizes import PartSize
     from llmconv.lowering.lower import LoweringTable
+    from llmconv.lowering.onnx_pass import OnnxPass
     from llmconv.target import Chipset
     from llmconv.tokenizer.tokenizer import Tokenizer
     from llmconv.work.steps import Steps
@@ -48,6 +49,7 @@ class BuildJob:
         template: how messages become a text, for runtimes that bring their own host; None outside a recipe, or where
             the checkpoint's is wrong.
         workers: do what is heavy and needs no graph, as tasks.
+        onnx_passes: over the ONNX of each part; `lower` runs them.
     """
 
     model: Model
@@ -63,6 +65,7 @@ class BuildJob:
     name: str = ""
     template: ChatTemplate | None = None
     workers: Workers = field(default_factory=Threads)
+    onnx_passes: Sequence[OnnxPass] = ()
 
     def lower(self) -> list[GraphSpec]:
         """Write every part of every graph as ONNX below `folder`, and each part's weights beside it.
@@ -73,11 +76,12 @@ class BuildJob:
 
         Raises:
             LoweringError: a graph holds what has no lowering.
+            PassError: an ONNX pass failed, or broke something.
         """
         from llmconv.bundle.graph_spec import graph_spec  # noqa: PLC0415  imports torch
         from llmconv.lowering.write import write_onnx  # noqa: PLC0415  likewise
 
-        write_onnx(self.model, self.folder, self.lowerings, self.progress, self.files, self.jobs)
+        write_onnx(self.model, self.folder, self.lowerings, self.progress, self.files, self.jobs, self.onnx_passes)
         return [graph_spec(self.model, graph) for graph in self.model.graphs.values()]
 
 
@@ -151,6 +155,11 @@ class Backend(Framed, ABC):
     name: ClassVar[str]
     runtimes: ClassVar[tuple[str, ...]] = ()
     lowers: ClassVar[bool] = True
+
+    @property
+    def builds_from_onnx(self) -> bool:
+        """Whether all that it builds comes of what `BuildJob.lower` writes, so that ONNX passes count in it."""
+        return self.lowers
 
     def check(self, chipset: Chipset) -> None:
         """Find what is missing before any work starts.

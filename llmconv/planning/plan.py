@@ -176,7 +176,7 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
     chipset = registry.chipset(recipe.target.name)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
     checked = check(recipe, registry, weights=False)
-    return make(checked, *lay_out(checked), Device(backend, chipset, jobs, registry.lowerings))
+    return make(checked, *lay_out(checked), Device(backend, chipset, jobs, registry.lowerings_by(recipe.lowerings)))
 
 
 def make(checked: Checked, model: Model, widths: Mapping[str, float], device: Device) -> Plan:

@@ -17,7 +17,8 @@ from llmconv.errors import PluginError
 from llmconv.naming import nearest
 from llmconv.plugins import hooks
 from llmconv.plugins.api import check_api
-from llmconv.plugins.contract import lacks, lacks_of_family, lacks_of_observer
+from llmconv.plugins.choice import chosen_of, require_known
+from llmconv.plugins.contract import lacks, lacks_of_family, lacks_of_folder, lacks_of_observer
 from llmconv.plugins.frame import ANYTHING, plugin_code
 from llmconv.plugins.local_file import module_of_file
 from llmconv.plugins.options import validated
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from llmconv.sources.source import Source
 
 GROUP = "llmconv"
-Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator", "chooser", "executor"]
+Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator", "chooser", "executor", "onnx_pass", "scheme"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS = {
     "pass": "register_passes",
@@ -44,10 +45,12 @@ _HOOKS = {
     "evaluator": "register_evaluators",
     "chooser": "register_choosers",
     "executor": "register_executors",
+    "onnx_pass": "register_onnx_passes",
+    "scheme": "register_schemes",
 }
 _LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
-_OBSERVERS, _CHECKUPS = "register_observers", "register_checkups"
-_LACKS = {_FAMILIES: lacks_of_family, _OBSERVERS: lacks_of_observer}
+_OBSERVERS, _CHECKUPS, _RECIPES = "register_observers", "register_checkups", "register_recipes"
+_LACKS = {_FAMILIES: lacks_of_family, _OBSERVERS: lacks_of_observer, _RECIPES: lacks_of_folder}
 _NOTHING = "brings nothing; decorate its register_ functions with llmconv.hookimpl"
 logger = logging.getLogger(__name__)
 
@@ -152,12 +155,23 @@ class Registry:
     @cached_property
     def lowerings(self) -> LoweringTable:
         """The function of each fx op, from all plugins; for an op that two lower, one that refuses."""
-        found = self._ops.items()
-        return {op: functions[0][1] if len(functions) == 1 else _refusal(op, functions) for op, functions in found}
+        return self.lowerings_by({})
 
-    def lowered_by(self, op: Any) -> str:
-        """The distribution that lowers an op."""
-        return self._ops[op][0][0] if op in self._ops else ""
+    def lowerings_by(self, chosen: Mapping[str, str]) -> LoweringTable:
+        """As `lowerings`, with what a recipe chooses of several.
+
+        Args:
+            chosen: op -> distribution.
+
+        Raises:
+            RecipeError: nothing lowers such an op, or that distribution does not.
+        """
+        require_known(chosen, self._ops)
+        return {op: chosen_of(op, found, chosen.get(str(op)))[1] for op, found in self._ops.items()}
+
+    def lowered_by(self, op: Any, chosen: Mapping[str, str]) -> str:
+        """The distribution that lowers an op, where a recipe chooses as it does."""
+        return chosen_of(op, self._ops[op], chosen.get(str(op)))[0] if op in self._ops else ""
 
     @cached_property
     def _ops(self) -> dict[Any, list[tuple[str, Any]]]:
@@ -172,6 +186,12 @@ class Registry:
     def registered_lowerings(self) -> list[tuple[str, Any]]:
         """Every op that a plugin lowers, with its distribution."""
         return [(distribution, op) for op, found in self._ops.items() for distribution, _ in found]
+
+    @cached_property
+    def registered_recipes(self) -> list[tuple[str, Path]]:
+        """The file of every recipe that a plugin brings, with its distribution."""
+        folders = [(distribution, folder) for distribution, found in self._call(_RECIPES) for folder in found]
+        return [(distribution, file) for distribution, folder in folders for file in sorted(folder.glob("*.toml"))]
 
     @property
     def chipsets(self) -> list[Chipset]:
@@ -266,7 +286,10 @@ class Registry:
         """
         plugin, where = self.find(kind, name).plugin, f"{kind} '{name}'"
         with plugin_code(plugin, where):
-            return plugin(**validated(plugin, options, where))
+            made: Any = plugin(**validated(plugin, options, where))
+            if kind == "pass":
+                made.know(self.create)
+            return made
 
     def source_for(self, checkpoint: Path) -> str:
         """The name of the source that reads what lies there.
@@ -350,10 +373,3 @@ def _checked(hook: str, found: Any) -> Any:
     if hook == _CHIPSETS and (wrong := next((x for x in items if not isinstance(x, Chipset)), None)):
         raise PluginError(f"gives {type(wrong).__name__}; return instances of llmconv.target.Chipset")
     return items
-
-
-def _refusal(op: Any, functions: list[tuple[str, Any]]) -> Any:
-    def refuse(*_: Any) -> None:
-        raise PluginError(f"op {op} is lowered by both {functions[0][0]} and {functions[1][0]}; uninstall one")
-
-    return refuse

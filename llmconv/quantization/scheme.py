@@ -48,6 +48,21 @@ class Line:
 
 
 @dataclass(frozen=True)
+class SchemePreset:
+    """Lines under a name, which recipes give instead of writing them; a recipe's own lines count after them.
+
+    A subclass is a frozen dataclass and nothing but data.
+
+    Attributes:
+        name: the recipe's name of it.
+        lines: name of a weight, or a pattern of names -> what overrides its role, as of `Scheme`.
+    """
+
+    name: ClassVar[str]
+    lines: ClassVar[Mapping[str, Line]]
+
+
+@dataclass(frozen=True)
 class Scheme:
     """A table of rules.
 

@@ -1,0 +1,31 @@
+"""Base class of passes over the ONNX of a part, behind its lowering."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+
+@dataclass(frozen=True)
+class OnnxPass(ABC):
+    """Rewrites the ONNX of one part at a time. A subclass is a frozen dataclass; its fields are the recipe's options.
+
+    Attributes:
+        name: the recipe's name of the pass.
+        tolerance: how far an output may be from what it was on the same inputs, as a share of its largest number, and of
+            the whole range where it is of integers.
+    """
+
+    name: ClassVar[str]
+    tolerance: ClassVar[float] = 3e-5  # float32 rounding; a step of 16 bits is half of it
+
+    @abstractmethod
+    def rewrite(self, graph: gs.Graph) -> bool:
+        """Rewrite a part in place; say truthfully whether anything changed.
+
+        Nodes bear structural names; large weights lie in the part's file, and `values` of their constants read it. Nodes
+        that nothing uses are removed, and the others brought into order, afterwards.
+        """

@@ -1,0 +1,58 @@
+"""Try an ONNX pass on the parts of a tiny model, quantized as recipes do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from llmconv.bundle.specs import ONNX_FOLDER
+from llmconv.lowering.onnx_pass import OnnxPass
+from llmconv.lowering.write import write_onnx
+from llmconv.passes.base import said
+from llmconv.plugins.registry import Registry
+from llmconv.prepare.resolve import check
+from llmconv.prepare.run import prepare
+from llmconv.recipe.recipe import Recipe
+from llmconv.testing.backends import SMALL
+from llmconv.testing.checkpoints import tiny_recipe
+
+
+@dataclass(frozen=True)
+class OnnxPassTrial:
+    """What an ONNX pass did.
+
+    Attributes:
+        before, after: the ONNX of each part, by label; weights lie in files beside it.
+        again: whether the pass, run once more on its result, changes anything; one that is done does not.
+    """
+
+    before: dict[str, onnx.ModelProto]
+    after: dict[str, onnx.ModelProto]
+    again: bool
+
+
+def try_onnx_pass(p: OnnxPass | type[OnnxPass], folder: Path, *changes: str) -> OnnxPassTrial:
+    """Lower the smallest shipped recipe over random weights with an ONNX pass and without.
+
+    Args:
+        p: the pass, or its class.
+        folder: to be made, for the checkpoint, the recipe and the ONNX.
+        changes: of the recipe, e.g. `passes.split_model.parts=1`.
+
+    Raises:
+        PassError: it failed, changed something without a word or what goes in or out, left what is no valid ONNX, a
+            value without an encoding, or other numbers than it declares.
+    """
+    registry, made = Registry.load(), p() if isinstance(p, type) else p
+    checked = check(Recipe.load(tiny_recipe(folder), [*SMALL, *changes]), registry)
+    model, _, _ = prepare(checked, checked.source.weights(), verify=False)
+    found = []
+    for name, passes in (("before", ()), ("after", (made,))):
+        write_onnx(model, folder / name, registry.lowerings, passes=passes)
+        files = sorted((folder / name / ONNX_FOLDER).glob("*.onnx"))
+        found.append({file.stem: onnx.load(str(file), load_external_data=False) for file in files})
+    again = [said(made.rewrite(gs.import_onnx(part))) for part in found[1].values()]
+    return OnnxPassTrial(*found, any(again))
