@@ -64,7 +64,7 @@ def test_every_trial_and_fixture_is_documented() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text()
     names = [name for name in llmconv.testing.__all__ if name.startswith(("try_", "tiny_"))]
     fixtures = [name for name in vars(llmconv.testing.fixtures) if name.startswith("llmconv_")]
-    assert len(names) + len(fixtures) == 12
+    assert len(names) + len(fixtures) == 13
     for name in names + fixtures:
         assert f"`{name}" in text
 

@@ -33,7 +33,19 @@ if TYPE_CHECKING:
     from llmconv.sources.source import Source
 
 GROUP = "llmconv"
-Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator", "chooser", "executor", "onnx_pass", "scheme"]
+Kind = Literal[
+    "pass",
+    "source",
+    "quantizer",
+    "backend",
+    "runtime",
+    "exporter",
+    "evaluator",
+    "chooser",
+    "executor",
+    "onnx_pass",
+    "scheme",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS = {
     "pass": "register_passes",

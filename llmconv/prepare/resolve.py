@@ -136,7 +136,10 @@ def _onnx_passes(recipe: Recipe, registry: Registry) -> list[OnnxPass]:
     Raises:
         RecipeError: the backend does not build from that ONNX.
     """
-    if recipe.onnx_passes and not registry.create("backend", recipe.backend.name, recipe.backend.options).builds_from_onnx:
+    if (
+        recipe.onnx_passes
+        and not registry.create("backend", recipe.backend.name, recipe.backend.options).builds_from_onnx
+    ):
         first = recipe.onnx_passes[0].name
         raise RecipeError(
             f"onnx_passes: backend '{recipe.backend.name}' as it is set up here does not build from the ONNX of parts, "

@@ -254,7 +254,7 @@ class Recipe(Section):
 
         Args:
             backend, executor: name of another; the recipe's options for its own do not go with it.
-            file: TOML, or the name of a recipe of llmconv or a plugin; relative paths are relative to the file's folder.
+            file: TOML, or the name of a recipe of llmconv or a plugin; relative paths in it are relative to its folder.
             overrides: `section.key=value`; relative paths in them are relative to the current folder.
 
         Raises:
@@ -342,8 +342,8 @@ class Recipe(Section):
         for entry in self.passes:
             for use in registry.create("pass", entry.name, entry.options).uses():
                 registry.create(*use)
-        for entry in self.onnx_passes:
-            registry.create("onnx_pass", entry.name, entry.options)
+        for over_onnx in self.onnx_passes:
+            registry.create("onnx_pass", over_onnx.name, over_onnx.options)
         registry.lowerings_by(self.lowerings)
         registry.create("backend", self.backend.name, self.backend.options)
         registry.create("executor", self.executor.name, self.executor.options)

@@ -50,9 +50,11 @@ def json_schema(registry: Registry) -> dict[str, Any]:
 
     for name, (key, kind) in _NAMED.items():
         about = definitions.pop(name)["properties"]["name"]["description"]
-        listed = "items" in schema["properties"][key]
-        place, key = (schema["properties"][key], "items") if listed else (schema["properties"], key)
-        place[key] = entries(kind, about)
+        properties = schema["properties"]
+        if "items" in properties[key]:
+            properties[key]["items"] = entries(kind, about)
+        else:
+            properties[key] = entries(kind, about)
     model = definitions["ModelSection"]
     model["properties"]["source"]["examples"] = [name for name, _ in _sorted(registry, "source")]
     model["allOf"] = [_with_source(name, options(found.plugin)) for name, found in _sorted(registry, "source")]

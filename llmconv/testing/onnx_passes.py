@@ -49,10 +49,12 @@ def try_onnx_pass(p: OnnxPass | type[OnnxPass], folder: Path, *changes: str) -> 
     registry, made = Registry.load(), p() if isinstance(p, type) else p
     checked = check(Recipe.load(tiny_recipe(folder), [*SMALL, *changes]), registry)
     model, _, _ = prepare(checked, checked.source.weights(), verify=False)
-    found = []
-    for name, passes in (("before", ()), ("after", (made,))):
+
+    def lowered(name: str, *passes: OnnxPass) -> dict[str, onnx.ModelProto]:
         write_onnx(model, folder / name, registry.lowerings, passes=passes)
         files = sorted((folder / name / ONNX_FOLDER).glob("*.onnx"))
-        found.append({file.stem: onnx.load(str(file), load_external_data=False) for file in files})
-    again = [said(made.rewrite(gs.import_onnx(part))) for part in found[1].values()]
-    return OnnxPassTrial(*found, any(again))
+        return {file.stem: onnx.load(str(file), load_external_data=False) for file in files}
+
+    before, after = lowered("before"), lowered("after", made)
+    again = [said(made.rewrite(gs.import_onnx(part))) for part in after.values()]
+    return OnnxPassTrial(before, after, any(again))

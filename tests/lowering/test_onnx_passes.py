@@ -272,7 +272,9 @@ def test_a_recipe_names_one_and_another_option_is_another_bundle(
     bundle = apply(recipe, registry=registry, verify=False)
     for graph in bundle.graphs.values():
         names = [
-            n.name for part in graph.parts for n in onnx.load(bundle.path(part.onnx), load_external_data=False).graph.node
+            n.name
+            for part in graph.parts
+            for n in onnx.load(bundle.path(part.onnx), load_external_data=False).graph.node
         ]
         assert [n for n in names if n.endswith(".softmax.once")]
     assert bundle.manifest["recipe"]["onnx_passes"] == [{"name": "stamped", "word": "once"}]
@@ -293,7 +295,11 @@ def test_a_pass_that_breaks_a_part_leaves_no_bundle(small_recipe: Path, tmp_path
     [
         (ENTRY.format("x"), "of_graphs", r"onnx_passes: backend 'of_graphs' as it is set up here does not build from"),
         ('\n[[onnx_passes]]\nname = "stampd"\n', "onnx", r"no onnx_pass named 'stampd'; did you mean 'stamped'\?"),
-        ('\n[[onnx_passes]]\nname = "stamped"\nwrod = "x"\n', "onnx", r"onnx_pass 'stamped': no option 'wrod'; did you"),
+        (
+            '\n[[onnx_passes]]\nname = "stamped"\nwrod = "x"\n',
+            "onnx",
+            r"onnx_pass 'stamped': no option 'wrod'; did you",
+        ),
         (ENTRY.format("x") * 2, "onnx", r"onnx_passes.*'stamped' stands twice"),
     ],
 )

@@ -116,27 +116,27 @@ class W4A16(Pass):
             object.__setattr__(self, "preset", create("scheme", self.scheme, {}))
 
     @property
-    def lines(self) -> dict[str, Line]:
-        """The preset's, then the recipe's own."""
-        if self.scheme is not None and self.preset is None:
-            raise PassError(f"scheme '{self.scheme}' is not known; make the pass with Registry.create")
-        given = self.preset.lines if self.preset is not None else {}
-        return {**{name: line for name, line in given.items() if name not in self.weights}, **self.weights}
-
-    @property
     def table(self) -> Scheme:
-        """The table of rules."""
+        """The table of rules.
+
+        Raises:
+            PassError: the pass names a preset, and does not know it.
+        """
+        if self.scheme is not None and self.preset is None:
+            raise PassError(f"scheme '{self.scheme}' is not known here; make the pass with Registry.create")
         roles = {
             LINEAR: Rule(self.weight_bits, self.block if self.weight_bits == 4 else 0, self.quantizer),
             LM_HEAD: Rule(self.lm_head_bits, 0, Nearest.name),
         }
-        return Scheme(roles, self.lines)
+        return Scheme(roles, self.weights, self.preset)
 
     def uses(self) -> Sequence[Use]:
         """The preset, and the quantizers of its lines and the recipe's."""
-        names = [self.quantizer, Nearest.name, KEEP, *(line.quantizer for line in self.lines.values())]
+        names = [self.quantizer, Nearest.name, KEEP, *(line.quantizer for line in self.table.all_lines.values())]
         found: list[Use] = [("scheme", self.scheme, {})] if self.scheme is not None else []
-        return found + [("quantizer", name, self._options_of(name)) for name in dict.fromkeys(names) if name is not None]
+        return found + [
+            ("quantizer", name, self._options_of(name)) for name in dict.fromkeys(names) if name is not None
+        ]
 
     def _options_of(self, quantizer: str) -> dict[str, Any]:
         return self.options if quantizer == self.quantizer else {}
@@ -158,7 +158,10 @@ class W4A16(Pass):
         if CALIBRATION not in model.graphs or not context.samples:
             raise PassError("no calibration text; set calibration.text in the recipe")
         rules = self._kept(model, self._rules(model))
-        weights, made = self._weights(model, rules), {use[1]: context.create(*use) for use in self.uses() if use[0] == "quantizer"}
+        weights, made = (
+            self._weights(model, rules),
+            {use[1]: context.create(*use) for use in self.uses() if use[0] == "quantizer"},
+        )
         quantizers: dict[str, Quantizer] = {
             name: made[rule.quantizer].of_weight(name, model.weights, weights[name].grid)
             for name, rule in rules.items()
