@@ -15,8 +15,8 @@ class OnnxPass(ABC):
 
     Attributes:
         name: the recipe's name of the pass.
-        tolerance: how far an output may be from what it was on the same inputs, as a share of its largest number, or, of
-            integers, of their whole range.
+        tolerance: how far an output may be from what it was on the same inputs, as a share of its largest number; of
+            integers, as a share of their whole range.
     """
 
     name: ClassVar[str]
@@ -26,6 +26,6 @@ class OnnxPass(ABC):
     def rewrite(self, graph: gs.Graph) -> bool:
         """Rewrite a part in place; say truthfully whether anything changed.
 
-        Nodes bear structural names; the numbers of large weights lie in the part's file, and are not at hand. Nodes that
-        nothing uses are removed, and the others brought into order, afterwards.
+        Nodes bear structural names; the numbers of large weights lie in the part's file, and are not at hand. What
+        nothing uses is removed afterwards, and the others are brought into order.
         """
