@@ -138,6 +138,7 @@ def apply(
     if verify:
         give_back_memory()  # what the conversion has held
         prove(bundle, registry=registry, progress=announce, passes=reports)
+    observers.done()
     return bundle
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -140,7 +141,7 @@ class Registry:
             manager.register(module)
             manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise PluginError(f"{distribution}: {' '.join(str(error).split())}") from error
+            raise PluginError(f"{distribution}: {' '.join(str(error).split())}{_near(error)}") from error
         self.loaded.append(Loaded(distribution, module, manager))
         self._found.clear()
 
@@ -364,6 +365,12 @@ class Registry:
             said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             self.broken[where] = reason = " ".join(said.split())
             logger.warning("plugin %s cannot be loaded: %s", where, reason)
+
+
+def _near(error: pluggy.PluginValidationError) -> str:
+    """The hook that a misspelt one may be."""
+    misspelt = re.match(r"unknown hook '(\w+)'", str(error))
+    return nearest(misspelt[1], [name for name in vars(hooks) if name.startswith("register_")]) if misspelt else ""
 
 
 def _distribution(entry: EntryPoint) -> str:
