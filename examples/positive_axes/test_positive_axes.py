@@ -15,4 +15,4 @@ def test_no_axis_is_negative_and_a_second_run_finds_none(tmp_path: Path) -> None
     trial = try_onnx_pass(PositiveAxes, tmp_path / "tiny")  # fails where an output is not what it was
     for label, before in trial.before.items():
         assert min(axes(before)) < 0 <= min(axes(trial.after[label]))
-    assert not trial.again
+    assert not trial.again()

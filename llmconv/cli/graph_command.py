@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def graph(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe, or the name of an installed one.")],
     after: Annotated[str | None, typer.Option(metavar="PASS", help="As it is then; by default before numbers.")] = None,
     name: Annotated[str | None, typer.Option("--graph", help="Which; by default the recipe's last.")] = None,
     part: Annotated[int | None, typer.Option(min=1, help="That part alone.")] = None,

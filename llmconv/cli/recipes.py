@@ -62,7 +62,7 @@ def for_(
 
 @app.command()
 def check(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe, or the name of an installed one.")],
     assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for apply.")] = None,
     allow_local_plugins: options.LocalPlugins = False,
 ) -> None:

@@ -380,8 +380,12 @@ def _distribution(entry: EntryPoint) -> str:
 def _checked(hook: str, found: Any) -> Any:
     """What a hook gave: a table of lowerings as it is, of all else a list."""
     if hook == _LOWERINGS:
-        if not isinstance(found, Mapping) or not all(map(callable, (*found, *found.values()))):
+        if not isinstance(found, Mapping):
             raise PluginError(f"gives {type(found).__name__}; return a dict of op -> function")
+        if wrong := next(
+            (f"{op!r}: {made!r}" for op, made in found.items() if not callable(op) or not callable(made)), ""
+        ):
+            raise PluginError(f"gives {{{wrong}}}; return a dict of op -> function, as {{aten.abs.default: lower_abs}}")
         return found
     if isinstance(found, type | str) or not isinstance(found, Iterable):
         raise PluginError(f"gives {getattr(found, '__name__', type(found).__name__)}; return a list")

@@ -25,13 +25,18 @@ class OnnxPassTrial:
     """What an ONNX pass did.
 
     Attributes:
+        made: the pass.
         before, after: the ONNX of each part, by label; weights lie in files beside it.
-        again: whether the pass, run once more on its result, changes anything; one that is done does not.
     """
 
+    made: OnnxPass
     before: dict[str, onnx.ModelProto]
     after: dict[str, onnx.ModelProto]
-    again: bool
+
+    def again(self) -> bool:
+        """Run the pass once more on its result, and say whether that changed anything; one that is done says no."""
+        changed = [said(self.made.rewrite(gs.import_onnx(part))) for part in self.after.values()]
+        return any(changed)
 
 
 def try_onnx_pass(p: OnnxPass | type[OnnxPass], folder: Path, *changes: str) -> OnnxPassTrial:
@@ -55,6 +60,4 @@ def try_onnx_pass(p: OnnxPass | type[OnnxPass], folder: Path, *changes: str) -> 
         files = sorted((folder / name / ONNX_FOLDER).glob("*.onnx"))
         return {file.stem: onnx.load(str(file), load_external_data=False) for file in files}
 
-    before, after = lowered("before"), lowered("after", made)
-    again = [said(made.rewrite(gs.import_onnx(part))) for part in after.values()]
-    return OnnxPassTrial(before, after, any(again))
+    return OnnxPassTrial(made, lowered("before"), lowered("after", made))
