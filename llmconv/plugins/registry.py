@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -19,10 +19,11 @@ from llmconv.naming import nearest
 from llmconv.plugins import hooks
 from llmconv.plugins.api import check_api
 from llmconv.plugins.choice import chosen_of, require_known
-from llmconv.plugins.contract import lacks, lacks_of_family, lacks_of_folder, lacks_of_observer
+from llmconv.plugins.contract import lacks
 from llmconv.plugins.frame import ANYTHING, plugin_code
 from llmconv.plugins.local_file import module_of_file
 from llmconv.plugins.options import validated
+from llmconv.plugins.results import CHECKUPS, CHIPSETS, FAMILIES, LOWERINGS, OBSERVERS, RECIPES, checked
 from llmconv.plugins.selection import selected
 from llmconv.target import Chipset, find
 
@@ -61,9 +62,6 @@ _HOOKS = {
     "onnx_pass": "register_onnx_passes",
     "scheme": "register_schemes",
 }
-_LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
-_OBSERVERS, _CHECKUPS, _RECIPES = "register_observers", "register_checkups", "register_recipes"
-_LACKS = {_FAMILIES: lacks_of_family, _OBSERVERS: lacks_of_observer, _RECIPES: lacks_of_folder}
 _NOTHING = "brings nothing; decorate its register_ functions with llmconv.hookimpl"
 logger = logging.getLogger(__name__)
 
@@ -190,7 +188,7 @@ class Registry:
     def _ops(self) -> dict[Any, list[tuple[str, Any]]]:
         """Each op -> the distributions that lower it, with their functions."""
         found: dict[Any, list[tuple[str, Any]]] = {}
-        for distribution, table in self._call(_LOWERINGS):
+        for distribution, table in self._call(LOWERINGS):
             for op, function in table.items():
                 found.setdefault(op, []).append((distribution, function))
         return found
@@ -203,7 +201,7 @@ class Registry:
     @cached_property
     def registered_recipes(self) -> list[tuple[str, Path]]:
         """The file of every recipe that a plugin brings, with its distribution."""
-        folders = [(distribution, folder) for distribution, found in self._call(_RECIPES) for folder in found]
+        folders = [(distribution, folder) for distribution, found in self._call(RECIPES) for folder in found]
         return [(distribution, file) for distribution, folder in folders for file in sorted(folder.glob("*.toml"))]
 
     @property
@@ -214,7 +212,7 @@ class Registry:
     @cached_property
     def registered_chipsets(self) -> list[tuple[str, Chipset]]:
         """Every chipset that a plugin knows, with its distribution."""
-        return [(distribution, chipset) for distribution, found in self._call(_CHIPSETS) for chipset in found]
+        return [(distribution, chipset) for distribution, found in self._call(CHIPSETS) for chipset in found]
 
     @cached_property
     def families(self) -> Mapping[str, type[Family]]:
@@ -233,7 +231,7 @@ class Registry:
     @cached_property
     def registered_families(self) -> list[tuple[str, type[Family]]]:
         """Every family that a plugin brings, with its distribution."""
-        return [(distribution, family) for distribution, found in self._call(_FAMILIES) for family in found]
+        return [(distribution, family) for distribution, found in self._call(FAMILIES) for family in found]
 
     def observers(self) -> list[Observer]:
         """One of each, for one conversion."""
@@ -246,12 +244,12 @@ class Registry:
     @cached_property
     def registered_observers(self) -> list[tuple[str, type[Observer]]]:
         """Every observer that a plugin brings, with its distribution."""
-        return [(distribution, observer) for distribution, found in self._call(_OBSERVERS) for observer in found]
+        return [(distribution, observer) for distribution, found in self._call(OBSERVERS) for observer in found]
 
     @cached_property
     def registered_checkups(self) -> list[tuple[str, Checkup]]:
         """What plugins look at on this machine, each with its distribution."""
-        return [(distribution, checkup) for distribution, found in self._call(_CHECKUPS) for checkup in found]
+        return [(distribution, checkup) for distribution, found in self._call(CHECKUPS) for checkup in found]
 
     def source(self, name: str, options: Mapping[str, Any]) -> Source:
         """A source that knows all families.
@@ -354,11 +352,11 @@ class Registry:
                 results = caller()  # without those that are None
                 if len(results) < len(caller.get_hookimpls()):
                     raise PluginError("gives None; return what it is to bring")
-                checked = [_checked(hook, found) for found in results]
+                given = [checked(hook, found) for found in results]
             except ANYTHING as error:
                 self._break(f"{plugin.distribution} ({hook})", error)
                 continue
-            yield from ((plugin.distribution, found) for found in checked)
+            yield from ((plugin.distribution, found) for found in given)
 
     def _break(self, where: str, error: BaseException) -> None:
         if where not in self.broken:
@@ -375,24 +373,3 @@ def _near(error: pluggy.PluginValidationError) -> str:
 
 def _distribution(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-
-
-def _checked(hook: str, found: Any) -> Any:
-    """What a hook gave: a table of lowerings as it is, of all else a list."""
-    if hook == _LOWERINGS:
-        if not isinstance(found, Mapping):
-            raise PluginError(f"gives {type(found).__name__}; return a dict of op -> function")
-        if wrong := next(
-            (f"{op!r}: {made!r}" for op, made in found.items() if not callable(op) or not callable(made)), ""
-        ):
-            raise PluginError(f"gives {{{wrong}}}; return a dict of op -> function, as {{aten.abs.default: lower_abs}}")
-        return found
-    if isinstance(found, type | str) or not isinstance(found, Iterable):
-        raise PluginError(f"gives {getattr(found, '__name__', type(found).__name__)}; return a list")
-    items = list(found)
-    lacking = _LACKS.get(hook)
-    if lacking is not None and (wrong := next((x for x in items if lacking(x)), None)) is not None:
-        raise PluginError(f"gives {getattr(wrong, '__name__', wrong)!s}, which {lacking(wrong)}")
-    if hook == _CHIPSETS and (wrong := next((x for x in items if not isinstance(x, Chipset)), None)):
-        raise PluginError(f"gives {type(wrong).__name__}; return instances of llmconv.target.Chipset")
-    return items
