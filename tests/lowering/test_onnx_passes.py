@@ -23,6 +23,7 @@ from llmconv.graph import aten, insert
 from llmconv.lowering import OnnxPass, lower_part
 from llmconv.lowering.write import PlacedWeights
 from llmconv.weights import DictStore
+from llmconv_plugins.genai.exporter import GenAI
 from llmconv_plugins.lowerings import TABLE
 
 LABEL = "token_ar1_cl4_1_of_1"
@@ -252,7 +253,7 @@ class OfGraphs(Backend):
 @pytest.fixture
 def registry() -> Registry:
     found = Registry.load()
-    found.add("mine 1.0", Brings())
+    found.add("mine", Brings())
     return found
 
 
@@ -277,6 +278,10 @@ def test_a_recipe_names_one_and_another_option_is_another_bundle(
             for n in onnx.load(bundle.path(part.onnx), load_external_data=False).graph.node
         ]
         assert [n for n in names if n.endswith(".softmax.once")]
+    form = GenAI().export(bundle, registry, lambda _stage, _item: None)  # which lowers once more
+    for file in form.glob("*_1_of_2.onnx"):
+        assert [n for n in onnx.load(file, load_external_data=False).graph.node if n.name.endswith(".softmax.once")]
+    assert len(list(form.glob("*_1_of_2.onnx"))) == 2
     assert bundle.manifest["recipe"]["onnx_passes"] == [{"name": "stamped", "word": "once"}]
     assert made_before(recipe, registry) is not None
     for other in (ENTRY.format("twice"), ""):
