@@ -117,10 +117,13 @@ class Lowering:
             with plugin_code(function, doing):
                 made = function(self, node)
         except LoweringError as error:
-            if name_of(node) in str(error):
+            named, made_by = name_of(node) in str(error), node.meta.get(MADE_BY)
+            if named and (made_by is None or f"pass '{made_by}'" in str(error)):
                 raise
-            made_by = f", which pass '{node.meta[MADE_BY]}' made" if MADE_BY in node.meta else ""
-            raise LoweringError(f"'{name_of(node)}'{made_by}: {error}") from error
+            if named:
+                raise LoweringError(f"{error}; pass '{made_by}' made the node") from error
+            maker = f", which pass '{made_by}' made" if made_by is not None else ""
+            raise LoweringError(f"'{name_of(node)}'{maker}: {error}") from error
         return given(function, doing, made, gs.Tensor)
 
     def value(self, node: Any) -> gs.Tensor:
