@@ -48,7 +48,7 @@ def _section(key: str, section: Schema, schema: Schema) -> Iterator[str]:
         yield from (f"## `{key}`", "", _sentence(str(section.get("description", ""))), "")
 
 
-ANCHORS = {"passes": "passes", "backend": "backends", "executor": "executors"}
+ANCHORS = {"passes": "passes", "onnx_passes": "onnx-passes", "backend": "backends", "executor": "executors"}
 
 
 def _inner(section: Schema, schema: Schema) -> Schema:
@@ -93,6 +93,8 @@ KINDS = {
     "pass": "Passes",
     "source": "Sources",
     "quantizer": "Quantizers",
+    "scheme": "Schemes",
+    "onnx_pass": "ONNX passes",
     "backend": "Backends",
     "runtime": "Runtimes",
     "exporter": "Exporters",

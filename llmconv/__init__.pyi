@@ -6,6 +6,7 @@ from .chat.session import open_chat as open_chat
 from .choosing.choose import Chosen as Chosen
 from .choosing.choose import Wish as Wish
 from .choosing.choose import choose as choose
+from .cli.display import progress as progress
 from .errors import BackendError as BackendError
 from .errors import BundleError as BundleError
 from .errors import ChatError as ChatError

@@ -138,6 +138,7 @@ def apply(
     if verify:
         give_back_memory()  # what the conversion has held
         prove(bundle, registry=registry, progress=announce, passes=reports)
+    observers.done()
     return bundle
 
 
@@ -172,7 +173,7 @@ def _convert(
         key: of the bundle.
         others: folders with steps of other conversions.
     """
-    weights = checked.source.weights()
+    weights, lowerings = checked.source.weights(), registry.lowerings_by(checked.recipe.lowerings)
     steps = Steps(folder, _inputs(checked), others)
     steps.sweep()
     with PartFiles(folder / ONNX_FOLDER, weights) as files:
@@ -181,7 +182,7 @@ def _convert(
             weights,
             verify=verify,
             announce=lambda name: progress("pass", name),
-            laid_out=partial(preflight, checked, device=Device(backend, chipsets, jobs, registry.lowerings)),
+            laid_out=partial(preflight, checked, device=Device(backend, chipsets, jobs, lowerings)),
             sink=files,
             steps=steps,
             observers=observers,
@@ -194,7 +195,7 @@ def _convert(
             model,
             folder,
             chipsets[0],
-            registry.lowerings,
+            lowerings,
             progress,
             files,
             steps,
@@ -207,6 +208,7 @@ def _convert(
             long=checked.long,
             workers=workers,
             further=chipsets[1:],
+            onnx_passes=checked.onnx_passes,
         )
         with collector_spared():
             result = given(backend, f"{type(backend).__name__}.build", backend.build(job), BuildResult)
@@ -277,7 +279,7 @@ def _key(checked: Checked, backend: Backend, registry: Registry) -> str:
         inputs=_inputs(checked),
         recipe=recipe.portable().to_dict(),
         texts=[digest(text) for text in texts if text and text.is_file()],
-        code=code_identity(backend, *registry.lowerings.values()),
+        code=code_identity(backend, *registry.lowerings_by(recipe.lowerings).values(), *checked.onnx_passes),
     )
 
 
@@ -302,10 +304,11 @@ def plugins_of(checked: Checked, model: Model, registry: Registry) -> dict[str, 
     found |= {distribution_of(used) for used in checked.source.uses()}
     found |= {registry.find("pass", entry.name).distribution for entry in recipe.passes}
     found |= {registry.find(kind, name).distribution for p in checked.passes for kind, name, _ in p.uses()}
+    found |= {registry.find("onnx_pass", entry.name).distribution for entry in recipe.onnx_passes}
     found |= {registry.find("backend", recipe.backend.name).distribution}
     parts = (part for graph in model.graphs.values() for part in graph.parts)
     ops = {node.target for part in parts for node in part.graph.nodes if node.op == "call_function"}
-    found |= {registry.lowered_by(op) for op in ops}
+    found |= {registry.lowered_by(op, recipe.lowerings) for op in ops}
     return dict(sorted((name, made_by) for name, _, made_by in (one.rpartition(" ") for one in found if " " in one)))
 
 

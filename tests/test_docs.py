@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import torch
+import typer.testing
 from import_picture import picture
 
 import llmconv.testing
 import llmconv.testing.fixtures
-from llmconv import Registry
+from llmconv import Bundle, Registry
+from llmconv.cli import extensions
+from llmconv.cli.main import app
 from llmconv.encodings import Grid, PerRow
 from llmconv.plugins import hooks as hookspecs
 from llmconv.plugins.api import API_VERSION
@@ -64,7 +69,7 @@ def test_every_trial_and_fixture_is_documented() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text()
     names = [name for name in llmconv.testing.__all__ if name.startswith(("try_", "tiny_"))]
     fixtures = [name for name in vars(llmconv.testing.fixtures) if name.startswith("llmconv_")]
-    assert len(names) + len(fixtures) == 12
+    assert len(names) + len(fixtures) == 13
     for name in names + fixtures:
         assert f"`{name}" in text
 
@@ -102,6 +107,21 @@ def test_the_executor_of_the_documentation_does_tasks_in_turn(tmp_path: Path, mo
         found = workers.run([Task(name, 1, lambda _stop: Outcome(len(said))) for name in "ab"], said.append)
     assert [outcome.value for outcome in found] == [1, 2]
     assert said == [["a"], ["b"]]
+
+
+def test_the_command_of_the_documentation_is_one(
+    small_onnx: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
+    (tmp_path / "own_command.py").write_text(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    monkeypatch.syspath_prepend(tmp_path)
+    named = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    (entry,) = named["project"]["entry-points"][extensions.GROUP].items()
+    found = EntryPoint(entry[0], entry[1].replace("your_module", "own_command"), extensions.GROUP)
+    monkeypatch.setattr(extensions, "entry_points", lambda group: [found])
+    result = typer.testing.CliRunner().invoke(app, [entry[0], str(small_onnx.folder)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert re.search(r"^ +[\d,]+ onnx/part_1_of_2\.data$", result.stdout, re.MULTILINE)
 
 
 def test_the_quantizer_of_the_documentation_quantizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,5 +24,5 @@ def test_every_block_runs_after_those_before_it(
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "docs/library.md", "exec"), names)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     assert {"the source", "split_heads", "decompose", "linear_to_conv"} <= set(names["makers"])  # type: ignore[call-overload]

@@ -197,8 +197,52 @@ def test_plugin_without_a_decorated_function_is_a_warning(install: Install) -> N
     assert "brings nothing; decorate" in Registry.load().broken["broken-dist 1.0 (bad)"]
 
 
+def test_a_recipe_chooses_between_two_lowerings_of_one_op(install: Install) -> None:
+    def first(low: Any, node: Any) -> None: ...
+    def second(low: Any, node: Any) -> None: ...
+
+    tables = [{aten.relu.default: first, aten.abs.default: first}, {aten.relu.default: second}]
+    modules = [hook_module(register_lowerings=lambda table=table: table) for table in tables]
+    install(Entry("a", modules[0], "first-dist"), Entry("b", modules[1], "second-dist"))
+    registry, relu = Registry.load(), aten.relu.default
+    for distribution, function in (("first-dist", first), ("second-dist", second)):
+        chosen = {"aten.relu.default": distribution}
+        assert registry.lowerings_by(chosen) == {relu: function, aten.abs.default: first}
+        assert registry.lowered_by(relu, chosen) == f"{distribution} 1.0"
+    with pytest.raises(PluginError, match=r'choose in the recipe, \[lowerings\] "aten\.relu\.default" = "first-dist"'):
+        registry.lowerings[relu](None, None)
+    for chosen, said in (
+        (
+            {"aten.rleu.default": "first-dist"},
+            r"no plugin lowers 'aten\.rleu\.default'; did you mean 'aten\.relu\.default'",
+        ),
+        (
+            {"aten.abs.default": "second-dist"},
+            r"'second-dist' does not lower aten\.abs\.default; name one of first-dist",
+        ),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            registry.lowerings_by(chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["recipes"], "gives recipes, which is not a pathlib.Path"),
+        ([Path("no/such/folder")], "gives no/such/folder, which is no folder that holds recipes, .toml files"),
+    ],
+)
+def test_what_is_no_folder_of_recipes_is_said(install: Install, given: list[Any], said: str) -> None:
+    install(Entry("bad", hook_module(register_recipes=lambda: given), "broken-dist"))
+    registry = Registry.load()
+    assert registry.registered_recipes == []
+    assert registry.broken == {"broken-dist 1.0 (register_recipes)": said}
+
+
 def test_misspelt_hook_is_an_error() -> None:
-    with pytest.raises(PluginError, match="register_pases") as caught:
+    with pytest.raises(
+        PluginError, match=r"unknown hook 'register_pases' in .*; did you mean 'register_passes'\?"
+    ) as caught:
         Registry.of(hook_module(register_pases=lambda: [Nothing]))
     assert "\n" not in str(caught.value)
 

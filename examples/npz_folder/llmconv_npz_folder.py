@@ -32,7 +32,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         def turned(t: Tensor) -> Tensor:
-            a, b = t.chunk(2, -1)
+            half = t.shape[-1] // 2
+            a, b = t[..., :half], t[..., half:]
             return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
         read = self.norm(x)  # (1, T, C)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a backend's check runs before torch is imported
     from llmconv.graph.model import Model
     from llmconv.graph.sizes import PartSize
     from llmconv.lowering.lower import LoweringTable
+    from llmconv.lowering.onnx_pass import OnnxPass
     from llmconv.target import Chipset
     from llmconv.tokenizer.tokenizer import Tokenizer
     from llmconv.work.steps import Steps
@@ -53,6 +54,7 @@ class BuildJob:
         long: for conversations beyond the context; None for none.
         workers: do what is heavy and needs no graph, as tasks.
         further: more chipsets to build for, of the same weights; of backends with `several`.
+        onnx_passes: over the ONNX of each part; `lower` runs them.
     """
 
     model: Model
@@ -70,6 +72,7 @@ class BuildJob:
     stop: Sequence[str] = ()
     long: LongText | None = None
     workers: Workers = field(default_factory=Threads)
+    onnx_passes: Sequence[OnnxPass] = ()
     further: Sequence[Chipset] = ()
 
     @property
@@ -86,11 +89,12 @@ class BuildJob:
 
         Raises:
             LoweringError: a graph holds what has no lowering.
+            PassError: an ONNX pass failed, or broke something.
         """
         from llmconv.bundle.graph_spec import graph_spec  # noqa: PLC0415  imports torch
         from llmconv.lowering.write import write_onnx  # noqa: PLC0415  likewise
 
-        write_onnx(self.model, self.folder, self.lowerings, self.progress, self.files, self.jobs)
+        write_onnx(self.model, self.folder, self.lowerings, self.progress, self.files, self.jobs, self.onnx_passes)
         return [graph_spec(self.model, graph) for graph in self.model.graphs.values()]
 
 
@@ -171,6 +175,11 @@ class Backend(Framed, ABC):
     runtimes: ClassVar[tuple[str, ...]] = ()
     lowers: ClassVar[bool] = True
     several: ClassVar[bool] = False
+
+    @property
+    def builds_from_onnx(self) -> bool:
+        """Whether all that it builds comes of what `BuildJob.lower` writes, so that ONNX passes count in it."""
+        return self.lowers
 
     def check(self, chipset: Chipset) -> None:
         """Find what is missing before any work starts.

@@ -76,7 +76,14 @@ def warnings_off() -> Iterator[None]:
 
 @contextmanager
 def progress(first: str) -> Iterator[Step]:
-    """A line that says what is being done, and behind it one line for each thing done with its seconds."""
+    """A line that says what is being done, and behind it one line for each thing done with its seconds.
+
+    Args:
+        first: what is done first.
+
+    Yields:
+        What is called with a stage and an item before each piece of work, as `llmconv.apply` does.
+    """
     began, doing = time.monotonic(), first
 
     def finish() -> None:

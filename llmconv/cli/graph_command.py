@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 
 def graph(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe, or the name of an installed one.")],
     after: Annotated[str | None, typer.Option(metavar="PASS", help="As it is then; by default before numbers.")] = None,
     name: Annotated[str | None, typer.Option("--graph", help="Which; by default the recipe's last.")] = None,
     part: Annotated[int | None, typer.Option(min=1, help="That part alone.")] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="That layer alone.")] = None,
     diff: Annotated[str | None, typer.Option(metavar="PASS", help="What the pass changes: - before, + after.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="What each pass finds, and what it leaves alone.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write an .onnx of one part, for Netron to draw.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write an .svg, or an .onnx of one part, for Netron to draw.")
+    ] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for apply.")] = None,
     allow_local_plugins: options.LocalPlugins = False,
 ) -> None:
@@ -42,7 +44,7 @@ def graph(
         checked = check(loaded, options.registry_for(loaded, allow_local_plugins))
         step("lay out", loaded.name)
         if output is not None:
-            said = [_written(graphs_after(checked, after), name, part, output)]
+            said = [_written(graphs_after(checked, after), name, part, layer, output)]
         elif explain:
             said = list(explained(checked))
         elif diff is not None:
@@ -70,13 +72,20 @@ def _parts(model: Model, name: str | None, part: int | None) -> Sequence[GraphMo
     return parts if part is None else [parts[part - 1]]
 
 
-def _written(model: Model, name: str | None, part: int | None, file: Path) -> str:
+def _written(model: Model, name: str | None, part: int | None, layer: int | None, file: Path) -> str:
     import onnx
 
+    from llmconv.files import write_text
+    from llmconv.graph.drawn import as_svg
     from llmconv.graph.shown import for_netron
 
+    if file.suffix == ".svg":
+        write_text(file, as_svg(_parts(model, name, part), layer))
+        return f"{file}: open it in a browser"
     if file.suffix != ".onnx":
-        raise RecipeError(f"--output {file}: graphs are written as .onnx, which Netron draws")
+        raise RecipeError(f"--output {file}: graphs are written as .svg, or as .onnx, which Netron draws")
+    if layer is not None:
+        raise RecipeError(f"--output {file}: an .onnx holds a whole part; leave --layer out, or write an .svg")
     made = for_netron(_graph(model, name, part), (part or 1) - 1)
     onnx.save(made, file)
     return f"{file}: {len(made.graph.node)} nodes; open it in Netron"

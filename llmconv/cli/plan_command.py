@@ -20,7 +20,7 @@ _VERDICT = {"ok": "[green]ok[/]", "warning": "[yellow]over[/]", "error": "[red]T
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe, or the name of an installed one.")],
     backend: Annotated[str | None, typer.Option(help="The backend, instead of the recipe's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint's folder, instead of the recipe's.")] = None,
     targets: options.Targets = None,

@@ -17,11 +17,14 @@ app = typer.Typer(help="List, copy and check recipes.", no_args_is_help=True)
 
 @app.command("list")
 def list_() -> None:
-    """List the recipes that come with llmconv."""
+    """List the recipes that come with llmconv, and those that plugins bring; commands take their names."""
+    from llmconv.plugins.listing import first_comment
+    from llmconv.plugins.registry import Registry
     from llmconv.recipe import shipped
 
-    for name in shipped.names():
-        print(f"{name:24} {shipped.description(name)}".rstrip())
+    for distribution, file in shipped.found(Registry.load()):
+        brought = "" if distribution == "llmconv" else f" ({distribution})"
+        print(f"{file.stem:24} {first_comment(file)}{brought}".rstrip())
 
 
 @app.command()
@@ -29,7 +32,7 @@ def copy(
     name: Annotated[str, typer.Argument(help="As 'llmconv recipe list' gives it.")],
     folder: Annotated[Path, typer.Argument(help="Where to.")] = Path(),
 ) -> None:
-    """Copy a recipe that comes with llmconv, and its data."""
+    """Copy a recipe that comes with llmconv or a plugin, and its data."""
     from llmconv.recipe import shipped
 
     for path in shipped.copy(name, folder):
@@ -59,7 +62,7 @@ def for_(
 
 @app.command()
 def check(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe, or the name of an installed one.")],
     assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for apply.")] = None,
     allow_local_plugins: options.LocalPlugins = False,
 ) -> None:

@@ -48,3 +48,4 @@ from .sizes import widths_of as widths_of
 from .split import part_of as part_of
 from .split import split_graph as split_graph
 from .trace import trace as trace
+from .trace import trace_at as trace_at

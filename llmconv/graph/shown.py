@@ -44,7 +44,7 @@ def lines_of(part: fx.GraphModule, layer: int | None = None) -> list[Line]:
         layer: whose nodes alone are wanted; inputs of its cache are among them.
     """
     nodes = [n for n in part.graph.nodes if n.op != "output"]
-    return [_line(node) for node in nodes if layer is None or layer_of(node) == layer]
+    return [line_of(node) for node in nodes if layer is None or layer_of(node) == layer]
 
 
 def layer_of(node: fx.Node) -> int | None:
@@ -55,7 +55,8 @@ def layer_of(node: fx.Node) -> int | None:
     return next((int(word) for word in str(node.meta[NAME]).split(".") if word.isdigit()), None)
 
 
-def _line(node: fx.Node) -> Line:
+def line_of(node: fx.Node) -> Line:
+    """A node's line."""
     value = value_of(node)
     shape = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return Line(str(node.meta[NAME]), _WORDS.get(node.op) or op_name(node), shape, node.meta.get(MADE_BY, SOURCE))

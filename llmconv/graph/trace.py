@@ -6,8 +6,9 @@ import pickle
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,13 +44,10 @@ _kept = _Kept()
 def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
     """Trace a stateless causal module, `forward(input_ids, position_ids) -> logits`, at `ar` tokens.
 
-    The module lies on the meta device and has one submodule `rotary` that returns (cos, sin), and perhaps a second one,
-    `rotary_local`.
+    The module lies on the meta device. Where it has a submodule `rotary` that returns (cos, sin), and perhaps a second
+    one, `rotary_local`, passes find these.
     Every node of the result carries a structural name: the path of the module that made it, then the op.
     A proof traces what the conversion has traced: the last traces are kept, and copied for modules that equal theirs.
-
-    Raises:
-        PassError: the module has no submodule `rotary`.
     """
     with _ONE_AT_A_TIME, collector_paused():
         content = _content(module)
@@ -62,6 +60,28 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
         while len(traces) > KEPT:
             traces.popitem(last=False)
         return Graph(name, ar, context, [copy_part(traces[key])])
+
+
+def trace_at(module: nn.Module, inputs: Mapping[str, Tensor], name: str) -> Graph:
+    """Trace any module at some inputs, for passes that ask nothing of a decoder.
+
+    Args:
+        module: on the meta device.
+        inputs: argument of `forward` -> a tensor of its shape and type.
+
+    Returns:
+        A graph whose `ar` and `context` say nothing; its outputs are `output`, `output_1` and so on.
+    """
+    with _ONE_AT_A_TIME, collector_paused(), torch.no_grad(), _no_stack_traces():
+        gm = _export(module, (), {name: value.to("meta") for name, value in inputs.items()})
+        gm = graph_module(gm, gm.graph)
+        _settle(gm)
+        found = pytree.tree_leaves(output_node(gm).args[0])
+        outputs = {f"output_{i}" if i else "output": node for i, node in enumerate(found)}
+        for node in gm.graph.find_nodes(op="placeholder"):
+            node.meta[IO_META] = IO("hidden")
+        _finish(gm, outputs, dict.fromkeys(outputs, IO("hidden")))
+    return Graph(name, 1, 1, [gm])
 
 
 def _content(module: nn.Module) -> Content | None:
@@ -78,8 +98,6 @@ def _content(module: nn.Module) -> Content | None:
 def _trace(module: nn.Module, ar: int) -> fx.GraphModule:
     ids, positions = (torch.zeros(1, ar, dtype=torch.int32, device="meta") for _ in range(2))
     found = {path.split(".")[-1]: m for path, m in module.named_modules()}
-    if "rotary" not in found:
-        raise PassError(f"{type(module).__name__} has no submodule 'rotary', which gives cos and sin")
     hooks = [found[name].register_forward_hook(_marks(roles)) for name, roles in ROTARIES.items() if name in found]
     try:
         with torch.no_grad(), _no_stack_traces(), _use_lazy_graph_module(True):
@@ -90,12 +108,18 @@ def _trace(module: nn.Module, ar: int) -> fx.GraphModule:
     if (names := [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]) != ["input_ids", "position_ids"]:
         raise PassError(f"{type(module).__name__}.forward takes {names} instead of input_ids and position_ids")
     gm = graph_module(gm, gm.graph)
-    _normalize(gm)
+    _settle(gm)
+    for node in gm.graph.find_nodes(op="placeholder"):
+        node.meta[IO_META] = IO(node.target)
+    (logits,) = pytree.tree_leaves(output_node(gm).args[0])
+    _finish(gm, {"logits": logits}, {"logits": IO("logits")})
     return gm
 
 
-def _export(module: nn.Module, args: tuple[Tensor | None, ...]) -> fx.GraphModule:
-    gm = torch.export.export(module, args, strict=False).module(check_guards=False)
+def _export(
+    module: nn.Module, args: tuple[Tensor | None, ...], named: Mapping[str, Tensor] = MappingProxyType({})
+) -> fx.GraphModule:
+    gm = torch.export.export(module, args, dict(named), strict=False).module(check_guards=False)
     if not isinstance(gm, fx.GraphModule):
         raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
     return gm
@@ -119,11 +143,11 @@ def _marks(roles: tuple[Kind, Kind]) -> Callable[..., tuple[Tensor, ...]]:
     return mark
 
 
-def _normalize(gm: fx.GraphModule) -> None:
+def _settle(gm: fx.GraphModule) -> None:
     """Give every node its structural name; drop marks and assertions; put weights beside their first use."""
     for node in list(gm.graph.nodes):
         if node.op == "placeholder":
-            node.target, node.meta[IO_META] = str(node.target), IO(str(node.target))  # type: ignore[arg-type]
+            node.target = str(node.target)
         elif node.target is ops.MARK:
             node.args[0].meta[ROLE] = node.args[1]
             node.replace_all_uses_with(node.args[0])
@@ -136,10 +160,11 @@ def _normalize(gm: fx.GraphModule) -> None:
             first = min(node.users)
             first.prepend(node)
     _name_nodes(gm)
-    node = output_node(gm)
-    (logits,) = pytree.tree_leaves(node.args[0])
+
+
+def _finish(gm: fx.GraphModule, outputs: dict[str, fx.Node], io: dict[str, IO]) -> None:
     gm.graph.set_codegen(fx.graph.CodeGen())
-    set_outputs(gm, {"logits": logits}, {"logits": IO("logits")})
+    set_outputs(gm, outputs, io)
     finish(gm)
 
 

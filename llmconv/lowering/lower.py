@@ -103,11 +103,7 @@ class Lowering:
                 self._settle(node, self._lower(node))
         place = {name: i for i, name in enumerate(outputs_of(self.part))}
         self.graph.outputs = sorted(self.graph.outputs, key=lambda t: place[t.name])
-        if domains := sorted({node.domain for node in self.graph.nodes if node.domain}):
-            versions = {"": self.graph.opset, **dict.fromkeys(domains, 1)}
-            self.graph.import_domains = [onnx.helper.make_opsetid(*version) for version in versions.items()]
-        model: onnx.ModelProto = gs.export_onnx(self.graph, do_type_check=True)
-        return model
+        return exported(self.graph)
 
     def tensors(self) -> dict[str, str]:
         """After `run`, of a float model: the ONNX name of each value's tensor -> the value's structural name."""
@@ -121,10 +117,13 @@ class Lowering:
             with plugin_code(function, doing):
                 made = function(self, node)
         except LoweringError as error:
-            if name_of(node) in str(error):
+            named, made_by = name_of(node) in str(error), node.meta.get(MADE_BY)
+            if named and (made_by is None or f"pass '{made_by}'" in str(error)):
                 raise
-            made_by = f", which pass '{node.meta[MADE_BY]}' made" if MADE_BY in node.meta else ""
-            raise LoweringError(f"'{name_of(node)}'{made_by}: {error}") from error
+            if named:
+                raise LoweringError(f"{error}; pass '{made_by}' made the node") from error
+            maker = f", which pass '{made_by}' made" if made_by is not None else ""
+            raise LoweringError(f"'{name_of(node)}'{maker}: {error}") from error
         return given(function, doing, made, gs.Tensor)
 
     def value(self, node: Any) -> gs.Tensor:
@@ -289,6 +288,15 @@ class Lowering:
         if name not in self._constants:
             self._constants[name] = gs.Constant(name, np.array(value, dtype=dtype))
         return self._constants[name]
+
+
+def exported(graph: gs.Graph) -> onnx.ModelProto:
+    """A graph as ONNX, with version 1 of each domain that is not the standard's."""
+    if domains := sorted({node.domain for node in graph.nodes if node.domain}):
+        versions = {"": graph.opset, **dict.fromkeys(domains, 1)}
+        graph.import_domains = [onnx.helper.make_opsetid(*version) for version in versions.items()]
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=True)
+    return model
 
 
 def _check_standard(op: str, attributes: Mapping[str, Any], node: str, opset: int) -> None:

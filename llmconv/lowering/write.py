@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,9 @@ from llmconv.bundle.weights import ENCODINGS
 from llmconv.encodings.value import Encodings
 from llmconv.files import write_json
 from llmconv.graph.model import Model, name_of
-from llmconv.lowering.lower import Lowering, LoweringTable
+from llmconv.lowering.lower import LoweringTable
+from llmconv.lowering.lower_part import lower_part
+from llmconv.lowering.onnx_pass import OnnxPass
 from llmconv.quantization.nearest import place
 from llmconv.weights.store import WeightStore
 from llmconv.work.local import in_processes
@@ -49,15 +51,18 @@ def write_onnx(
     progress: Callable[[str, str], None] = lambda _stage, _item: None,
     files: PartFiles | None = None,
     jobs: int | None = None,
+    passes: Sequence[OnnxPass] = (),
 ) -> None:
     """Lower every part of every graph into a bundle's `onnx/`, and what its weight files hold into `encodings.json`.
 
     Args:
         files: the weight files in `onnx/`, where some weights have been written already.
         jobs: how many processes lower at once at most; None for as many as there are cores.
+        passes: over the ONNX of each part.
 
     Raises:
         LoweringError: a graph holds what has no lowering.
+        PassError: an ONNX pass failed, or broke something.
     """
     folder = bundle / ONNX_FOLDER
     graphs = list(model.graphs.values())
@@ -75,8 +80,8 @@ def write_onnx(
         parts = {graph.label(i): (graph.parts[i], weights) for i, weights in enumerate(opened) for graph in graphs}
 
         def lower(label: str) -> None:
-            lowered = Lowering(parts[label][0], model.encodings, parts[label][1], lowerings).run()
-            onnx.save(lowered, folder / f"{label}.onnx")
+            part, weights = parts[label]
+            onnx.save(lower_part(label, part, model.encodings, weights, lowerings, passes), folder / f"{label}.onnx")
 
         in_processes(lower, list(parts), jobs, partial(progress, "lower"))
     values = {name: encoding.to_dict() for name, encoding in encodings.values.items()}

@@ -1,3 +1,4 @@
+from .base import Create as Create
 from .base import GraphPass as GraphPass
 from .base import Pass as Pass
 from .base import RewritePass as RewritePass

@@ -19,6 +19,7 @@ from llmconv.plugins.registry import Kind
 from llmconv.sources.model_config import ModelConfig
 
 Use = tuple[Kind, str, Mapping[str, Any]]
+Create = Callable[[Kind, str, Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Pass(ABC):
 
         Raises:
             PassError: says what.
+        """
+
+    def know(self, create: Create) -> None:  # noqa: B027  most passes name no other plugin
+        """Take what makes plugins, once, before anything is asked of the pass: for `check` and `widths`, which have no
+        context.
+
+        Args:
+            create: makes a plugin by kind, name and options, as of `PassContext`.
         """
 
     def uses(self) -> Sequence[Use]:

@@ -116,11 +116,24 @@ def _label(node: fx.Node) -> str:
 
 
 def _stamp(fresh: list[fx.Node], known: dict[fx.Node, Entry], name: str) -> None:
-    """Say of each new node which pass made it; what was only moved to another part keeps its maker."""
+    """Say of each new node which pass made it, and of each that now does something else.
+
+    What was only moved to another part, or reads another value, keeps its maker.
+    """
     moved = {(entry[1], entry[4]) for entry in known.values()}
     for node in fresh:
-        if node not in known and (node.target, node.meta.get(NAME)) not in moved:
+        if node not in known:
+            made = (node.target, node.meta.get(NAME)) not in moved
+        else:
+            now = _written(node.target, node.args, node.kwargs)
+            made = node.op == "call_function" and now != _written(*known[node][1:4])
+        if made:
             node.meta[MADE_BY] = name
+
+
+def _written(target: Any, args: Any, kwargs: Any) -> Any:
+    """What a node does, whichever values it does it to."""
+    return target, fx.map_arg((args, kwargs), lambda _node: "a value")
 
 
 def _check_outputs(part: fx.GraphModule, graph: Graph) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.model import Graph, Model
@@ -121,7 +122,7 @@ class PassManager:
         """
         widths: dict[str, float] = {}
         for i, p in enumerate(self.passes[done:], start=done):
-            with _named(p, [q.name for q in self.passes[:i]]):
+            with named(p, [q.name for q in self.passes[:i]]):
                 widths |= p.widths(model)
         return widths
 
@@ -129,7 +130,7 @@ class PassManager:
         """Run a pass on a model that is as in `before`; what it did, and the model as it is then."""
         p, counts = self.passes[i], {g.name: _count(g) for g in model.graphs.values()}
         bound = sum(q.tolerance or 0.0 for q in self.passes[: i + 1])
-        with _named(p, [q.name for q in self.passes[:i]]):
+        with named(p, [q.name for q in self.passes[:i]]):
             with collector_paused() if p.structural else nullcontext():
                 if self.verifier is not None and (p.needs_calibration or not p.structural):
                     self.verifier.forget()  # calibration holds weights of its own
@@ -185,20 +186,20 @@ class PassManager:
 
 
 @contextmanager
-def _named(p: Pass, before: list[str]) -> Iterator[None]:
+def named(p: Any, before: Sequence[str], kind: str = "pass") -> Iterator[None]:
     """Whatever goes wrong inside is an error that names the pass and those before it."""
     try:
         yield
     except LlmconvError as error:
-        raise PassError(f"{_place(p, before)}: {error}") from error
+        raise PassError(f"{_place(p, before, kind)}: {error}") from error
     except ANYTHING as error:
-        raise PassError(f"{_place(p, before)} failed: {blame(p, error)}") from error
+        raise PassError(f"{_place(p, before, kind)} failed: {blame(p, error)}") from error
 
 
-def _place(p: Pass, before: list[str]) -> str:
+def _place(p: Any, before: Sequence[str], kind: str) -> str:
     """The pass, whose it is where it is not llmconv's own, and the passes before it."""
     known = ", ".join(filter(None, (third_party(p), f"after {', '.join(before)}" if before else "")))
-    return f"pass '{p.name}'" + (f" ({known})" if known else "")
+    return f"{kind} '{p.name}'" + (f" ({known})" if known else "")
 
 
 def _count(graph: Graph) -> int:

@@ -18,6 +18,9 @@ class Observer(ABC):  # noqa: B024  whoever watches need not watch everything
     def step(self, stage: str, item: str) -> None:  # noqa: B027  as above
         """A piece of work begins, e.g. `lower`, `token_ar1_cl128_1_of_2`."""
 
+    def after_step(self, stage: str, item: str) -> None:  # noqa: B027  as above
+        """A piece of work that `step` told of is behind: another begins, or the conversion ends."""
+
     def before_pass(self, name: str, model: Model) -> None:  # noqa: B027  as above
         """A pass is about to run; the model is for looking at."""
 
@@ -30,12 +33,25 @@ class Observers:
 
     def __init__(self, watching: Sequence[Observer] = ()) -> None:
         self._watching = list(watching)
+        self._under_way: tuple[str, str] | None = None
 
     def step(self, stage: str, item: str) -> None:
-        """As of `Observer`."""
-        for one in self._watching:
+        """A piece of work begins, so that the one before it is behind."""
+        self.done()
+        self._under_way = stage, item
+        self._tell([one.step for one in self._watching], stage, item)
+
+    def done(self) -> None:
+        """What was under way is behind."""
+        if self._under_way is not None:
+            self._tell([one.after_step for one in self._watching], *self._under_way)
+        self._under_way = None
+
+    def _tell(self, calls: Sequence[Callable[[str, str], None]], stage: str, item: str) -> None:
+        for call in calls:
+            one = call.__self__  # type: ignore[attr-defined]
             with plugin_code(one, f"observer {type(one).__name__}"):
-                one.step(stage, item)
+                call(stage, item)
 
     @contextmanager
     def of_pass(self, name: str, model: Model) -> Iterator[None]:

@@ -180,7 +180,7 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
     chipsets = recipe.chipsets(registry)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
     checked = check(recipe, registry, weights=False)
-    return make(checked, *lay_out(checked), Device(backend, chipsets, jobs, registry.lowerings))
+    return make(checked, *lay_out(checked), Device(backend, chipsets, jobs, registry.lowerings_by(recipe.lowerings)))
 
 
 def make(checked: Checked, model: Model, widths: Mapping[str, float], device: Device) -> Plan:

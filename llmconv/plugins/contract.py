@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 BASES = {
     "pass": "llmconv.passes.Pass",
     "source": "llmconv.sources.Source",
@@ -12,6 +14,8 @@ BASES = {
     "executor": "llmconv.work.Executor",
     "evaluator": "llmconv.evaluation.Evaluator",
     "chooser": "llmconv.choosing.Chooser",
+    "onnx_pass": "llmconv.lowering.OnnxPass",
+    "scheme": "llmconv.quantization.SchemePreset",
 }
 
 
@@ -49,6 +53,13 @@ def lacks_of_observer(observer: object) -> str | None:
     """What a class lacks to be an observer, said after its name, or None."""
     derives = isinstance(observer, type) and "llmconv.passes.Observer" in map(_public_name, observer.__mro__)
     return None if derives else "does not derive from llmconv.passes.Observer"
+
+
+def lacks_of_folder(folder: object) -> str | None:
+    """What something lacks to be a folder of recipes, said after its name, or None."""
+    if not isinstance(folder, Path):
+        return "is not a pathlib.Path"
+    return None if any(folder.glob("*.toml")) else "is no folder that holds recipes, .toml files"
 
 
 def _public_name(cls: type) -> str:

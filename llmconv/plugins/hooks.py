@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llmconv.backends.backend import Backend
     from llmconv.backends.exporter import Exporter
     from llmconv.choosing.chooser import Chooser
     from llmconv.doctor.finding import Checkup
     from llmconv.evaluation.evaluator import Evaluator
     from llmconv.lowering.lower import LoweringTable
+    from llmconv.lowering.onnx_pass import OnnxPass
     from llmconv.passes.base import Pass
     from llmconv.passes.observer import Observer
     from llmconv.quantization.quantizer import Quantizer
+    from llmconv.quantization.scheme import SchemePreset
     from llmconv.runtimes.runtime import Runtime
     from llmconv.sources.family import Family
     from llmconv.sources.source import Source
@@ -48,8 +52,18 @@ def register_quantizers() -> Iterable[type[Quantizer]]:  # type: ignore[empty-bo
 
 
 @hookspec
+def register_schemes() -> Iterable[type[SchemePreset]]:  # type: ignore[empty-body]
+    """Presets of schemes that a quantizing pass may name."""
+
+
+@hookspec
 def register_lowerings() -> LoweringTable:  # type: ignore[empty-body]
     """A function for each fx op that becomes ONNX."""
+
+
+@hookspec
+def register_onnx_passes() -> Iterable[type[OnnxPass]]:  # type: ignore[empty-body]
+    """Passes over the ONNX of each part, behind its lowering, that recipes may name."""
 
 
 @hookspec
@@ -85,6 +99,11 @@ def register_observers() -> Iterable[type[Observer]]:  # type: ignore[empty-body
 @hookspec
 def register_chipsets() -> Iterable[Chipset]:  # type: ignore[empty-body]
     """Chipsets that a recipe's target may name, by themselves or by a device."""
+
+
+@hookspec
+def register_recipes() -> Iterable[Path]:  # type: ignore[empty-body]
+    """Folders of recipes that the command line finds by name."""
 
 
 @hookspec

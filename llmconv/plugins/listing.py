@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from llmconv.plugins.options import helps, option_schema
@@ -95,10 +96,18 @@ def _brought(registry: Registry) -> Iterator[tuple[str, Brought]]:
         yield distribution, Brought("observer", observer.__name__, _first_line(observer))
     for distribution, checkup in registry.registered_checkups:
         yield distribution, Brought("checkup", checkup.__name__, _first_line(checkup))
+    for distribution, file in registry.registered_recipes:
+        yield distribution, Brought("recipe", file.stem, first_comment(file))
     for distribution, op in registry.registered_lowerings:
         yield distribution, Brought("lowering", str(op), "")
     for distribution, chipset in registry.registered_chipsets:
         yield distribution, Brought("chipset", chipset.name, ", ".join(chipset.devices))
+
+
+def first_comment(recipe: Path) -> str:
+    """What a recipe's file says of itself in its first line."""
+    first = recipe.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _first_line(plugin: object) -> str:

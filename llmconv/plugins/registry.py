@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -17,10 +18,12 @@ from llmconv.errors import PluginError
 from llmconv.naming import nearest
 from llmconv.plugins import hooks
 from llmconv.plugins.api import check_api
-from llmconv.plugins.contract import lacks, lacks_of_family, lacks_of_observer
+from llmconv.plugins.choice import chosen_of, require_known
+from llmconv.plugins.contract import lacks
 from llmconv.plugins.frame import ANYTHING, plugin_code
 from llmconv.plugins.local_file import module_of_file
 from llmconv.plugins.options import validated
+from llmconv.plugins.results import CHECKUPS, CHIPSETS, FAMILIES, LOWERINGS, OBSERVERS, RECIPES, checked
 from llmconv.plugins.selection import selected
 from llmconv.target import Chipset, find
 
@@ -32,7 +35,19 @@ if TYPE_CHECKING:
     from llmconv.sources.source import Source
 
 GROUP = "llmconv"
-Kind = Literal["pass", "source", "quantizer", "backend", "runtime", "exporter", "evaluator", "chooser", "executor"]
+Kind = Literal[
+    "pass",
+    "source",
+    "quantizer",
+    "backend",
+    "runtime",
+    "exporter",
+    "evaluator",
+    "chooser",
+    "executor",
+    "onnx_pass",
+    "scheme",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOKS = {
     "pass": "register_passes",
@@ -44,10 +59,9 @@ _HOOKS = {
     "evaluator": "register_evaluators",
     "chooser": "register_choosers",
     "executor": "register_executors",
+    "onnx_pass": "register_onnx_passes",
+    "scheme": "register_schemes",
 }
-_LOWERINGS, _CHIPSETS, _FAMILIES = "register_lowerings", "register_chipsets", "register_families"
-_OBSERVERS, _CHECKUPS = "register_observers", "register_checkups"
-_LACKS = {_FAMILIES: lacks_of_family, _OBSERVERS: lacks_of_observer}
 _NOTHING = "brings nothing; decorate its register_ functions with llmconv.hookimpl"
 logger = logging.getLogger(__name__)
 
@@ -125,7 +139,7 @@ class Registry:
             manager.register(module)
             manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise PluginError(f"{distribution}: {' '.join(str(error).split())}") from error
+            raise PluginError(f"{distribution}: {' '.join(str(error).split())}{_near(error)}") from error
         self.loaded.append(Loaded(distribution, module, manager))
         self._found.clear()
 
@@ -152,18 +166,29 @@ class Registry:
     @cached_property
     def lowerings(self) -> LoweringTable:
         """The function of each fx op, from all plugins; for an op that two lower, one that refuses."""
-        found = self._ops.items()
-        return {op: functions[0][1] if len(functions) == 1 else _refusal(op, functions) for op, functions in found}
+        return self.lowerings_by({})
 
-    def lowered_by(self, op: Any) -> str:
-        """The distribution that lowers an op."""
-        return self._ops[op][0][0] if op in self._ops else ""
+    def lowerings_by(self, chosen: Mapping[str, str]) -> LoweringTable:
+        """As `lowerings`, with what a recipe chooses of several.
+
+        Args:
+            chosen: op -> distribution.
+
+        Raises:
+            RecipeError: nothing lowers such an op, or that distribution does not.
+        """
+        require_known(chosen, self._ops)
+        return {op: chosen_of(op, found, chosen.get(str(op)))[1] for op, found in self._ops.items()}
+
+    def lowered_by(self, op: Any, chosen: Mapping[str, str]) -> str:
+        """The distribution that lowers an op, where a recipe chooses as it does."""
+        return chosen_of(op, self._ops[op], chosen.get(str(op)))[0] if op in self._ops else ""
 
     @cached_property
     def _ops(self) -> dict[Any, list[tuple[str, Any]]]:
         """Each op -> the distributions that lower it, with their functions."""
         found: dict[Any, list[tuple[str, Any]]] = {}
-        for distribution, table in self._call(_LOWERINGS):
+        for distribution, table in self._call(LOWERINGS):
             for op, function in table.items():
                 found.setdefault(op, []).append((distribution, function))
         return found
@@ -173,6 +198,12 @@ class Registry:
         """Every op that a plugin lowers, with its distribution."""
         return [(distribution, op) for op, found in self._ops.items() for distribution, _ in found]
 
+    @cached_property
+    def registered_recipes(self) -> list[tuple[str, Path]]:
+        """The file of every recipe that a plugin brings, with its distribution."""
+        folders = [(distribution, folder) for distribution, found in self._call(RECIPES) for folder in found]
+        return [(distribution, file) for distribution, folder in folders for file in sorted(folder.glob("*.toml"))]
+
     @property
     def chipsets(self) -> list[Chipset]:
         """Every chipset that a plugin knows."""
@@ -181,7 +212,7 @@ class Registry:
     @cached_property
     def registered_chipsets(self) -> list[tuple[str, Chipset]]:
         """Every chipset that a plugin knows, with its distribution."""
-        return [(distribution, chipset) for distribution, found in self._call(_CHIPSETS) for chipset in found]
+        return [(distribution, chipset) for distribution, found in self._call(CHIPSETS) for chipset in found]
 
     @cached_property
     def families(self) -> Mapping[str, type[Family]]:
@@ -200,7 +231,7 @@ class Registry:
     @cached_property
     def registered_families(self) -> list[tuple[str, type[Family]]]:
         """Every family that a plugin brings, with its distribution."""
-        return [(distribution, family) for distribution, found in self._call(_FAMILIES) for family in found]
+        return [(distribution, family) for distribution, found in self._call(FAMILIES) for family in found]
 
     def observers(self) -> list[Observer]:
         """One of each, for one conversion."""
@@ -213,12 +244,12 @@ class Registry:
     @cached_property
     def registered_observers(self) -> list[tuple[str, type[Observer]]]:
         """Every observer that a plugin brings, with its distribution."""
-        return [(distribution, observer) for distribution, found in self._call(_OBSERVERS) for observer in found]
+        return [(distribution, observer) for distribution, found in self._call(OBSERVERS) for observer in found]
 
     @cached_property
     def registered_checkups(self) -> list[tuple[str, Checkup]]:
         """What plugins look at on this machine, each with its distribution."""
-        return [(distribution, checkup) for distribution, found in self._call(_CHECKUPS) for checkup in found]
+        return [(distribution, checkup) for distribution, found in self._call(CHECKUPS) for checkup in found]
 
     def source(self, name: str, options: Mapping[str, Any]) -> Source:
         """A source that knows all families.
@@ -266,7 +297,10 @@ class Registry:
         """
         plugin, where = self.find(kind, name).plugin, f"{kind} '{name}'"
         with plugin_code(plugin, where):
-            return plugin(**validated(plugin, options, where))
+            made: Any = plugin(**validated(plugin, options, where))
+            if kind == "pass":
+                made.know(self.create)
+            return made
 
     def source_for(self, checkpoint: Path) -> str:
         """The name of the source that reads what lies there.
@@ -318,11 +352,11 @@ class Registry:
                 results = caller()  # without those that are None
                 if len(results) < len(caller.get_hookimpls()):
                     raise PluginError("gives None; return what it is to bring")
-                checked = [_checked(hook, found) for found in results]
+                given = [checked(hook, found) for found in results]
             except ANYTHING as error:
                 self._break(f"{plugin.distribution} ({hook})", error)
                 continue
-            yield from ((plugin.distribution, found) for found in checked)
+            yield from ((plugin.distribution, found) for found in given)
 
     def _break(self, where: str, error: BaseException) -> None:
         if where not in self.broken:
@@ -331,29 +365,11 @@ class Registry:
             logger.warning("plugin %s cannot be loaded: %s", where, reason)
 
 
+def _near(error: pluggy.PluginValidationError) -> str:
+    """The hook that a misspelt one may be."""
+    misspelt = re.match(r"unknown hook '(\w+)'", str(error))
+    return nearest(misspelt[1], [name for name in vars(hooks) if name.startswith("register_")]) if misspelt else ""
+
+
 def _distribution(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-
-
-def _checked(hook: str, found: Any) -> Any:
-    """What a hook gave: a table of lowerings as it is, of all else a list."""
-    if hook == _LOWERINGS:
-        if not isinstance(found, Mapping) or not all(map(callable, (*found, *found.values()))):
-            raise PluginError(f"gives {type(found).__name__}; return a dict of op -> function")
-        return found
-    if isinstance(found, type | str) or not isinstance(found, Iterable):
-        raise PluginError(f"gives {getattr(found, '__name__', type(found).__name__)}; return a list")
-    items = list(found)
-    lacking = _LACKS.get(hook)
-    if lacking is not None and (wrong := next((x for x in items if lacking(x)), None)) is not None:
-        raise PluginError(f"gives {getattr(wrong, '__name__', wrong)!s}, which {lacking(wrong)}")
-    if hook == _CHIPSETS and (wrong := next((x for x in items if not isinstance(x, Chipset)), None)):
-        raise PluginError(f"gives {type(wrong).__name__}; return instances of llmconv.target.Chipset")
-    return items
-
-
-def _refusal(op: Any, functions: list[tuple[str, Any]]) -> Any:
-    def refuse(*_: Any) -> None:
-        raise PluginError(f"op {op} is lowered by both {functions[0][0]} and {functions[1][0]}; uninstall one")
-
-    return refuse

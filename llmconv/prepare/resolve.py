@@ -13,6 +13,7 @@ from llmconv.chat.template import ChatTemplate
 from llmconv.chat.turn_end import turn_end
 from llmconv.decoding.decoder import LongText
 from llmconv.errors import ChatError, CheckpointError, RecipeError
+from llmconv.lowering.onnx_pass import OnnxPass
 from llmconv.passes.base import Pass
 from llmconv.passes.manager import PassManager
 from llmconv.plugins.registry import Kind, Registry
@@ -33,6 +34,7 @@ class Checked:
     Attributes:
         create: makes a plugin by kind, name and options.
         used: the plugins that the passes make by name.
+        onnx_passes: over the ONNX of each part.
     """
 
     recipe: Recipe
@@ -41,6 +43,7 @@ class Checked:
     passes: list[Pass]
     create: Callable[[Kind, str, Mapping[str, Any]], Any]
     used: list[Any]
+    onnx_passes: list[OnnxPass]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -103,6 +106,7 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False, weigh
     passes = [registry.create("pass", entry.name, entry.options) for entry in recipe.passes]
     PassManager(passes)
     used = [registry.create(*use) for p in passes for use in p.uses()]
+    onnx_passes = _onnx_passes(recipe, registry)
     config = source.config()
     _check_ends(config, checkpoint)
     for p in passes:
@@ -132,7 +136,7 @@ def check(recipe: Recipe, registry: Registry, *, calibrated: bool = False, weigh
         raise RecipeError(f"verify.text: {recipe.verify.text}: no such file")
     if recipe.chat.template is not None:
         ChatTemplate(recipe.chat.template, "chat.template", {})
-    checked = Checked(recipe, source, config, passes, registry.create, used)
+    checked = Checked(recipe, source, config, passes, registry.create, used, onnx_passes)
     return replace(checked, config=_with_turn_end(checked))
 
 
@@ -151,6 +155,24 @@ def _check_long(recipe: Recipe, length: int) -> None:
             f"chat.length: a graph reads {most} ids at once behind a past of {context - most}, which has no room for "
             f"as many beside {sinks} sinks; choose a smaller ar"
         )
+
+
+def _onnx_passes(recipe: Recipe, registry: Registry) -> list[OnnxPass]:
+    """The passes over ONNX.
+
+    Raises:
+        RecipeError: the backend does not build from that ONNX.
+    """
+    if (
+        recipe.onnx_passes
+        and not registry.create("backend", recipe.backend.name, recipe.backend.options).builds_from_onnx
+    ):
+        first = recipe.onnx_passes[0].name
+        raise RecipeError(
+            f"onnx_passes: backend '{recipe.backend.name}' as it is set up here does not build from the ONNX of parts, "
+            f"where '{first}' would count; remove it, or choose another backend"
+        )
+    return [registry.create("onnx_pass", entry.name, entry.options) for entry in recipe.onnx_passes]
 
 
 def _check_ends(config: ModelConfig, checkpoint: Path) -> None:

@@ -17,6 +17,7 @@ from .scheme import Columns as Columns
 from .scheme import Line as Line
 from .scheme import Rule as Rule
 from .scheme import Scheme as Scheme
+from .scheme import SchemePreset as SchemePreset
 from .sharing import sharing_groups as sharing_groups
 from .streaming import calibrate as calibrate
 from .tuning import Known as Known

@@ -48,6 +48,21 @@ class Line:
 
 
 @dataclass(frozen=True)
+class SchemePreset:
+    """Lines under a name, which recipes give instead of writing them; a recipe's own lines count after them.
+
+    A subclass is a frozen dataclass and nothing but data.
+
+    Attributes:
+        name: the recipe's name of it.
+        lines: name of a weight, or a pattern of names -> what overrides its role, as of `Scheme`.
+    """
+
+    name: ClassVar[str]
+    lines: ClassVar[Mapping[str, Line]]
+
+
+@dataclass(frozen=True)
 class Scheme:
     """A table of rules.
 
@@ -55,10 +70,18 @@ class Scheme:
         roles: role -> rule.
         lines: name of a weight, or a pattern of names -> what overrides its role; of several, the last counts, but one
             that is the very name counts before any pattern.
+        preset: whose lines come before these.
     """
 
     roles: Mapping[str, Rule]
     lines: Mapping[str, Line]
+    preset: SchemePreset | None = None
+
+    @property
+    def all_lines(self) -> dict[str, Line]:
+        """The preset's, then the recipe's own, which takes the place of one of the same pattern."""
+        given = self.preset.lines if self.preset is not None else {}
+        return {**{pattern: line for pattern, line in given.items() if pattern not in self.lines}, **self.lines}
 
     def rules(self, roles: Mapping[str, str], columns: Mapping[str, int]) -> dict[str, Rule]:
         """The rule of each weight.
@@ -71,9 +94,10 @@ class Scheme:
             PassError: a line matches no weight, or blocks do not fit one.
         """
         found = {name: self._rule(name, self.roles[role]) for name, role in roles.items()}
-        for pattern in self.lines:
+        for pattern in self.all_lines:
             if not any(fnmatchcase(name, pattern) for name in roles):
-                raise PassError(f"weights names {pattern!r}, which no convolution's weight matches")
+                by = "weights" if pattern in self.lines or self.preset is None else f"scheme '{self.preset.name}'"
+                raise PassError(f"{by} names {pattern!r}, which no convolution's weight matches")
         for name, rule in found.items():
             if rule.block and rule.bits != 4:
                 raise PassError(
@@ -94,5 +118,6 @@ class Scheme:
         return self._line(name).over(rule)
 
     def _line(self, name: str) -> Line:
-        matching = [line for pattern, line in self.lines.items() if fnmatchcase(name, pattern)]
-        return self.lines.get(name) or (matching[-1] if matching else Line())
+        lines = self.all_lines
+        matching = [line for pattern, line in lines.items() if fnmatchcase(name, pattern)]
+        return lines.get(name) or (matching[-1] if matching else Line())

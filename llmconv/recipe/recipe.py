@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from pydantic import (
 )
 
 from llmconv.errors import RecipeError
+from llmconv.recipe import shipped
 from llmconv.recipe.graphs import GraphLists, GraphName, GraphSection, alike, by_name
 from llmconv.recipe.located import located
 from llmconv.recipe.overrides import override
@@ -27,6 +29,9 @@ from llmconv.recipe.section import Section
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
     from llmconv.target import Chipset
+
+
+_NAME = re.compile(r"\w+")  # of a recipe that is installed, and no file's
 
 
 class ModelSection(Section):
@@ -97,6 +102,10 @@ class _Named(Section):
 
 class PassEntry(_Named):
     """One pass of the recipe, in its place."""
+
+
+class OnnxPassEntry(_Named):
+    """One pass over the ONNX of each part, in its place."""
 
 
 class BackendSection(_Named):
@@ -178,6 +187,8 @@ class Recipe(Section):
         name: of the conversion; by default the recipe's file has it.
         graphs: by name; all share one set of weights.
         passes: in the order in which they run.
+        onnx_passes: over the ONNX of each part, behind its lowering, in the order in which they run.
+        lowerings: OP = DISTRIBUTION that lowers it, where several do, such as `"aten.abs.default" = "llmconv-my-abs"`.
         requires: DISTRIBUTION = versions that must be installed, such as `">=1.0,<2"`; checked before anything else.
         plugins: Python files that bring plugins; a recipe by itself runs nothing, so they need `--allow-local-plugins`.
     """
@@ -187,6 +198,8 @@ class Recipe(Section):
     target: TargetSection
     graphs: dict[GraphName, GraphSection] = Field(min_length=1)
     passes: list[PassEntry] = Field(default_factory=list)
+    onnx_passes: list[OnnxPassEntry] = Field(default_factory=list)
+    lowerings: dict[str, str] = Field(default_factory=dict)
     calibration: CalibrationSection | None = None
     backend: BackendSection
     chat: ChatSection = Field(default_factory=ChatSection)
@@ -234,9 +247,9 @@ class Recipe(Section):
             raise ValueError(f"'{found[0]}' and '{found[1]}' read and see the same numbers of tokens; remove one")
         return graphs
 
-    @field_validator("passes")
+    @field_validator("passes", "onnx_passes")
     @classmethod
-    def _once_each(cls, passes: list[PassEntry]) -> list[PassEntry]:
+    def _once_each(cls, passes: list[_Named]) -> list[_Named]:
         names = [entry.name for entry in passes]
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise ValueError(f"'{twice[0]}' stands twice; options go by its name, so remove one")
@@ -260,13 +273,15 @@ class Recipe(Section):
 
         Args:
             backend, executor: name of another; the recipe's options for its own do not go with it.
-            file: TOML; relative paths in it are relative to its folder.
+            file: TOML, or the name of a recipe of llmconv or a plugin; relative paths in it are relative to its folder.
             overrides: `section.key=value`; relative paths in them are relative to the current folder.
 
         Raises:
             RecipeError: what is wrong, where, and what to do.
         """
         file = Path(file)
+        if not file.exists() and _NAME.fullmatch(str(file)):
+            file = shipped.named(str(file))
         if not file.exists():
             raise RecipeError(f"{file}: no such recipe; 'llmconv recipe list' names those that come with llmconv")
         text, where = text_of(file), str(file)
@@ -362,6 +377,9 @@ class Recipe(Section):
         for entry in self.passes:
             for use in registry.create("pass", entry.name, entry.options).uses():
                 registry.create(*use)
+        for over_onnx in self.onnx_passes:
+            registry.create("onnx_pass", over_onnx.name, over_onnx.options)
+        registry.lowerings_by(self.lowerings)
         registry.create("backend", self.backend.name, self.backend.options)
         registry.create("executor", self.executor.name, self.executor.options)
 

@@ -15,7 +15,12 @@ from llmconv.recipe import recipe
 from llmconv.recipe.recipe import Recipe
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-_NAMED: Mapping[str, Kind] = {"PassEntry": "pass", "BackendSection": "backend", "ExecutorSection": "executor"}
+_NAMED: Mapping[str, tuple[str, Kind]] = {  # section -> the recipe's key of it, and what it names
+    "PassEntry": ("passes", "pass"),
+    "OnnxPassEntry": ("onnx_passes", "onnx_pass"),
+    "BackendSection": ("backend", "backend"),
+    "ExecutorSection": ("executor", "executor"),
+}
 _OWN = {"checkpoint", "adapters"}  # of a source, which keys of [model] give
 
 
@@ -40,12 +45,16 @@ def json_schema(registry: Registry) -> dict[str, Any]:
         return found
 
     def entries(kind: Kind, about: str) -> dict[str, Any]:
-        return {"oneOf": [_entry(name, found.plugin, options, about) for name, found in _sorted(registry, kind)]}
+        found = [_entry(name, entry.plugin, options, about) for name, entry in _sorted(registry, kind)]
+        return {"oneOf": found} if found else _unknown(about)
 
-    for name, kind in _NAMED.items():
+    for name, (key, kind) in _NAMED.items():
         about = definitions.pop(name)["properties"]["name"]["description"]
-        place = schema["properties"] if kind != "pass" else schema["properties"]["passes"]
-        place["items" if kind == "pass" else kind] = entries(kind, about)
+        properties = schema["properties"]
+        if "items" in properties[key]:
+            properties[key]["items"] = entries(kind, about)
+        else:
+            properties[key] = entries(kind, about)
     model = definitions["ModelSection"]
     model["properties"]["source"]["examples"] = [name for name, _ in _sorted(registry, "source")]
     model["allOf"] = [_with_source(name, options(found.plugin)) for name, found in _sorted(registry, "source")]
@@ -69,6 +78,16 @@ def _entry(name: str, plugin: type, options: Any, about: str) -> dict[str, Any]:
         "properties": {"name": {"const": name, "description": said or about}, **options(plugin)},
         "required": ["name", *required_options(plugin)],
         "additionalProperties": False,
+    }
+
+
+def _unknown(about: str) -> dict[str, Any]:
+    """What a recipe holds of a kind of which nothing is installed."""
+    return {
+        "type": "object",
+        "description": "None is installed.",
+        "properties": {"name": {"type": "string", "description": about}},
+        "required": ["name"],
     }
 
 

@@ -17,6 +17,10 @@ EXAMPLES = {
     "backend": "fused_onnx",
     "lowering": "fold_silu",
     "evaluator": "among_five",
+    "onnx-pass": "positive_axes",
+    "scheme": "more_bits",
+    "observer": "watch_sizes",
+    "recipes": "house_recipes",
 }
 NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 WORKFLOW = Path(__file__).parent / "templates" / "test.yml"
@@ -50,9 +54,9 @@ def new_plugin(kind: str, name: str, folder: Path) -> list[Path]:
         raise LlmconvError(f"{folder}: no such folder; make it first")
     example = examples() / EXAMPLES[kind]
     shutil.rmtree(partial, ignore_errors=True)
-    for file in sorted(f for f in example.iterdir() if f.is_file()):
-        copy = partial / _renamed(file.name, words)
-        copy.parent.mkdir(exist_ok=True)
+    for file in sorted(f for f in example.rglob("*") if f.is_file() and "__pycache__" not in f.parts):
+        copy = partial / _renamed(file.relative_to(example).as_posix(), words)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(_renamed(file.read_text(encoding="utf-8"), words), encoding="utf-8")
     workflow = partial / ".github" / "workflows" / WORKFLOW.name
     workflow.parent.mkdir(parents=True)

@@ -9,6 +9,8 @@ from .modules import MODULES as MODULES
 from .modules import TinyDecoder as TinyDecoder
 from .modules import random_weights as random_weights
 from .modules import tiny_module as tiny_module
+from .onnx_passes import OnnxPassTrial as OnnxPassTrial
+from .onnx_passes import try_onnx_pass as try_onnx_pass
 from .passes import PassTrial as PassTrial
 from .passes import try_pass as try_pass
 from .quantizers import QuantizerTrial as QuantizerTrial

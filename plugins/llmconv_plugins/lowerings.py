@@ -140,7 +140,9 @@ def _requantize(low: Lowering, node: fx.Node) -> gs.Tensor:
 
 def _node(value: Any) -> fx.Node:
     if not isinstance(value, fx.Node):
-        raise LoweringError(f"{value!r} stands where a weight belongs")
+        raise LoweringError(
+            f"{value!r} stands where a weight belongs; leave one there, of ones where it is to do nothing"
+        )
     return value
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import onnx
 import pytest
 
 from llmconv.cli import main
+from llmconv.graph.drawn import HEIGHT, WIDTH
 
 Shown = Callable[..., list[str]]
+SVG = "{http://www.w3.org/2000/svg}"
 LOCAL = '''
 from dataclasses import dataclass
 
@@ -117,6 +122,30 @@ def test_one_part_as_onnx_for_netron(shown: Shown, tmp_path: Path) -> None:
     assert made_by["layers.2.self_attn.q_proj.h0"] == "linear_to_conv"
 
 
+def test_a_layer_as_a_picture(shown: Shown, tmp_path: Path) -> None:
+    """A box for each node that is listed and for what they read from elsewhere, an arrow for each that is read."""
+    listed = [line.split()[0] for line in shown("--layer", 0, "--after", "once")]
+    shown("--layer", 0, "--after", "once", "--output", tmp_path / "g.svg")
+    svg = ElementTree.parse(tmp_path / "g.svg").getroot()
+    boxes = [(group.get("class"), str(group.findtext(f"{SVG}title")).split()) for group in svg.iter(f"{SVG}g")]
+    assert [title[0] for kind, title in boxes if kind is None] == listed
+    outside = {title[0] for kind, title in boxes if kind is not None}
+    assert {"embed_tokens", "position_ids_cos", "position_ids_sin"} <= outside
+    assert not outside & set(listed)
+    assert ["layers.0.mlp.act.sigmoid", "sigmoid", "(1,", "1,", "32)", "float32", "once"] in [
+        title for _, title in boxes
+    ]
+    corners = [(float(r.get("x", "")), float(r.get("y", ""))) for r in svg.iter(f"{SVG}rect")]
+    rows = [sorted(x for x, y in corners if y == row) for row in {y for _, y in corners}]
+    assert sum(map(len, rows)) == len(boxes)
+    assert all(right - left > WIDTH for row in rows for left, right in pairwise(row))  # none lies over another
+    ends = [re.findall(r"-?\d+", path.get("d", "")) for path in svg.iter(f"{SVG}path")]
+    tops, bottoms = ({(x + WIDTH / 2, y + down) for x, y in corners} for down in (0, HEIGHT))
+    assert len(ends) >= len(listed)
+    assert {(float(end[0]), float(end[1])) for end in ends} <= bottoms
+    assert {(float(end[-2]), float(end[-1])) for end in ends} <= tops
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -126,8 +155,12 @@ def test_one_part_as_onnx_for_netron(shown: Shown, tmp_path: Path) -> None:
             "error: pass 'w4a16' chooses numbers and reads weights; graphs can be shown up to 'split_",
         ),
         (("--part", 3), "error: --part 3: graph 'token' has 2 there"),
+        (
+            ("--layer", 0, "--output", "g.onnx"),
+            "error: --output g.onnx: an .onnx holds a whole part; leave --layer out",
+        ),
         (("--graph", "tokens"), "error: --graph tokens: the recipe has no such graph; did you mean 'token'?"),
-        (("--output", "g.svg"), "error: --output g.svg: graphs are written as .onnx, which Netron draws"),
+        (("--output", "g.png"), "error: --output g.png: graphs are written as .svg, or as .onnx, which Netron draws"),
     ],
 )
 def test_what_is_not_there_is_said(options: tuple[object, ...], said: str, shown: Shown) -> None:

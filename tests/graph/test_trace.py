@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_graphs import VOCABULARY, TinyCausal, tiny_causal
+import torch.nn.functional as F
+from tiny_graphs import VOCABULARY, WIDTH, TinyCausal, tiny_causal
 from torch import Tensor, fx, nn
 
 from llmconv import PassError
@@ -15,7 +16,9 @@ from llmconv.graph import (
     IO_META,
     ROLE,
     Graph,
+    Model,
     aten,
+    evaluate,
     finish,
     inputs_of,
     io_of,
@@ -26,7 +29,11 @@ from llmconv.graph import (
     set_outputs,
     shape_of,
     trace,
+    trace_at,
 )
+from llmconv.passes import PassManager
+from llmconv.weights import DictStore
+from llmconv_plugins.passes import KVCacheIO
 
 AR, CONTEXT = 3, 8
 
@@ -125,20 +132,48 @@ def test_the_module_is_left_as_it_was() -> None:
     assert not module.rotary._forward_hooks
 
 
-def test_module_without_rotary_is_refused() -> None:
+def test_module_without_rotary_is_traced_and_a_pass_that_needs_its_table_says_so() -> None:
     class Plain(TinyCausal):
         def __init__(self) -> None:
             super().__init__()
-            self.positions = self.rotary
+            self.positions = nn.Embedding(8, WIDTH)
             del self.rotary
 
         def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-            return self.head(self.embed(input_ids))
+            x = self.embed(input_ids) + self.positions(position_ids)
+            return self.head(F.scaled_dot_product_attention(x, x, x, is_causal=True))
 
     with torch.device("meta"):
-        module: nn.Module = Plain()
-    with pytest.raises(PassError, match="rotary"):
-        trace(module, 1, 4, "token")
+        graph = trace(Plain(), 1, 4, "token")
+    assert {n.meta.get(ROLE) for n in graph.parts[0].graph.nodes} == {None}
+    with pytest.raises(PassError, match=r"computes no rope_cos; its rotary embedding has no submodule 'rotary'"):
+        PassManager([KVCacheIO()]).run(Model({"token": graph}, DictStore({}), None))
+
+
+class Several(nn.Module):
+    """Nothing of a decoder: two inputs, two outputs, and a layer by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.inner(x) * scale
+        return y, y.relu()
+
+
+def test_any_module_is_traced_at_inputs_of_its_own() -> None:
+    module = Several()
+    weights = DictStore({name: value.detach() for name, value in module.named_parameters()})
+    x, scale = torch.linspace(-1, 1, 18).reshape(3, 6), torch.tensor(2.0)
+    graph = trace_at(module.to("meta"), {"x": x, "scale": scale}, "several")
+    (part,) = graph.parts
+    assert {name: shape_of(n) for name, n in inputs_of(part).items()} == {"x": (3, 6), "scale": ()}
+    assert [name_of(n) for n in part.graph.nodes if n.op == "call_function"] == ["inner", "mul", "relu"]
+    assert {io.kind for side in io_of(part) for io in side.values()} == {"hidden"}
+    found = evaluate(part, {"x": x, "scale": scale}, weights)
+    expected = 2 * F.linear(x, weights.read("inner.weight"), weights.read("inner.bias"))
+    torch.testing.assert_close(found, {"output": expected, "output_1": expected.relu()})
 
 
 def test_modules_that_equal_one_another_are_traced_once_and_their_graphs_are_not_the_same() -> None:

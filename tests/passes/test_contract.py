@@ -277,6 +277,22 @@ def test_pass_over_the_whole_model_is_finished_and_stamped(model: Model) -> None
     assert {name: by for name, by in made.items() if by} == {"once": "whole"}
 
 
+def test_a_node_that_does_something_else_now_is_the_pass_s_and_its_readers_are_not(model: Model) -> None:
+    def turn(model: Model) -> None:
+        part = model.graphs["prompt"].parts[0]
+        (power,) = part.graph.find_nodes(op="call_function", target=aten.pow.Scalar)
+        power.update_arg(0, 20.0)
+        (linear, *_) = part.graph.find_nodes(op="call_function", target=aten.linear.default)
+        after(linear.args[0], 1.0, "once")  # which the linear now reads
+
+    PassManager([Whole(turn)]).run(model)
+    nodes = model.graphs["prompt"].parts[0].graph.nodes
+    assert {n.meta[NAME]: n.target for n in nodes if n.meta.get(MADE_BY) == "whole"} == {
+        "once": aten.mul.Tensor,
+        "rotary.pow": aten.pow.Scalar,
+    }
+
+
 def test_tangled_graph_is_blamed_on_the_pass_over_the_model_that_left_it(model: Model) -> None:
     def tangle(model: Model) -> None:
         part = model.graphs["prompt"].parts[0]

@@ -24,6 +24,9 @@ class Told(Observer):
     def step(self, stage: str, item: str) -> None:
         self.heard.append((stage, item))
 
+    def after_step(self, stage: str, item: str) -> None:
+        self.heard.append((stage, item, "behind"))
+
     def before_pass(self, name: str, model: Model) -> None:
         self.heard.append(("before", name, str(len(model.graphs["token"].parts[0].graph.find_nodes(op="placeholder")))))
 
@@ -37,6 +40,11 @@ def test_each_pass_and_step_is_told_with_the_graph_at_hand() -> None:
     observers.step("lower", "token")
     PassManager([KVCacheIO()], observers=observers).run(model())
     assert told.heard == [("lower", "token"), ("before", "kv_cache_io", "2"), ("after", "kv_cache_io", "6")]
+    told.heard.clear()
+    observers.step("check", "token")
+    observers.done()
+    observers.done()
+    assert told.heard == [("lower", "token", "behind"), ("check", "token"), ("check", "token", "behind")]
 
 
 class Meddles(Observer):

@@ -21,6 +21,7 @@ from llmconv.encodings import Encoded, Encoding, Encodings, WeightEncoding
 from llmconv.graph import (
     IO,
     IO_META,
+    MADE_BY,
     NAME,
     REQUANTIZE,
     aten,
@@ -569,6 +570,24 @@ def test_an_error_that_names_no_node_is_given_the_node(tmp_path: Path) -> None:
 
     with pytest.raises(LoweringError, match=r"^'y': not this one"):
         lower(part_of(CASES["neg"]), tmp_path, table={**TABLE, aten.neg.default: refuses})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not this one", r"^'y', which pass 'mine' made: not this one$"),
+        ("'y' is not for me", r"^'y' is not for me; pass 'mine' made the node$"),
+        ("'y' of pass 'mine' is not for me", r"^'y' of pass 'mine' is not for me$"),
+    ],
+)
+def test_an_error_names_the_pass_that_made_the_node(text: str, said: str, tmp_path: Path) -> None:
+    def refuses(_low: Lowering, _node: fx.Node) -> Any:
+        raise LoweringError(text)
+
+    part = part_of(CASES["neg"])
+    part.nodes["y"].meta[MADE_BY] = "mine"
+    with pytest.raises(LoweringError, match=said):
+        lower(part, tmp_path, table={**TABLE, aten.neg.default: refuses})
 
 
 def none(_low: Lowering, _node: fx.Node) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 
-from llmconv import PassError, RecipeError, Registry
-from llmconv.quantization import Line, Rule, Scheme
-from llmconv_plugins import passes
+from llmconv import PassError, PluginError, RecipeError, Registry, hookimpl
+from llmconv.quantization import Line, Rule, Scheme, SchemePreset
+from llmconv_plugins import passes, quantizers
 
 LINEAR, HEAD = Rule(4, 0, "gptq"), Rule(8, 0, "nearest")
 ROLES = {"layers.0.q": "linear", "layers.0.down": "linear", "layers.1.q": "linear", "head": "head"}
@@ -112,3 +114,48 @@ def test_a_line_of_a_recipe_is_a_line() -> None:
     options = {"weights": {"layers.*": {"bits": 8, "block": 0, "quantizer": "nearest"}}}
     made = Registry.of(passes).create("pass", "w4a16", options)
     assert made.weights == {"layers.*": Line(8, 0, "nearest")}
+
+
+@dataclass(frozen=True)
+class Preset(SchemePreset):
+    """8 bits for two layers, and a quantizer for one weight."""
+
+    name: ClassVar[str] = "preset"
+    lines: ClassVar[Mapping[str, Line]] = {"layers.*": Line(bits=8), "layers.0.q": Line(quantizer="clipped")}
+
+
+def test_lines_of_a_recipe_count_after_those_of_its_preset() -> None:
+    def found(lines: dict[str, Line]) -> dict[str, Rule]:
+        return Scheme({"linear": LINEAR, "head": HEAD}, lines, Preset()).rules(ROLES, dict.fromkeys(ROLES, 64))
+
+    eight = replace(LINEAR, bits=8)
+    assert found({}) == {
+        "layers.0.q": replace(LINEAR, quantizer="clipped"),
+        "layers.0.down": eight,
+        "layers.1.q": eight,
+        "head": HEAD,
+    }
+    assert found({"*.q": Line(bits=4)})["layers.1.q"] == LINEAR
+    assert found({"layers.*": Line(bits=4), "*.down": Line(bits=8)})["layers.1.q"] == LINEAR  # in the preset's place
+    with pytest.raises(PassError, match="scheme 'preset' names 'layers"):
+        Scheme({"head": HEAD}, {}, Preset()).rules({"head": "head"}, {"head": 64})
+
+
+class Brings:
+    """A plugin of the preset."""
+
+    @hookimpl
+    def register_schemes(self) -> list[type[SchemePreset]]:
+        return [Preset]
+
+
+def test_a_recipe_names_a_preset_whose_quantizers_are_made() -> None:
+    registry = Registry.of(passes, quantizers, Brings())
+    made = registry.create("pass", "w4a16", {"scheme": "preset", "weights": {"head": {"bits": 4}}})
+    assert made.table.all_lines == {**Preset.lines, "head": Line(bits=4)}
+    assert [use[:2] for use in made.uses()][:2] == [("scheme", "preset"), ("quantizer", "nearest")]
+    assert ("quantizer", "clipped", {}) in made.uses()
+    with pytest.raises(PluginError, match="no scheme named 'prest'; did you mean 'preset'"):
+        registry.create("pass", "w4a16", {"scheme": "prest"})
+    with pytest.raises(PassError, match=r"scheme 'preset' is not known here; make the pass with Registry\.create"):
+        passes.W4A16(scheme="preset").uses()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmconv import Recipe, RecipeError
+import llmconv.recipe.shipped
+from llmconv import Recipe, RecipeError, Registry, hookimpl
 from llmconv.recipe import shipped
 
 
@@ -62,3 +63,56 @@ def test_unknown_recipe_comes_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no recipe named 'tinyllama'; did you mean 'tiny_llama'"):
         shipped.copy("tinyllama", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Brings:
+    """A plugin of a folder of recipes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @hookimpl
+    def register_recipes(self) -> list[Path]:
+        return [self._folder]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Of one plugin, whose recipe `mine` reads a text beside it; it is what is installed."""
+    folder = tmp_path / "installed"
+    shipped.copy("tiny_llama", folder)
+    (folder / "tiny_llama.toml").rename(folder / "mine.toml")
+    (folder / "mine").mkdir()
+    found = Registry()
+    found.add("my-recipes 1.0", Brings(folder))
+    monkeypatch.setattr(llmconv.recipe.shipped.Registry, "load", lambda: found)
+    return found
+
+
+def test_a_recipe_of_a_plugin_is_found_by_name_with_paths_of_its_own_folder(registry: Registry, tmp_path: Path) -> None:
+    recipe = Recipe.load("mine", ["backend.name=onnx"])
+    assert (recipe.name, recipe.backend.name) == ("mine", "onnx")
+    assert recipe.model.checkpoint == tmp_path / "installed" / "tiny_llama"
+    assert Recipe.load("tiny_llama").model.checkpoint == shipped.folder() / "tiny_llama"
+    by = {file.stem: distribution for distribution, file in shipped.found(registry)}
+    assert (by["mine"], by["tiny_llama"]) == ("my-recipes 1.0", "llmconv")
+    with pytest.raises(RecipeError, match="no recipe named 'mien'; did you mean 'mine'"):
+        Recipe.load("mien")
+
+
+def test_a_copy_of_a_plugins_recipe_brings_its_data(registry: Registry, tmp_path: Path) -> None:
+    copies = shipped.copy("mine", tmp_path / "here")
+    assert {file.relative_to(tmp_path / "here").as_posix() for file in copies} == {
+        "mine.toml",
+        "mine",
+        "tiny_llama/calibration.txt",
+        "tiny_llama/heldout.txt",
+    }
+
+
+def test_two_recipes_of_one_name_are_an_error_naming_both(registry: Registry, tmp_path: Path) -> None:
+    file = tmp_path / "installed" / "tiny_llama.toml"
+    (tmp_path / "installed" / "mine.toml").rename(file)
+    with pytest.raises(RecipeError, match=rf"'tiny_llama' comes from both llmconv and my-recipes 1\.0; .* {file}"):
+        Recipe.load("tiny_llama")
+    assert Recipe.load(file).name == "tiny_llama"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import venv
@@ -17,14 +18,15 @@ from llmconv.scaffold.new_plugin import EXAMPLES, examples, new_plugin
 
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_is_the_example_under_another_name(kind: str, tmp_path: Path) -> None:
-    example = EXAMPLES[kind]
+    example, mine = EXAMPLES[kind], f"my_{kind.replace('-', '_')}"
     files = new_plugin(kind, f"my-{kind}", tmp_path)
-    module = (tmp_path / f"my-{kind}" / f"llmconv_my_{kind}.py").read_text()
-    assert f"My{kind.capitalize()}" in module
-    back = module.replace(f"my_{kind}", example).replace(f"My{kind.capitalize()}", _class(example))
+    module = (tmp_path / f"my-{kind}" / f"llmconv_{mine}.py").read_text()
+    assert (_class(mine) in module) == (kind != "recipes")  # which are no class
+    back = module.replace(mine, example).replace(_class(mine), _class(example))
     assert back == (examples() / example / f"llmconv_{example}.py").read_text()
     names = {str(file.relative_to(tmp_path / f"my-{kind}")) for file in files}
-    both = {f"llmconv_my_{kind}.py", f"test_my_{kind}.py"}
+    both = {f"llmconv_{mine}.py", f"test_{mine}.py"}
+    both |= {"my_recipes/my_recipes.toml"} if kind == "recipes" else set()
     assert names == {*both, "pyproject.toml", "README.md", ".github/workflows/test.yml"}
     assert not [file for file in files if example in file.read_text() or _class(example) in file.read_text()]
     if kind != "source":  # which has a model of its own in it
@@ -86,6 +88,9 @@ name = "linear_to_conv"
 [[passes]]
 name = "w4a16"
 quantizer = "my_quantizer"
+scheme = "my_scheme"
+[[onnx_passes]]
+name = "my_onnx_pass"
 [calibration]
 text = "text.txt"
 samples = 2
@@ -114,7 +119,7 @@ def test_every_kind_installs_passes_its_test_and_works_in_one_recipe(tmp_path: P
     def run(*command: object) -> str:
         done = subprocess.run([python, *map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return done.stdout + (done.stderr if "--verbose" in command else "")
 
     wheels = tmp_path / "wheels"
     folders = []
@@ -127,10 +132,12 @@ def test_every_kind_installs_passes_its_test_and_works_in_one_recipe(tmp_path: P
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tried)
     (tmp_path / "mine.toml").write_text(RECIPE)
     run("-c", WRITE)
-    run("-m", "llmconv", "apply", "mine.toml", "--output", "out", "--no-verify")
+    said = run("-m", "llmconv", "--verbose", "apply", "mine.toml", "--output", "out", "--no-verify")
+    assert re.search(r"my_pass: \d+ nodes became \d+", said)  # my_observer is told of it
     assert "my_backend" in (tmp_path / "out" / "manifest.json").read_text()
     plugins = (tmp_path / "out" / "manifest.json").read_text()
-    for kind in ("pass", "family", "quantizer", "backend", "lowering"):
+    for kind in ("pass", "family", "quantizer", "backend", "lowering", "onnx-pass", "scheme"):
         assert f'"llmconv-my-{kind}": "1.0"' in plugins
+    assert "\nmy_recipes " in run("-m", "llmconv", "recipe", "list")
     measured = run("-m", "llmconv", "eval", "out", "--tasks", "my_evaluator", "--on", "float", "--text", "text.txt")
     assert "share" in measured

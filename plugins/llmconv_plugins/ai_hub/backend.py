@@ -55,6 +55,11 @@ class AiHubBackend(Backend):
             if getattr(self, option) < least:
                 raise RecipeError(f"backend.{option} = {getattr(self, option)}: must be at least {least}")
 
+    @property
+    def builds_from_onnx(self) -> bool:
+        """Packages of float ONNX are made of the graphs."""
+        return self.package == "qdq"
+
     def check(self, chipset: Chipset) -> None:
         """The client is configured, the service knows the account, and has the device."""
         check_configuration()

@@ -16,8 +16,8 @@ from llmconv.bundle import ONNX_FOLDER, BundleStore, GraphSpec, Placed
 from llmconv.decoding import widest
 from llmconv.files import link, write_json
 from llmconv.graph import Graph, Model, name_of
-from llmconv.lowering import Lowering
-from llmconv.prepare import remake
+from llmconv.lowering import lower_part
+from llmconv.prepare import described, remake
 from llmconv_plugins.genai.compiled import SESSION, compile_stages, has_twins
 from llmconv_plugins.genai.genai_config import CONFIG, Stage, config_of
 from llmconv_plugins.genai.pipeline import after, before
@@ -96,13 +96,15 @@ def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progr
     for i in range(count):
         data = bundle.path(f"{ONNX_FOLDER}/part_{i + 1}_of_{count}.data")
         link(data, folder / data.name)  # ONNX Runtime reads none outside the folder of the ONNX file
+    checked = described(bundle, registry)
+    lowerings, passes = registry.lowerings_by(checked.recipe.lowerings), checked.onnx_passes
     stages: list[Stage] = []
     for graph in (prompt, token) if prompt is not token else (token,):
         files = {f"{graph.name}_before": before(graph, model, config.vocabulary)}
         for i, part in enumerate(graph.parts):
             progress("lower", graph.label(i))
             places = _Places(folder / f"part_{i + 1}_of_{count}.data", store)
-            files[graph.label(i)] = Lowering(part, model.encodings, places, registry.lowerings).run()
+            files[graph.label(i)] = lower_part(graph.label(i), part, model.encodings, places, lowerings, passes)
         files[f"{graph.name}_after"] = after(graph, model)
         for name, file in files.items():
             onnx.save(file, folder / f"{name}.onnx")

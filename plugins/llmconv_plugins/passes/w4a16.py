@@ -30,7 +30,7 @@ from llmconv.graph import (
     uses_of,
     weight_of,
 )
-from llmconv.passes import Pass, PassContext, Use
+from llmconv.passes import Create, Pass, PassContext, Use
 from llmconv.quantization import (
     CALIBRATION,
     Bits,
@@ -44,6 +44,7 @@ from llmconv.quantization import (
     RangeRule,
     Rule,
     Scheme,
+    SchemePreset,
     calibrate,
     sharing_groups,
     tuned_once,
@@ -83,6 +84,7 @@ class W4A16(Pass):
             have, every number fits: what is clipped costs more than the finest of 65,536 steps gains.
         tuning_steps: in which row scales and norms are trained toward the float model's logits while integers stay; two
             samples a step, with the model in memory; 0 leaves it out.
+        scheme: a preset of lines that a plugin brings, by name; those of `weights` count after its own.
         weights: lines by pattern of weight names, e.g. `"layers.*.mlp.down_proj.weight" = { bits = 8 }`.
     """
 
@@ -91,6 +93,7 @@ class W4A16(Pass):
     runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads", "decompose", "linear_to_conv")
     needs_calibration: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
+    preset: ClassVar[SchemePreset | None] = None  # of an instance, once it knows it
 
     weight_bits: Bits = 4
     block: Columns = 0
@@ -100,25 +103,40 @@ class W4A16(Pass):
     kv_bits: Literal[8, 16] = 8
     kv_range: RangeRule = "mse"
     tuning_steps: int = 0
+    scheme: str | None = None
     weights: dict[str, Line] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.tuning_steps < 0:
             raise PassError(f"w4a16's tuning_steps is {self.tuning_steps}; choose 0 or more")
 
+    def know(self, create: Create) -> None:
+        """Take the preset that `scheme` names."""
+        if self.scheme is not None:
+            object.__setattr__(self, "preset", create("scheme", self.scheme, {}))
+
     @property
-    def scheme(self) -> Scheme:
-        """The table of rules."""
+    def table(self) -> Scheme:
+        """The table of rules.
+
+        Raises:
+            PassError: the pass names a preset, and does not know it.
+        """
+        if self.scheme is not None and self.preset is None:
+            raise PassError(f"scheme '{self.scheme}' is not known here; make the pass with Registry.create")
         roles = {
             LINEAR: Rule(self.weight_bits, self.block if self.weight_bits == 4 else 0, self.quantizer),
             LM_HEAD: Rule(self.lm_head_bits, 0, Nearest.name),
         }
-        return Scheme(roles, self.weights)
+        return Scheme(roles, self.weights, self.preset)
 
     def uses(self) -> Sequence[Use]:
-        """The quantizers of the scheme."""
-        names = [self.quantizer, Nearest.name, KEEP, *(line.quantizer for line in self.weights.values())]
-        return [("quantizer", name, self._options_of(name)) for name in dict.fromkeys(names) if name is not None]
+        """The preset, and the quantizers of its lines and the recipe's."""
+        names = [self.quantizer, Nearest.name, KEEP, *(line.quantizer for line in self.table.all_lines.values())]
+        found: list[Use] = [("scheme", self.scheme, {})] if self.scheme is not None else []
+        return found + [
+            ("quantizer", name, self._options_of(name)) for name in dict.fromkeys(names) if name is not None
+        ]
 
     def _options_of(self, quantizer: str) -> dict[str, Any]:
         return self.options if quantizer == self.quantizer else {}
@@ -140,7 +158,10 @@ class W4A16(Pass):
         if CALIBRATION not in model.graphs or not context.samples:
             raise PassError("no calibration text; set calibration.text in the recipe")
         rules = self._kept(model, self._rules(model))
-        weights, made = self._weights(model, rules), {use[1]: context.create(*use) for use in self.uses()}
+        weights, made = (
+            self._weights(model, rules),
+            {use[1]: context.create(*use) for use in self.uses() if use[0] == "quantizer"},
+        )
         quantizers: dict[str, Quantizer] = {
             name: made[rule.quantizer].of_weight(name, model.weights, weights[name].grid)
             for name, rule in rules.items()
@@ -187,7 +208,7 @@ class W4A16(Pass):
                     name = name_of(node)
                     roles[name] = LM_HEAD if name in heads else LINEAR
                     columns[name] = prod(shape_of(node)[1:])
-        rules = self.scheme.rules(roles, columns)
+        rules = self.table.rules(roles, columns)
         for name, rule in rules.items():
             _check_blocks(name, rule.block, columns[name])
         return rules
@@ -199,7 +220,7 @@ class W4A16(Pass):
             for part in _parts(model)
             for node in part.graph.find_nodes(op="get_attr")
         }
-        by_line = {name for name in rules if self.scheme.names_quantizer(name)}
+        by_line = {name for name in rules if self.table.names_quantizer(name)}
         return with_kept(rules, by_line, model.weights, lambda name, block: _check_blocks(name, block, columns[name]))
 
     def _weights(self, model: Model, rules: Mapping[str, Rule]) -> dict[str, WeightEncoding]:
