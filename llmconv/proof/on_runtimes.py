@@ -21,7 +21,7 @@ from llmconv.evaluation.rounding import RoundingNoise
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.model import Graph, name_of, outputs_of
 from llmconv.passes.verifier import few
-from llmconv.weights.held import HeldStore
+from llmconv.weights.held import HELD, HeldStore
 from llmconv.work.machine import give_back_memory
 
 # Two implementations of one quantized graph round a few numbers to the other side, a step each, and each such step
@@ -103,9 +103,11 @@ class _WithIntegers:
 
 
 def _in_torch(subject: Subject, name: str, rounding: RoundingNoise) -> tuple[list[int], Array, Comparison]:
-    """Tokens, a graph's logits for them, and what rounding its activations changes; weights are held for both runs."""
+    """Tokens, a graph's logits for them, and what rounding its activations changes."""
     model, found = subject.quantized, Comparison()
-    graph, weights = model.graphs[name], HeldStore(model.weights)
+    graph = model.graphs[name]
+    once = graph.ar >= LOWERING_TOKENS  # read by a single run; its weights are not worth their memory
+    weights = HeldStore(model.weights, 0 if once else HELD)
     rounded = TorchRunner(graph, weights, model.encodings, rounding.observe)
     pair = PairedRunner(
         _WithIntegers(rounded, graph, model.encodings),
