@@ -55,7 +55,7 @@ def open_session(file: Path) -> Any:
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # fuses no roundings with ops, folds weights'
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
     options.enable_cpu_mem_arena = options.enable_mem_pattern = (
-        False  # which take more than they need, and no less time
+        False  # takes more than it needs
     )
     options.log_severity_level = 3
     try:
