@@ -8,9 +8,12 @@ greedy tokens are the same (fewer where one ends earlier). Simulators take some 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as llmconv's commands have it; torch reads it when it is imported
 
 import torch
 

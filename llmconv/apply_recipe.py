@@ -136,6 +136,7 @@ def apply(
     elif not verify:
         bundle.check_files()
     if verify:
+        del checked  # and its files, which the proof opens anew
         give_back_memory()  # what the conversion has held
         prove(bundle, registry=registry, progress=announce, passes=reports)
     observers.done()

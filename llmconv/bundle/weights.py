@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmconv.encodings.value import Encoding, Encodings
 from llmconv.errors import BundleError
 
 ENCODINGS = "encodings.json"
+AT_ONCE = 1 << 22  # numbers of a large weight that are computed from integers at once, by way of others as large
 
 
 class BundleStore:
@@ -54,7 +56,13 @@ class BundleStore:
         """A weight, or a range of its rows, as float32; reads those rows alone."""
         placed = self.place(name)
         with (self.folder / self.index[name]["file"]).open("rb") as file:
-            return read_rows(file, placed, rows)
+            if rows is not None or prod(placed.shape) <= AT_ONCE:
+                return read_rows(file, placed, rows)
+            found = torch.empty(placed.shape)
+            step = max(1, AT_ONCE * placed.rows // prod(placed.shape))
+            for start in range(0, placed.rows, step):
+                found[start : start + step] = read_rows(file, placed, slice(start, start + step))
+            return found
 
 
 def read_encodings(folder: Path) -> Encodings:

@@ -96,15 +96,16 @@ class Rounding:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The values, rounded."""
-        steps = (x / self._scale).round_()
+        scale = self._scale
+        steps = (x / scale).round_()
         if self._alike:
-            steps.clamp_(*self._ends[0])
-        elif x.numel() > FEW:
+            return steps.clamp_(*self._ends[0]).mul_(scale)
+        if x.numel() > FEW:
             for part, ends in zip(steps.chunk(len(self._ends)), self._ends, strict=True):
                 part.clamp_(*ends)
         else:
-            steps.clamp_(self._low, self._top)
-        return steps.mul_(self._scale)
+            steps.clamp_min_(self._low).clamp_max_(self._top)
+        return steps.mul_(scale)
 
 
 def _float32(x: float) -> float:

@@ -24,7 +24,8 @@ class Group:
 
     Attributes:
         nodes: in the order in which their results are joined.
-        joined: whether the op of the first on joined operands gives that value; else each runs by itself.
+        joined: whether the op of the first on joined operands gives that value, for a product of one token with several
+            weights in another shape (`calls`); else each runs by itself.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -122,10 +123,20 @@ def _group(nodes: tuple[fx.Node, ...], groups: Mapping[fx.Node, Group]) -> Group
     joined = [value for value in taken if isinstance(value, Group)]
     shared = [value for value in taken if isinstance(value, fx.Node)]
     if node.target in _SUMS:
-        return Group(nodes, joined=False)
+        return Group(nodes, joined=_of_one_token(node, taken))
     if not joined or len(joined) + len(shared) < len(taken) or not _joins(node, taken, joined, shared):
         return None
     return Group(nodes)
+
+
+def _of_one_token(node: fx.Node, taken: list[Value]) -> bool:
+    """Whether products are of one row, so that each number is a sum of its own, however many there are."""
+    shape = shape_of(node)
+    if node.target is aten.matmul.default:  # of (1, ..., 1, K) and (1, ..., K, N)
+        alike = all(len(shape_of(operand)) == len(shape) for operand in operands_of(node))
+        return alike and set(shape[:-1]) == {1} and isinstance(taken[0], Group)
+    whole = isinstance(taken[0], fx.Node) and all(isinstance(value, Group) and value.joined for value in taken[1:])
+    return whole and shape[0] == 1 and set(shape[2:]) <= {1} and node.args[6:] in ((), (1,))
 
 
 def _is_view(node: fx.Node) -> bool:

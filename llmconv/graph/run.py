@@ -11,19 +11,22 @@ from torch import Tensor, fx
 
 from llmconv.encodings.value import Encoding, Encodings, Rounding
 from llmconv.graph.alike import Group, groups_of, operands
-from llmconv.graph.calls import Unit, Values, caller, nodes_of
+from llmconv.graph.calls import Call, Unit, Values, caller, nodes_of
 from llmconv.graph.model import IO_META, inputs_of, is_weight, name_of, outputs_of, shape_of
 from llmconv.graph.ops import MOVEMENT
+from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore
 
 ROUNDED = ("past_key", "past_value")  # inputs that runs with the same encodings have given
 Observer = Callable[[fx.Node, Tensor], None]
+Finish = Callable[[Any], Any]
 
 
 class Program:
     """A part that can be run on several inputs at once; the part must not change meanwhile.
 
-    What each head does alike is one op on all heads where that gives the same numbers.
+    What each head does alike is one op on all heads where that gives the same numbers. Of weights that a `HeldStore`
+    holds, their rows and shapes are made in the first run alone.
 
     Args:
         observer: called with each floating-point value before it is quantized.
@@ -45,7 +48,8 @@ class Program:
         dead = _last_uses(units, reads, keep=set(self._outputs.values()))
         apart = {node for read in (*reads, self._outputs.values()) for node in read if isinstance(node, fx.Node)}
         self._steps = [self._step(*given, groups, apart) for given in zip(units, dead, strict=True)]
-        self._given = {node: self._rounding((node,)) for node in self._inputs.values()}
+        self._given = {node: self._finish((node,)) for node in self._inputs.values()}
+        self._kept: dict[Unit, Tensor] = {}
 
     def run(self, inputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Run on each of several inputs, node by node, so that a weight is read once for all of them.
@@ -56,18 +60,24 @@ class Program:
         Returns:
             The outputs by I/O name, for each of the inputs.
         """
-        values: dict[Unit, list[Any]] = {}
+        count, known = len(inputs), len(self._kept)
+        values: dict[Unit, list[Any]] = {unit: [value] * count for unit, value in self._kept.items()}
         with torch.no_grad():
             for name, node in self._inputs.items():
-                values[node] = [self._observed((node,), self._given[node], x[name]) for x in inputs]
+                finish = self._given[node]
+                values[node] = [finish(x[name]) if finish else x[name] for x in inputs]
             for step in self._steps:
-                made = values[step.unit] = self._compute(step, values, len(inputs))
+                made = values[step.unit] = self._compute(step, values, count)
                 if step.apart:
                     parts = zip(*(_apart(value, step.nodes) for value in made), strict=True)
                     values |= {node: list(each) for node, each in zip(step.nodes, parts, strict=True)}
+                if step.shared:
+                    self._keep(step, values)
                 for unused in step.dead:
                     values.pop(unused, None)
-        return [{name: values[node][i] for name, node in self._outputs.items()} for i in range(len(inputs))]
+        if len(self._kept) > known:
+            self._steps = [step for step in self._steps if step.unit not in self._kept]
+        return [{name: values[node][i] for name, node in self._outputs.items()} for i in range(count)]
 
     def _step(self, unit: Unit, dead: Sequence[Unit], groups: Mapping[fx.Node, Group], apart: set[fx.Node]) -> _Step:
         nodes = nodes_of(unit)
@@ -79,24 +89,38 @@ class Program:
             weight=str(nodes[0].target) if nodes[0].op == "get_attr" else None,
             shared=is_weight(nodes[0]),
             apart=isinstance(unit, Group) and not apart.isdisjoint(nodes),
-            rounding=self._rounding(nodes),
+            finish=self._finish(nodes),
         )
 
     def _compute(self, step: _Step, values: Values, count: int) -> list[Any]:
         if step.weight is not None:
             return [self.weights.read(step.weight)] * count
+        call, finish = step.call, step.finish
         if step.shared:
-            return [step.call(values, 0)] * count
-        return [self._observed(step.nodes, step.rounding, step.call(values, i)) for i in range(count)]
+            return [call(values, 0)] * count
+        if finish is None:
+            return [call(values, i) for i in range(count)]
+        return [finish(call(values, i)) for i in range(count)]
 
-    def _observed(self, nodes: Sequence[fx.Node], rounding: Rounding | None, value: Any) -> Any:
-        """The value as the nodes after it see it: shown to the observer, then fake-quantized."""
-        if not isinstance(value, Tensor) or not value.is_floating_point():  # ids, and an op with many results
-            return value
-        if self.observer is not None:
+    def _keep(self, step: _Step, values: Values) -> None:
+        """Remember what lies in a weight that is held anyway."""
+        if isinstance(self.weights, HeldStore) and self.weights.holds(values[step.unit][0]):
+            self._kept |= {unit: values[unit][0] for unit in (step.unit, *step.nodes) if unit in values}
+
+    def _finish(self, nodes: Sequence[fx.Node]) -> Finish | None:
+        """From a value to what the nodes after it see: shown to the observer, then fake-quantized."""
+        rounding, observer = self._rounding(nodes), self.observer
+        if observer is None:
+            return rounding
+
+        def finish(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():  # ids, and an op with many results
+                return value
             for node, part in zip(nodes, _apart(value, nodes), strict=True):
-                self.observer(node, part)
-        return value if rounding is None else rounding(value)
+                observer(node, part)
+            return value if rounding is None else rounding(value)
+
+        return finish
 
     def _rounding(self, nodes: Sequence[fx.Node]) -> Rounding | None:
         found = [encoding for node in nodes if (encoding := self._encoding(node)) is not None]
@@ -126,17 +150,17 @@ class _Step:
         weight: the one that is read.
         shared: whether it is computed from weights alone.
         apart: whether nodes after it use a group's results one by one.
-        rounding: of its value.
+        finish: what comes between its value and the nodes after it.
     """
 
     unit: Unit
     nodes: tuple[fx.Node, ...]
-    call: Callable[[Values, int], Any]
+    call: Call
     dead: Sequence[Unit]
     weight: str | None
     shared: bool
     apart: bool
-    rounding: Rounding | None
+    finish: Finish | None
 
 
 def _apart(value: Tensor, nodes: Sequence[fx.Node]) -> Sequence[Tensor]:

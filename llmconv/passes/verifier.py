@@ -51,6 +51,12 @@ class Verifier:
         """Let go of the weights that are held for the next graph."""
         self._held = HeldStore(self._held.store)
 
+    def held(self, weights: WeightStore) -> HeldStore:
+        """The weights of the graphs that are compared, held until others are asked for: those of a pass's new table."""
+        if weights is not self._held.store:
+            self._held = HeldStore(weights)
+        return self._held
+
     def error(self, graph: Graph, weights: WeightStore) -> float | None:
         """The largest difference of a logit in float, as a share of the source's largest.
 
@@ -69,9 +75,7 @@ class Verifier:
 
     def _rows(self, graph: Graph, weights: WeightStore, encodings: Encodings | None) -> tuple[Array, Array] | None:
         """Logits of the source and of the graph; only the last of each run where the graph gives no others."""
-        if weights is not self._held.store:  # another table than that of the pass before
-            self._held = HeldStore(weights)
-        runner = TorchRunner(graph, self._held, encodings, _as_it_says)
+        runner = TorchRunner(graph, self.held(weights), encodings, _as_it_says)
         count = few(runner, len(self.tokens))
         if not count:
             return None

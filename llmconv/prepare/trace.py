@@ -54,8 +54,13 @@ def shapes_alone(checked: Checked) -> Model:
 
 def make_verifier(checked: Checked, model: Model) -> Verifier:
     """What every pass is compared with: the source, on ids spread over the vocabulary."""
+    tokens = verified_tokens(checked, model)
+    return Verifier(trace(checked.source.module(), len(tokens), len(tokens), "source"), model.weights, tokens)
+
+
+def verified_tokens(checked: Checked, model: Model) -> list[int]:
+    """What graphs that are compared read: ids spread over the vocabulary, behind BOS."""
     count = min(VERIFIED_TOKENS, *(g.context for g in model.graphs.values()))
     bos = checked.config.bos
     first = [] if bos is None else [bos]
-    tokens = [*first, *spread_ids(checked.config.vocabulary, range(len(first), count))]
-    return Verifier(trace(checked.source.module(), count, count, "source"), model.weights, tokens)
+    return [*first, *spread_ids(checked.config.vocabulary, range(len(first), count))]

@@ -13,8 +13,9 @@ from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager, PassReport
 from llmconv.passes.verifier import few, relative_error
-from llmconv.prepare.trace import make_verifier, trace_graphs
+from llmconv.prepare.trace import make_verifier, trace_graphs, verified_tokens
 from llmconv.weights.held import HeldStore
+from llmconv.work.machine import give_back_memory
 
 FLOAT_TOLERANCE = 3e-5  # of the largest logit, float32: some hundred sums that are reordered, 6e-8 each
 
@@ -34,7 +35,8 @@ def source_is_right(subject: Subject) -> Iterator[Check]:
     ids = subject.windows[0]
     with torch.no_grad():
         expected = reference(torch.tensor([ids]))[0].numpy()
-    del reference  # and its weights
+    del reference
+    give_back_memory()  # its weights, before they are read again
     graph = trace(source.module(), len(ids), len(ids), "source")
     found = Decoder([TorchRunner(graph, weights)], None).read(ids)
     yield at_most(1, name, relative_error(expected, found), FLOAT_TOLERANCE)
@@ -51,20 +53,21 @@ def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Itera
         yield Check(2, "passes against the source", subject.gone)
         return
     model = trace_graphs(subject.checkpoint, subject.weights)
-    verifier = make_verifier(subject.checkpoint, model)
-    again = PassManager(subject.checkpoint.passes, None if reports else verifier).run(model, subject.context)
+    tokens = verified_tokens(subject.checkpoint, model)
+    verifier = None if reports else make_verifier(subject.checkpoint, model)
+    again = PassManager(subject.checkpoint.passes, verifier).run(model, subject.context)
     subject.float_weights = model.weights
     for report in reports or again:
         for graph, error in report.errors.items():
             if graph in model.graphs:
                 name = f"{graph} after {report.name}, largest difference of a logit over the largest"
                 yield at_most(2, name, error, report.bound)
-    weights = HeldStore(model.weights)
+    weights = verifier.held(model.weights) if verifier else HeldStore(model.weights)
     runners = [TorchRunner(graph, weights) for graph in model.graphs.values()]
     if not all(gives_all_rows(r) for r in runners):
         yield Check(2, "graphs against each other", "not run: a graph gives the last row of its logits alone")
         return
-    rows = [subject.decoder(r).read(verifier.tokens[: few(r, len(verifier.tokens))]) for r in runners]
+    rows = [subject.decoder(r).read(tokens[: few(r, len(tokens))]) for r in runners]
     count = min(len(r) for r in rows)
     error = max(relative_error(rows[0][:count], r[:count]) for r in rows)
     del weights, runners

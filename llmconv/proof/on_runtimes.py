@@ -23,7 +23,8 @@ from llmconv.evaluation.rounding import RoundingNoise
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.model import Graph, name_of, outputs_of
 from llmconv.passes.verifier import few
-from llmconv.weights.held import HeldStore
+from llmconv.weights.held import HELD, HeldStore
+from llmconv.work.machine import give_back_memory
 
 # Two implementations of one quantized graph round a few numbers to the other side, a step each, and each such step
 # moves what comes after it. In a deep model their roundings end with nothing in common: then they differ by the
@@ -57,11 +58,13 @@ def lowering_holds(subject: Subject, precision: dict[str, Any]) -> Iterator[Chec
     for name in subject.quantized.graphs:
         subject.progress("prove", f"{name} on {first}")
         tokens, expected, cost = _in_torch(subject, name, rounding)
+        give_back_memory()  # the graph's weights, before the runtime holds its own
         subject.rounding[name] = cost
         yield Check(3, f"{name}: what rounding all activations costs the logits", f"{cost.logits.sqnr:.1f} dB")
         with subject.open(first, name) as (runner,):
             ratio = Noise().add(expected, subject.decoder(runner).read(tokens)).sqnr
-        del runner  # which holds its weights while the next graph's are held
+        del runner
+        give_back_memory()  # likewise, before the next graph's are held
         bound = min(LOWERING_SQNR, _cost(subject).logits.sqnr - APART)
         yield at_least(3, f"{name} on {first} against the graph, logits", ratio, bound, RANGES)
     precision["activations"] = {value: noise.decibels for value, noise in rounding.noise.items()}
@@ -102,9 +105,11 @@ class _WithIntegers:
 
 
 def _in_torch(subject: Subject, name: str, rounding: RoundingNoise) -> tuple[list[int], Array, Comparison]:
-    """Tokens, a graph's logits for them, and what rounding its activations changes; weights are held for both runs."""
+    """Tokens, a graph's logits for them, and what rounding its activations changes."""
     model, found = subject.quantized, Comparison()
-    graph, weights = model.graphs[name], HeldStore(model.weights)
+    graph = model.graphs[name]
+    once = graph.ar >= LOWERING_TOKENS  # read by a single run; its weights are not worth their memory
+    weights = HeldStore(model.weights, 0 if once else HELD)
     rounded = TorchRunner(graph, weights, model.encodings, rounding.observe)
     pair = PairedRunner(
         _WithIntegers(rounded, graph, model.encodings),

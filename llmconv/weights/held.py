@@ -21,6 +21,7 @@ class HeldStore:
     def __init__(self, store: WeightStore, limit: int = HELD) -> None:
         self.store, self._room, self._untrimmed = store, limit, 0
         self._held: dict[str, torch.Tensor] = {}
+        self._places: set[int] = set()  # of what is held, in memory
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight."""
@@ -34,11 +35,16 @@ class HeldStore:
         if rows is None and weight.nbytes <= self._room:
             self._room -= weight.nbytes
             self._held[name] = weight
+            self._places.add(weight.untyped_storage().data_ptr())
             self._untrimmed += weight.nbytes
             if self._untrimmed > TRIMMED:
                 self._untrimmed = 0
                 trim()
         return weight
+
+    def holds(self, value: torch.Tensor) -> bool:
+        """Whether a value lies in a weight that is held, so that keeping it takes no memory."""
+        return value.untyped_storage().data_ptr() in self._places
 
     def sha256(self, name: str) -> str | None:
         """As the store has it."""

@@ -210,8 +210,12 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("at_once", [1, 12, 1 << 22])
 @pytest.mark.parametrize("name", SHAPES_2D)
-def test_bundle_holds_exactly_the_fake_quantized_weight(bundle: Path, name: str) -> None:
+def test_bundle_holds_exactly_the_fake_quantized_weight(
+    bundle: Path, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmconv.bundle.weights.AT_ONCE", at_once)
     store, plain = BundleStore(bundle), weights().read(name)
     expected = nearest(plain, ENCODINGS[name]).dequantize() if name in ENCODINGS else plain
     assert store.shape(name) == SHAPES[name]

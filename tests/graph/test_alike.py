@@ -160,3 +160,36 @@ def test_slices_with_a_gap_are_not_joined() -> None:
     assert names(part) == {}
     found = evaluate(part, {"x": torch.arange(3.0)[:, None]}, DictStore({}))
     assert [found[f"y{i}"].item() for i in range(2)] == [0.0, 2.0]
+
+
+def of_one_token(graph: fx.Graph, nodes: dict[str, fx.Node], heads: int, shared: int) -> Mapping[str, fx.Node]:
+    """Each head's projection and product of one token with a matrix, that several heads share."""
+    made = []
+    pasts = [insert(graph, aten.slice.Tensor, (nodes["past"], 0, i, i + 1), f"past.h{i}") for i in range(shared)]
+    for i in range(heads):
+        rows = insert(graph, aten.slice.Tensor, (nodes["q"], 0, i * SIZE, i * SIZE + SIZE), f"rows.h{i}")
+        query = insert(graph, aten.conv2d.default, (nodes["x"], rows), f"query.h{i}")  # (1, D, 1, 1)
+        flat = insert(graph, aten.permute.default, (query, [0, 2, 3, 1]), f"flat.h{i}")
+        made.append(insert(graph, aten.matmul.default, (flat, pasts[i * shared // heads]), f"scores.h{i}"))
+    return {"y": insert(graph, aten.cat.default, (made, -1), "y")}
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(4, 2), (4, 1), (4, 4), (6, 3)])
+def test_one_token_is_multiplied_with_all_heads_at_once(
+    heads: int, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 7
+    shapes = {"x": (1, WIDTH, 1, 1), "past": (shared, 1, SIZE, count)}
+    weights = {"q": (heads * SIZE, WIDTH, 1, 1)}
+    part = build_part(lambda graph, nodes: of_one_token(graph, nodes, heads, shared), shapes, weights)
+    generator = torch.Generator().manual_seed(3)
+    x = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    store = DictStore({"q": torch.randn(weights["q"], generator=generator)})
+    seen: dict[str, Tensor] = {}
+    found = evaluate(part, x, store, observer=lambda node, value: seen.update({name_of(node): value.clone()}))["y"]
+    assert {name for name, (_, joined) in names(part).items() if joined} >= {"query", "scores"}
+    for i in range(heads):
+        query = store.tensors["q"][i * SIZE : i * SIZE + SIZE].reshape(SIZE, WIDTH) @ x["x"].flatten()
+        expected = query @ x["past"][i * shared // heads, 0]
+        assert torch.allclose(seen[f"query.h{i}"].flatten(), query, atol=1e-6)
+        assert torch.allclose(found.reshape(heads, count)[i], expected, atol=1e-6)

@@ -15,8 +15,9 @@ from torch import fx
 from llmconv.decoding import TorchRunner
 from llmconv.encodings import Encoding, Encodings
 from llmconv.graph import IO, Graph, aten, evaluate, insert, name_of, trace
+from llmconv.graph.run import Program
 from llmconv.testing import random_weights
-from llmconv.weights import DictStore
+from llmconv.weights import DictStore, HeldStore
 
 
 @dataclass
@@ -75,6 +76,24 @@ def test_weights_are_dropped_after_their_last_use(part: fx.GraphModule) -> None:
     evaluate(part, {"x": X}, store, observer=lambda node, _value: alive.update({name_of(node): store.alive()}))
     assert "b" in alive["second"]
     assert alive["end"] == set()
+
+
+def halves(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+    """x times each half of a weight's rows."""
+    rows = [insert(graph, aten.slice.Tensor, (nodes["a"], 0, i, i + 1), f"rows.{i}") for i in range(2)]
+    return {f"y{i}": insert(graph, aten.linear.default, (nodes["x"], row), f"y{i}") for i, row in enumerate(rows)}
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 10])
+def test_a_second_run_gives_the_same_and_keeps_no_weight_that_is_not_held(limit: int) -> None:
+    store = CountingStore(WEIGHTS)
+    program = Program(build_part(halves, {"x": (1, 2)}, {"a": (2, 2)}), HeldStore(store, limit))
+    for factor in (1, 3):
+        (found,) = program.run([{"x": X * factor}])
+        expected = (X * factor @ WEIGHTS.read("a").T).flatten().tolist()
+        assert [found[f"y{i}"].item() for i in range(2)] == expected
+        assert store.alive() == ({"a"} if limit else set())
+    assert store.reads == (["a"] if limit else ["a", "a"])
 
 
 def test_weights_of_a_traced_graph_live_one_at_a_time() -> None:

@@ -44,3 +44,13 @@ def test_the_heap_is_trimmed_as_weights_are_held(monkeypatch: pytest.MonkeyPatch
     for name in "abcdabcd":
         store.read(name)
     assert len(trims) == 2  # after b and after d
+
+
+def test_it_knows_what_lies_in_what_it_holds() -> None:
+    store = HeldStore(DictStore({"a": torch.ones(4, 2), "b": torch.ones(8)}), limit=32)
+    a, b = store.read("a"), store.read("b")
+    assert store.holds(a)
+    assert store.holds(a[2:].unsqueeze(0))
+    assert store.holds(store.read("a", slice(1, 3)))
+    assert not store.holds(b)
+    assert not store.holds(a.clone())
