@@ -21,6 +21,7 @@ def generate(
     bundle: options.Bundle,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     runtime: options.Runtime = "onnxruntime",
+    adapter: options.Switched = None,
     tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 60,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -28,7 +29,7 @@ def generate(
     seed: options.Seed = 0,
 ) -> None:
     """Write text with a bundle, on this machine."""
-    with _opened(bundle, runtime, temperature, top_k, top_p, seed) as session:
+    with _opened(bundle, adapter, runtime, temperature, top_k, top_p, seed) as session:
         from llmconv.decoding.generate import stream_text
 
         ids = [*session.tokenizer.begin, *session.tokenizer.encode(prompt)]
@@ -44,6 +45,7 @@ def generate(
 def chat(
     bundle: options.Bundle,
     runtime: options.Runtime = "onnxruntime",
+    adapter: options.Switched = None,
     system: Annotated[str, typer.Option(help="What the model is told before the conversation.")] = "",
     prompt: Annotated[str | None, typer.Option(help="Answer this alone; also what comes through a pipe.")] = None,
     tokens: Annotated[
@@ -58,7 +60,7 @@ def chat(
     from llmconv.cli import terminal
 
     asked = terminal.one_message(prompt)  # before torch is imported
-    with _opened(bundle, runtime, temperature, top_k, top_p, seed) as session:
+    with _opened(bundle, adapter, runtime, temperature, top_k, top_p, seed) as session:
         from llmconv.chat.chat import Chat
 
         ids, templated = session.prompt()
@@ -73,13 +75,19 @@ def chat(
 
 @contextmanager
 def _opened(
-    folder: Path, runtime: str, temperature: float | None, top_k: int | None, top_p: float | None, seed: int
+    folder: Path,
+    adapter: str | None,
+    runtime: str,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
 ) -> Iterator[Session]:
     from llmconv.bundle.bundle import Bundle
     from llmconv.plugins.registry import Registry
 
     stack = ExitStack()
-    opened = Bundle(folder)  # before torch is imported
+    opened = Bundle(folder, adapter)  # before torch is imported
     with display.progress("importing torch") as step:
         from llmconv.chat.session import open_session
 

@@ -16,7 +16,7 @@ from llmconv.recipe.recipe import Recipe
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _NAMED: Mapping[str, Kind] = {"PassEntry": "pass", "BackendSection": "backend", "ExecutorSection": "executor"}
-_OWN = {"checkpoint", "adapters"}  # of a source, which keys of [model] give
+_OWN = {"checkpoint", "adapters", "switchable"}  # of a source, which keys of [model] give
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from safetensors.numpy import load_file
 
+from llmconv.bundle.adapters import adapter_table
 from llmconv.bundle.bundle import ROPE, SOURCE, Bundle
 from llmconv.decoding.decoder import Array, Decoder, Runner
 from llmconv.decoding.dialog import DecoderDialog, Dialog
@@ -34,7 +35,7 @@ class Runtime(Framed, ABC):
 
     @abstractmethod
     def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> AbstractContextManager[Dialog]:
-        """A conversation with a bundle, nothing read yet; what it holds is freed at the end.
+        """A conversation with a bundle, its `adapter` switched on, nothing read yet; what it holds is freed at the end.
 
         Args:
             eos: ids that end the text.
@@ -60,7 +61,7 @@ class GraphRuntime(Runtime):
     def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> Iterator[Dialog]:
         """Over all graphs of the bundle."""
         with self.open(bundle) as runners:
-            yield DecoderDialog(Decoder(runners, rope_table(bundle)), Sampler(sampling), eos)
+            yield DecoderDialog(Decoder(runners, rope_table(bundle), adapter_table(bundle)), Sampler(sampling), eos)
 
 
 def source_of(bundle: Bundle, registry: Registry) -> Source:

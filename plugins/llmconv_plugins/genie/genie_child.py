@@ -1,7 +1,8 @@
 """Holds one Genie dialog and answers what is asked through a pipe; `dialog.GenieDialog` runs it as a child process.
 
-Requests are {"read": ids, "limit": n} and {"reset": true}. While Genie writes, each answer {"tokens": ids} waits for
-{"go": bool}, so that exactly what the other side has taken is remembered; {"status": code} ends every request.
+Requests are {"read": ids, "limit": n}, {"reset": true} and {"adapter": name}. While Genie writes, each answer
+{"tokens": ids} waits for {"go": bool}, so that exactly what the other side has taken is remembered; {"status": code}
+ends every request.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ CONFIG = "config.json"
 ERRORS = 1  # GENIE_LOG_LEVEL_ERROR
 COMPLETE = 0  # GENIE_DIALOG_SENTENCE_COMPLETE
 ABORT = 1  # GENIE_DIALOG_ACTION_ABORT
+ENGINE = b"primary"  # the one that a dialog of this kind has
 CALLBACK = ctypes.CFUNCTYPE(None, POINTER(c_uint32), c_uint32, c_int, c_void_p)
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -32,6 +34,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "GenieDialog_tokenQuery": (c_void_p, POINTER(c_uint32), c_uint32, c_int, CALLBACK, c_void_p),
     "GenieDialog_signal": (c_void_p, c_int),
     "GenieDialog_reset": (c_void_p,),
+    "GenieDialog_applyLora": (c_void_p, c_char_p, c_char_p),
 }
 
 
@@ -74,6 +77,8 @@ def main() -> None:
             request, _ = receive(requests)
             if "reset" in request:
                 status = genie.call("Dialog_reset", dialog)
+            elif "adapter" in request:
+                status = genie.call("Dialog_applyLora", dialog, ENGINE, request["adapter"].encode())
             else:
                 status = _query(genie, dialog, request["read"], request["limit"], requests, answers)
     except (EOFError, OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class GenieModel:
         eos: ids that end the text, at least one.
         ropes: the model's table, and that of layers with a window.
         sampling: as the checkpoint asks for it.
+        adapters: that can be switched on: their folders by name, relative to the bundle.
     """
 
     contexts: tuple[int, ...]
@@ -40,6 +41,7 @@ class GenieModel:
     head_dim: int
     ropes: tuple[Rope, ...]
     sampling: Sampling
+    adapters: Mapping[str, str]
 
 
 def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
         "eos-token": list(model.eos),
         "pad-token": model.eos[0],
     }
-    engine = {
+    engine: dict[str, Any] = {
         "version": 1,
         "n-threads": 3,
         "backend": {"version": 1, "type": "QnnHtp", "QnnHtp": backend, "extensions": EXTENSIONS},
@@ -80,6 +82,8 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "positional-encoding": ropes[0] if len(ropes) == 1 else [ropes[0], {**ropes[1], "prefix": LOCAL}],
         },
     }
+    if model.adapters:
+        engine["model"]["binary"]["lora"] = lora_config(model.adapters)
     return {
         "dialog": {
             "version": 1,
@@ -90,6 +94,16 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "engine": engine,
         }
     }
+
+
+def lora_config(folders: Mapping[str, str]) -> dict[str, Any]:
+    """Adapters of which Genie fills inputs from files, which it calls version 1.
+
+    Args:
+        folders: by the adapters' names.
+    """
+    adapters = [{"version": 1, "name": name, "path": folder} for name, folder in folders.items()]
+    return {"version": 1, "lora-version": 1, "adapters": adapters}
 
 
 def rope_config(rope: Rope) -> dict[str, Any]:
@@ -142,6 +156,7 @@ def simulator_config(
     Args:
         config: of the device.
         twins: unshared binaries.
+        tokenizer: in the bundle's folder, where adapters are as well.
     """
     found = copy.deepcopy(config)
     dialog = found["dialog"]
@@ -153,7 +168,11 @@ def simulator_config(
     engine["backend"].pop("extensions")
     engine["backend"]["QnnHtp"].pop(SWITCHING, None)
     engine["backend"]["QnnHtp"] |= {"use-mmap": False, "poll": False, "cpu-mask": "0x1"}
-    engine["model"]["binary"]["ctx-bins"] = [str(path) for path in twins]
+    binary = engine["model"]["binary"]
+    binary["ctx-bins"] = [str(path) for path in twins]
+    if "lora" in binary:
+        folders = {each["name"]: str(tokenizer.parent / each["path"]) for each in binary["lora"]["adapters"]}
+        binary["lora"] = lora_config(folders)
     return found
 
 

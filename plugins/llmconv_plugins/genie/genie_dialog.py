@@ -37,13 +37,14 @@ class GenieDialog(Dialog):
         config: of genie_config.json, for this machine.
         readable: up to which position it reads prompts; it writes up to the context.
         takes_past: whether the graph that reads prompts does.
+        adapter: of the configuration's, the one to switch on.
 
     Raises:
-        BackendError: Genie is not installed, or refuses the configuration or a binary.
+        BackendError: Genie is not installed, or refuses the configuration, a binary or the adapter.
     """
 
-    def __init__(self, config: Mapping[str, Any], readable: int, takes_past: bool) -> None:
-        self._config, self._readable, self._takes_past = config, readable, takes_past
+    def __init__(self, config: Mapping[str, Any], readable: int, takes_past: bool, adapter: str | None = None) -> None:
+        self._config, self._readable, self._takes_past, self._adapter = config, readable, takes_past, adapter
         self._context = int(config["dialog"]["context"]["size"])
         eos = config["dialog"]["context"]["eos-token"]
         self._end_of_text: int | None = eos[0] if isinstance(eos, list) else None
@@ -156,6 +157,9 @@ class GenieDialog(Dialog):
             Child("llmconv_plugins.genie.genie_child", [], log=folder / "log.txt", cwd=folder, libraries=libraries)
         )
         self._end(self._hear())
+        if self._adapter is not None:
+            self._tell({"adapter": self._adapter})
+            self._end(self._hear())
 
     def _tell(self, request: Mapping[str, Any]) -> None:
         child = self._running()

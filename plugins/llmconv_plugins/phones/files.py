@@ -10,7 +10,7 @@ from typing import Any
 
 from llmconv import Bundle
 from llmconv.files import digest
-from llmconv_plugins.genie.exporter import genie_config
+from llmconv_plugins.genie.exporter import adapter_files, genie_config
 from llmconv_plugins.genie.genie_config import CONFIG
 from llmconv_plugins.phones.adb import PhoneError
 from llmconv_plugins.qnn.qairt import needed, older, release_of
@@ -54,7 +54,7 @@ def bundle_items(bundle: Bundle) -> list[Item]:
     place = place_of(bundle)
     return [
         Item(file, _folder(place, file), bundle.path(file).stat().st_size, bundle.manifest["files"][file]["sha256"])
-        for file in named_in(genie_config(bundle))
+        for file in (*named_in(genie_config(bundle)), *adapter_files(bundle))
     ]
 
 

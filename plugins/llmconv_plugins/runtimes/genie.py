@@ -42,7 +42,7 @@ class GenieRuntime(Runtime):
         twins = [bundle.path(b["file"]).resolve() for b in bundle.manifest["binaries"] if b["simulator"]]
         config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), sampling, eos)
         prompt = widest(bundle.graphs.values())
-        dialog = GenieDialog(config, readable(prompt), _takes_past(prompt))
+        dialog = GenieDialog(config, readable(prompt), _takes_past(prompt), bundle.adapter)
         try:
             yield dialog
         finally:
