@@ -45,7 +45,7 @@ class TorchRunner:
 
 
 class HostInputs:
-    """What a host gives a graph that reads a text at once, from its first token on, with one of its adapters or none."""
+    """What a host gives a graph that reads a text at once, from its first token on, with an adapter or none."""
 
     def __init__(self, graph: Graph, adapter: str | None = None) -> None:
         self._host = TorchRunner(graph, DictStore({}))

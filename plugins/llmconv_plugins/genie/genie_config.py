@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class GenieModel:
     head_dim: int
     ropes: tuple[Rope, ...]
     sampling: Sampling
-    adapters: Mapping[str, str]
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
