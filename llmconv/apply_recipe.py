@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import save
 
 from llmconv.backends.backend import Backend, BuildJob, BuildResult, Progress
-from llmconv.bundle.adapters import write_adapter
+from llmconv.bundle.adapters import write_adapters
 from llmconv.bundle.bundle import (
     CHOSEN,
     EVALUATION,
@@ -191,8 +191,7 @@ def _convert(
             raise RecipeError(
                 "passes: none makes RoPE and the mask inputs that the host fills; 'llmconv passes' lists them"
             )
-        for adapter, table in next(iter(model.graphs.values())).adapters.items():
-            write_adapter(folder, adapter, table)
+        write_adapters(folder, next(iter(model.graphs.values())).adapters)
         job = BuildJob(
             model,
             folder,

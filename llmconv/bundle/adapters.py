@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,17 +21,19 @@ def folder_of(adapter: str) -> str:
     return f"{ADAPTERS}/{adapter}"
 
 
-def write_adapter(folder: Path, adapter: str, table: Mapping[str, Tensor]) -> None:
-    """Write what the graphs' inputs are filled with.
+def write_adapters(folder: Path, tables: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write what the graphs' inputs are filled with; adapters that a run before has left there are gone.
 
     Args:
-        table: by the inputs' names.
+        folder: of the bundle.
+        tables: by adapter, by the inputs' names.
     """
-    (folder / folder_of(adapter)).mkdir(parents=True, exist_ok=True)
-    for name, values in table.items():
-        (folder / folder_of(adapter) / f"{name}{SUFFIX}").write_bytes(
-            values.contiguous().numpy().astype("<f4").tobytes()
-        )
+    shutil.rmtree(folder / ADAPTERS, ignore_errors=True)
+    for adapter, table in tables.items():
+        (folder / folder_of(adapter)).mkdir(parents=True)
+        for name, values in table.items():
+            file = folder / folder_of(adapter) / f"{name}{SUFFIX}"
+            file.write_bytes(values.contiguous().numpy().astype("<f4").tobytes())
 
 
 def adapter_table(bundle: Bundle) -> dict[str, NDArray[np.float32]]:

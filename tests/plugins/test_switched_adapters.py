@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Once
+import torch
 from safetensors.torch import load_file, save_file
 from small_adapters import ADAPTERS, RANK, write_adapter, write_switchable
 
 from llmconv import Bundle, BundleError, LlmconvError, Recipe, Registry, Sampling, apply
 from llmconv.bundle import Check, adapter_table
+from llmconv.bundle.adapters import write_adapters
 from llmconv.cli import main
 from llmconv.evaluation import Subject
 from llmconv.proof.of_adapters import adapters_hold
@@ -26,6 +28,7 @@ from llmconv_plugins.genie.library import faults
 from llmconv_plugins.geniex.exporter import GenieX
 from llmconv_plugins.phones.files import bundle_items
 
+Once = Callable[[str, Callable[[Path], object]], Path]
 PROMPT = [1, 483, 267, 300, 307, 314]
 
 
@@ -118,6 +121,16 @@ def test_a_damaged_file_of_an_adapter_is_one_line(switchable: Bundle, tmp_path: 
     with pytest.raises(BundleError, match=r"down_proj_lora_a\.raw: missing"):
         adapter_table(Bundle(tmp_path / "bundle", "two"))
     assert adapter_table(Bundle(tmp_path / "bundle")) == {}
+
+
+def test_adapters_of_a_run_before_do_not_stay(tmp_path: Path) -> None:
+    write_adapters(tmp_path, {"old": {"x": torch.ones(2)}, "new": {"y": torch.ones(2)}})
+    write_adapters(tmp_path, {"new": {"x": torch.zeros(3)}})
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert files == [tmp_path / "adapters" / "new" / "x.raw"]
+    assert np.fromfile(files[0], "<f4").tolist() == [0.0] * 3
+    write_adapters(tmp_path, {})
+    assert not any(tmp_path.iterdir())
 
 
 def test_genai_refuses(switchable: Bundle) -> None:
