@@ -13,7 +13,8 @@ from torch import Tensor
 from llmconv.bundle.bundle import Bundle
 from llmconv.errors import BundleError
 
-ADAPTERS, SUFFIX = "adapters", ".raw"
+ADAPTERS = "adapters"  # folder in a bundle, of one folder each
+SUFFIX = ".raw"
 
 
 def folder_of(adapter: str) -> str:
