@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save
 
 from llmconv.backends.backend import Backend, BuildJob, BuildResult, Progress, check_chipsets
+from llmconv.bundle.adapters import write_adapters
 from llmconv.bundle.bundle import (
     CHOSEN,
     EVALUATION,
@@ -192,6 +193,7 @@ def _convert(
             raise RecipeError(
                 "passes: none makes RoPE and the mask inputs that the host fills; 'llmconv passes' lists them"
             )
+        write_adapters(folder, next(iter(model.graphs.values())).adapters)
         job = BuildJob(
             model,
             folder,
@@ -290,6 +292,7 @@ def _inputs(checked: Checked) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint_identity(checked.source.checkpoint),
         "adapters": [[checkpoint_identity(at), weight] for at, weight in checked.recipe.model.adapters.items()],
+        "switchable": [[name, checkpoint_identity(at)] for name, at in checked.recipe.model.switchable.items()],
         "source": [recipe["model"]["source"], recipe["model"]["options"]],
         "graphs": recipe["graphs"],
         "passes": recipe["passes"],
@@ -353,6 +356,7 @@ def _manifest(
         "versions": {"llmconv": version("llmconv"), "torch": version("torch"), **result.versions},
         "needs": result.needs,
         "graphs": [graph_to_dict(g) for g in graphs],
+        "adapters": list(next(iter(model.graphs.values())).adapters),
         "binaries": [
             {"file": b.file, "part": b.part, "graphs": list(b.graphs), "simulator": b.simulator}
             | ({"targets": list(b.targets)} if b.targets else {})

@@ -33,12 +33,15 @@ FORMAT = 2
 class Bundle:
     """A finished bundle; of several chipsets, as the first has it, until `for_target` says another.
 
+    Args:
+        adapter: which of its adapters runtimes are to switch on; the model as it is by default.
+
     Raises:
         BundleError: the folder is no bundle, or of a format that this version does not read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, adapter: str | None = None) -> None:
+        self.folder, self.adapter = folder, adapter
         self._own = ""  # folder of the files that the target has in the place of the bundle's
         try:
             self.manifest: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
@@ -53,6 +56,9 @@ class Bundle:
                 f"{folder}: bundle format {self.manifest.get('format')}; this version reads {FORMAT}; convert again, "
                 "or use the llmconv that made it"
             )
+        if adapter is not None and adapter not in self.adapters:
+            had = f"it has {', '.join(self.adapters)}" if self.adapters else "it has none; see model.switchable"
+            raise BundleError(f"{folder}: no adapter '{adapter}' to switch on; {had}")
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -73,6 +79,11 @@ class Bundle:
     def graphs(self) -> dict[str, GraphSpec]:
         """The graphs by name."""
         return {g["name"]: graph_from_dict(g) for g in self.manifest["graphs"]}
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that runtimes can switch on."""
+        return list(self.manifest.get("adapters", []))
 
     @property
     def targets(self) -> list[dict[str, Any]]:

@@ -52,6 +52,11 @@ Adapters = Annotated[
 ]
 
 
+Switched = Annotated[
+    str | None, typer.Option("--adapter", metavar="NAME", help="Of the bundle's adapters, the one to switch on.")
+]
+
+
 def registry_for(recipe: Recipe, allowed: bool) -> Registry:
     """All installed plugins, and, where that is allowed, the recipe's own files.
 

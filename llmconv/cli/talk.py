@@ -23,6 +23,7 @@ def generate(
     bundle: options.Bundle,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     runtime: options.Runtime = "onnxruntime",
+    adapter: options.Switched = None,
     tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 60,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -34,7 +35,7 @@ def generate(
 ) -> None:
     """Write text with a bundle, on this machine."""
     asked = _asked(temperature, top_k, top_p, repetition_penalty, json_schema)
-    with _opened(bundle, runtime, asked, seed) as session:
+    with _opened(bundle, adapter, runtime, asked, seed) as session:
         from llmconv.decoding.generate import STOPPED, stream_text, until
 
         ids = [*session.tokenizer.begin, *session.tokenizer.encode(prompt)]
@@ -50,6 +51,7 @@ def generate(
 def chat(
     bundle: options.Bundle,
     runtime: options.Runtime = "onnxruntime",
+    adapter: options.Switched = None,
     system: Annotated[str, typer.Option(help="What the model is told before the conversation.")] = "",
     prompt: Annotated[str | None, typer.Option(help="Answer this alone; also what comes through a pipe.")] = None,
     tokens: Annotated[
@@ -68,7 +70,7 @@ def chat(
 
     asked = terminal.one_message(prompt)  # before torch is imported
     choice = _asked(temperature, top_k, top_p, repetition_penalty, json_schema)
-    with _opened(bundle, runtime, choice, seed) as session:
+    with _opened(bundle, adapter, runtime, choice, seed) as session:
         from llmconv.chat.chat import Chat
 
         ids, templated = session.prompt()
@@ -109,12 +111,12 @@ def _schema(file: Path) -> str:
 
 
 @contextmanager
-def _opened(folder: Path, runtime: str, asked: dict[str, Any], seed: int) -> Iterator[Session]:
+def _opened(folder: Path, adapter: str | None, runtime: str, asked: dict[str, Any], seed: int) -> Iterator[Session]:
     from llmconv.bundle.bundle import Bundle
     from llmconv.plugins.registry import Registry
 
     stack = ExitStack()
-    opened = Bundle(folder)  # before torch is imported
+    opened = Bundle(folder, adapter)  # before torch is imported
     with display.progress("importing torch") as step:
         from llmconv.chat.session import open_session
 

@@ -137,16 +137,22 @@ class Decoder:
         rope: cos and sin by kind of input, each (context, channels that are turned / 2), where graphs take them; for a
             long text (its length and the largest `ar`, channels that are turned / 2).
         long: for a text that is longer than the context; graphs are then of one context.
+        adapter: by I/O name, what inputs of kind "lora" are filled with; zeros, with which they change nothing, by
+            default.
 
     Raises:
         LlmconvError: two graphs have a layer's keys or values in different encodings.
     """
 
     def __init__(
-        self, runners: Sequence[Runner], rope: Mapping[str, Array] | None, long: LongText | None = None
+        self,
+        runners: Sequence[Runner],
+        rope: Mapping[str, Array] | None,
+        long: LongText | None = None,
+        adapter: Mapping[str, Array] | None = None,
     ) -> None:
         self.runners = sorted(runners, key=lambda r: (-r.ar, r.context))
-        self.rope = rope or {}
+        self.rope, self.adapter = rope or {}, adapter or {}
         self.long = long
         self.context = long.length if long else max(r.context for r in runners)
         self._cache = _slots(self.runners)
@@ -225,7 +231,7 @@ class Decoder:
 
     def inputs_for(self, runner: Runner, chunk: Sequence[int]) -> Arrays:
         """What a graph is given to read at most `ar` tokens after those read before."""
-        return {name: self._fill(runner, tensor, chunk) for name, tensor in runner.inputs.items()}
+        return {name: self._fill(runner, name, tensor, chunk) for name, tensor in runner.inputs.items()}
 
     def _run(self, runner: Runner, chunk: Sequence[int]) -> Array:
         outputs = runner.run(self.inputs_for(runner, chunk))
@@ -249,7 +255,7 @@ class Decoder:
                 slot.drop(sinks, count, self._cached)
             self._dropped += count
 
-    def _fill(self, runner: Runner, tensor: Tensor, chunk: Sequence[int]) -> NDArray[np.generic]:
+    def _fill(self, runner: Runner, name: str, tensor: Tensor, chunk: Sequence[int]) -> NDArray[np.generic]:
         kind = tensor.io.kind
         positions = np.arange(self.length, self.length + runner.ar)
         if kind == "input_ids":
@@ -264,6 +270,9 @@ class Decoder:
             return self.rope[kind][positions].reshape(tensor.shape)
         if kind == "attention_mask":
             return self._mask(runner).reshape(tensor.shape)
+        if kind == "lora":
+            given = self.adapter.get(name)
+            return np.zeros(tensor.shape, dtype=np.float32) if given is None else given.reshape(tensor.shape)
         if (key := tensor.slot) is not None:
             return self._cache[key].past(tensor.shape, self._cached)
         raise LlmconvError(

@@ -45,11 +45,11 @@ class TorchRunner:
 
 
 class HostInputs:
-    """What a host gives a graph that reads a text at once, from its first token on."""
+    """What a host gives a graph that reads a text at once, from its first token on, with an adapter or none."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, adapter: str | None = None) -> None:
         self._host = TorchRunner(graph, DictStore({}))
-        self._decoder = decoder.Decoder([self._host], graph.host_tables())
+        self._decoder = decoder.Decoder([self._host], graph.host_tables(), adapter=graph.adapter_table(adapter))
 
     def of(self, tokens: Sequence[int]) -> dict[str, torch.Tensor]:
         """Tensors by I/O name."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from llmconv.backends.backend import Backend
+from llmconv.bundle.adapters import adapter_table
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.weights import BundleStore
 from llmconv.decoding.decoder import Decoder, Runner, widest
@@ -172,7 +173,7 @@ class Subject:
 
     def decoder(self, *runners: Runner) -> Decoder:
         """A decoder over some of the graphs."""
-        return Decoder(runners, rope_table(self.bundle))
+        return Decoder(runners, rope_table(self.bundle), adapter=adapter_table(self.bundle))
 
     def open(self, runtime: str, graph: str, bundle: Bundle | None = None) -> AbstractContextManager[list[Runner]]:
         """One graph of the bundle on a runtime; of the bundle as one of its chipsets has it, where that is given."""

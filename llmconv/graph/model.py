@@ -31,6 +31,7 @@ Kind = Literal[
     "past_value",
     "new_key",
     "new_value",
+    "lora",
     "hidden",
     "logits",
 ]
@@ -71,6 +72,8 @@ class Graph:
     Attributes:
         rope: cos and sin by kind of input, each (context, channels that are turned / 2) float32, once they are inputs
             that the host fills.
+        adapters: adapter -> what the host fills the inputs of kind "lora" with, by I/O name; zeros leave the model as
+            it is.
     """
 
     name: str
@@ -78,10 +81,15 @@ class Graph:
     context: int
     parts: list[fx.GraphModule]
     rope: dict[Kind, torch.Tensor] = field(default_factory=dict)
+    adapters: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def host_tables(self) -> dict[str, NDArray[np.float32]]:
         """What the host fills RoPE's inputs from, by their kind."""
         return {kind: table.numpy() for kind, table in self.rope.items()}
+
+    def adapter_table(self, adapter: str | None) -> dict[str, NDArray[np.float32]]:
+        """What the host fills the inputs of an adapter with; nothing for none."""
+        return {} if adapter is None else {name: x.numpy() for name, x in self.adapters[adapter].items()}
 
     def label(self, part: int) -> str:
         """The graph's name inside a binary and on disk; Genie orders parts by it, GenieX reads its numbers.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmconv.encodings.grid import Block, Encoded
 from llmconv.plugins.registry import Kind, Registry
+from llmconv.weights.low_rank import LowRankChanges
 from llmconv.weights.store import WeightStore
 from llmconv.work.steps import Steps
 
@@ -75,6 +76,7 @@ class PassContext:
         create: makes a plugin that a pass names in `uses`, by kind, name and options.
         chosen: what passes have found on the samples and cannot find again without them, by names that begin with the
             pass's; a bundle keeps it, and whoever runs its passes again brings it.
+        adapters: those that the host is to switch between, name -> what each changes of the source's tensors.
     """
 
     samples: Sequence[Sequence[int]] = ()
@@ -85,6 +87,7 @@ class PassContext:
     hashes: dict[str, str] = field(default_factory=dict)
     create: Callable[[Kind, str, Mapping[str, Any]], Any] = _create
     chosen: dict[str, Tensor] = field(default_factory=dict)
+    adapters: Mapping[str, LowRankChanges] = field(default_factory=dict)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from llmconv.graph.model import Model
+from llmconv.errors import RecipeError
+from llmconv.graph.model import Model, io_of
 from llmconv.passes.context import PassContext, WeightSink
 from llmconv.passes.manager import PassManager, PassReport
 from llmconv.passes.observer import Observers
@@ -44,10 +45,18 @@ def prepare(
     def hashed() -> dict[str, str]:
         return {name: sha for name in sorted(names) if (sha := weights.sha256(name)) is not None}
 
-    context = PassContext(calibration_samples(checked), sink, steps, hashed=hashed, create=checked.create)
+    context = PassContext(
+        calibration_samples(checked),
+        sink,
+        steps,
+        hashed=hashed,
+        create=checked.create,
+        adapters=checked.source.low_rank_changes(),
+    )
     verifier = make_verifier(checked, model) if verify else None
     manager = PassManager(checked.passes, verifier, announce, observers)
     reports = manager.run(model, context, stop=manager.structural)
+    _check_adapters(checked, model)
     wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}
     shown = replace(model, graphs=wanted)
     laid_out(shown, manager.widths(shown))
@@ -55,3 +64,17 @@ def prepare(
         reports += manager.run(model, context, done=manager.structural)
     model.graphs.pop(CALIBRATION, None)
     return model, context, reports
+
+
+def _check_adapters(checked: Checked, model: Model) -> None:
+    """Whether the graphs take what the recipe's adapters give.
+
+    Raises:
+        RecipeError: adapters are named and no pass makes inputs of them, or the other way around.
+    """
+    parts = [part for graph in model.graphs.values() for part in graph.parts]
+    takes = any(io.kind == "lora" for part in parts for io in io_of(part)[0].values())
+    if checked.recipe.model.switchable and not takes:
+        raise RecipeError("model.switchable: no pass makes inputs of adapters; 'llmconv passes' lists them")
+    if takes and not checked.recipe.model.switchable:
+        raise RecipeError("model.switchable: missing; the graphs take adapters as inputs, and the recipe names none")

@@ -13,6 +13,7 @@ from llmconv.plugins.frame import given
 from llmconv.plugins.registry import Registry
 from llmconv.proof.in_files import encodings_hold, integers_kept
 from llmconv.proof.in_float import passes_hold, source_is_right
+from llmconv.proof.of_adapters import adapters_hold
 from llmconv.proof.on_runtimes import lowering_holds, runtimes_agree
 from llmconv.proof.on_text import perplexity_holds
 from llmconv.report import page
@@ -50,6 +51,7 @@ def prove(
         integers_kept(subject),
         lowering_holds(subject, precision),
         runtimes_agree(subject, precision),
+        adapters_hold(subject),
         given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list),
         perplexity_holds(subject, figures),
     )

@@ -62,6 +62,8 @@ class Calibration:
     Where weights have quantizers, a piece's are quantized before it runs, on the inputs that the pieces before have
     left, and it runs with what came of them. The float model goes beside it where a quantizer asks for that.
 
+    Samples are read once by the model as it is, and once more with each adapter that the graph takes as inputs.
+
     Args:
         graph: one without past, `ar` = `context` = length of a sample.
         samples: token ids; each starts with BOS, whose massive activations must be in range.
@@ -78,13 +80,14 @@ class Calibration:
         quantizers: Mapping[str, Quantizer] = MappingProxyType({}),
         grids: Mapping[str, Grid] = MappingProxyType({}),
     ) -> None:
-        self._host = HostInputs(graph)
-        self._samples, self._quantizers, self._grids, self._ar = samples, quantizers, grids, graph.ar
-        self._own = StoredValues(folder, len(samples))
+        hosts = [HostInputs(graph, adapter) for adapter in (None, *graph.adapters)]
+        self._samples = [(host, sample) for host in hosts for sample in samples]
+        self._quantizers, self._grids, self._ar = quantizers, grids, graph.ar
+        self._own = StoredValues(folder, len(self._samples))
         self._float: StoredValues | None = None
         if any(q.needs_float for q in quantizers.values()):
             (folder / "float").mkdir()
-            self._float = StoredValues(folder / "float", len(samples))
+            self._float = StoredValues(folder / "float", len(self._samples))
 
     def pieces(self, part: fx.GraphModule) -> list[fx.GraphModule]:
         """What a part is run in: to the inputs of each weight whose quantizer looks at them."""
@@ -257,7 +260,8 @@ class Calibration:
         return ((name, stored, path) for (name, stored), path in zip(pairs, paths, strict=True))
 
     def _inputs(self, piece: fx.GraphModule, sample: int, stored: StoredValues) -> dict[str, Tensor]:
-        given = self._host.of(self._samples[sample])
+        host, tokens = self._samples[sample]
+        given = host.of(tokens)
         return {n: given[n] if n in given else stored.read(n, sample) for n in inputs_of(piece)}
 
 

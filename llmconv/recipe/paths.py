@@ -26,6 +26,10 @@ def resolve(values: dict[str, Any], folder: Path) -> None:
     model = values.get("model")
     if not isinstance(model, dict):
         return
+    if isinstance(apart := model.get("switchable"), dict):
+        model["switchable"] = {
+            name: absolute(path, folder) if isinstance(path, str | Path) else path for name, path in apart.items()
+        }
     if isinstance(given := model.get("adapter"), dict):
         model["adapter"] = {absolute(path, folder): weight for path, weight in given.items()}
     elif isinstance(given, str | Path):

@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    StringConstraints,
     ValidationError,
     field_validator,
 )
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"\w+")  # of a recipe that is installed, and no file's
 
 
+AdapterName = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # and a folder's
+
+
 class ModelSection(Section):
     """Where the checkpoint lies, and which source reads it.
 
@@ -42,12 +46,14 @@ class ModelSection(Section):
         checkpoint: its folder or its file; `package:DISTRIBUTION/PATH` for one inside an installed package;
             `hub:ORG/NAME` for one on Hugging Face, with `/FILE` for one GGUF file of several and `@REVISION`.
         adapter: a PEFT folder to merge, or several with weights: `{ "a" = 0.7, "b" = 0.3 }`.
+        switchable: PEFT folders by name, that a runtime switches between; pass `lora_inputs` makes them inputs.
         options: the source's own.
     """
 
     source: str | None = None
     checkpoint: Path
     adapter: Path | dict[Path, float] | None = None
+    switchable: dict[AdapterName, Path] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -58,7 +64,9 @@ class ModelSection(Section):
     def source_options(self, checkpoint: Path) -> dict[str, Any]:
         """What a source is made with, its checkpoint having been located."""
         merged = {str(folder): weight for folder, weight in self.adapters.items()}
-        return {"checkpoint": checkpoint, **({"adapters": merged} if merged else {}), **self.options}
+        apart = {name: str(folder) for name, folder in self.switchable.items()}
+        given = {"adapters": merged, "switchable": apart}
+        return {"checkpoint": checkpoint, **{key: value for key, value in given.items() if value}, **self.options}
 
 
 class TargetSection(Section):

@@ -21,7 +21,7 @@ _NAMED: Mapping[str, tuple[str, Kind]] = {  # section -> the recipe's key of it,
     "BackendSection": ("backend", "backend"),
     "ExecutorSection": ("executor", "executor"),
 }
-_OWN = {"checkpoint", "adapters"}  # of a source, which keys of [model] give
+_OWN = {"checkpoint", "adapters", "switchable"}  # of a source, which keys of [model] give
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from safetensors.numpy import load_file
 
+from llmconv.bundle.adapters import adapter_table
 from llmconv.bundle.bundle import ROPE, SOURCE, Bundle
 from llmconv.decoding.decoder import Array, Decoder, LongText, Runner
 from llmconv.decoding.dialog import DecoderDialog, Dialog
@@ -40,7 +41,7 @@ class Runtime(Framed, ABC):
 
     @abstractmethod
     def dialog(self, bundle: Bundle, sampling: Sampling, eos: Sequence[int]) -> AbstractContextManager[Dialog]:
-        """A conversation with a bundle, nothing read yet; what it holds is freed at the end.
+        """A conversation with a bundle, its `adapter` switched on, nothing read yet; what it holds is freed at the end.
 
         Args:
             eos: ids that end the text.
@@ -68,7 +69,8 @@ class GraphRuntime(Runtime):
         long = long_text(bundle)
         with self.open(bundle) as runners:
             rows = long.length + max(runner.ar for runner in runners) if long else None
-            yield DecoderDialog(Decoder(runners, rope_table(bundle, rows), long), Sampler(sampling), eos)
+            decoder = Decoder(runners, rope_table(bundle, rows), long, adapter_table(bundle))
+            yield DecoderDialog(decoder, Sampler(sampling), eos)
 
 
 def source_of(bundle: Bundle, registry: Registry) -> Source:

@@ -15,6 +15,7 @@ from llmconv.plugins.frame import Framed
 from llmconv.sources.family import Family
 from llmconv.sources.model_config import ModelConfig
 from llmconv.tokenizer.tokenizer import Tokenizer
+from llmconv.weights.low_rank import LowRankChanges
 from llmconv.weights.store import WeightStore
 
 
@@ -74,6 +75,18 @@ class Source(Framed, ABC):
     @abstractmethod
     def weights(self) -> WeightStore:
         """The weights, by the names of the module's parameters; every one is checked to be there, in its shape."""
+
+    def low_rank_changes(self) -> Mapping[str, LowRankChanges]:
+        """What each adapter that runtimes are to switch between changes of the checkpoint's tensors; by default none.
+
+        Raises:
+            CheckpointError: an adapter is damaged, of another model, or changes more than that.
+        """
+        return {}
+
+    def with_adapter(self, name: str) -> WeightStore:
+        """The weights with one of these adapters merged, by which a proof knows what switching to it must give."""
+        raise NotImplementedError(f"{type(self).__name__} has no adapters to switch between")
 
     def stored(self) -> Mapping[str, int]:
         """How many tensors of the checkpoint are stored as what, e.g. "BF16"; nothing where the source cannot tell."""

@@ -22,6 +22,9 @@ from .gguf import GGUFStore as GGUFStore
 from .gguf import set_of as set_of
 from .gguf import shard_number as shard_number
 from .held import HeldStore as HeldStore
+from .low_rank import Factors as Factors
+from .low_rank import LowRankChanges as LowRankChanges
+from .low_rank import low_rank_change as low_rank_change
 from .pickled import PickleStore as PickleStore
 from .safetensors import SafetensorsStore as SafetensorsStore
 from .store import Checkpoint as Checkpoint

@@ -61,6 +61,8 @@ def check(bundle: Bundle) -> None:
     Raises:
         BundleError: it cannot.
     """
+    if bundle.adapters:
+        raise BundleError(f"{bundle.folder}: the script fills no adapters' inputs; convert with the adapter merged")
     genie_config(bundle)  # the names of inputs and outputs, and the tokenizer, are as Genie knows them
     for graph in bundle.graphs.values():
         if any(t.kind == "logits" and t.shape[1] != graph.ar for t in graph.parts[-1].outputs):

@@ -53,6 +53,8 @@ def check(bundle: Bundle) -> None:
     Raises:
         BundleError: they cannot.
     """
+    if bundle.adapters:
+        raise BundleError(f"{bundle.folder}: GenAI fills no adapters' inputs; convert with the adapter merged")
     graphs = _longest(bundle.graphs.values())
     token, prompt = graphs[0], graphs[-1]
     if token.ar != 1:

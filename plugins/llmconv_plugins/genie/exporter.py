@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from llmconv import Bundle, BundleError, Registry
 from llmconv.backends import Exporter, Progress, form_folder
+from llmconv.bundle import folder_of
 from llmconv.files import link, write_json
 from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, TOKENIZER
 
@@ -32,7 +33,7 @@ def lay_flat(
     progress: Progress,
     changed: Callable[[dict[str, Any]], None] = lambda _config: None,
 ) -> Path:
-    """Genie's configuration, the device's binaries and other files in a folder of the bundle's, without folders in it.
+    """Genie's configuration, the device's binaries and other files in a folder of the bundle's; adapters' in theirs.
 
     Args:
         name: of the folder.
@@ -48,10 +49,19 @@ def lay_flat(
         for file in (*binaries["ctx-bins"], *files):
             progress("link", file)
             link(bundle.path(file), folder / Path(file).name)
+        for file in adapter_files(bundle):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            link(bundle.path(file), folder / file)
         binaries["ctx-bins"] = [Path(file).name for file in binaries["ctx-bins"]]
         changed(config)
         write_json(folder / CONFIG, config)
     return bundle.folder / name
+
+
+def adapter_files(bundle: Bundle) -> list[str]:
+    """The files from which Genie fills the inputs of the bundle's adapters, in the folders that it looks in."""
+    folders = tuple(f"{folder_of(adapter)}/" for adapter in bundle.adapters)
+    return [file for file in bundle.manifest["files"] if file.startswith(folders)] if folders else []
 
 
 def genie_config(bundle: Bundle) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Holds one Genie dialog and answers what is asked through a pipe; `dialog.GenieDialog` runs it as a child process.
 
-Requests are {"read": ids, "limit": n, "rewind": bool} and {"reset": true}; with "rewind" the ids are the whole text, of
-which Genie keeps what it has read from the beginning on. While Genie writes, each answer {"tokens": ids} waits for
-{"go": bool}, so that exactly what the other side has taken is remembered; {"status": code} ends every request.
+Requests are {"read": ids, "limit": n, "rewind": bool}, {"reset": true} and {"adapter": name}; with "rewind" the ids are
+the whole text, of which Genie keeps what it has read from the beginning on. While Genie writes, each answer
+{"tokens": ids} waits for {"go": bool}, so that exactly what the other side has taken is remembered. {"status": code}
+ends every request.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ERRORS = 1  # GENIE_LOG_LEVEL_ERROR
 COMPLETE = 0  # GENIE_DIALOG_SENTENCE_COMPLETE
 REWIND = 5  # GENIE_DIALOG_SENTENCE_REWIND
 ABORT = 1  # GENIE_DIALOG_ACTION_ABORT
+ENGINE = b"primary"  # the one that a dialog of this kind has
 CALLBACK = ctypes.CFUNCTYPE(None, POINTER(c_uint32), c_uint32, c_int, c_void_p)
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -34,6 +36,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "GenieDialog_tokenQuery": (c_void_p, POINTER(c_uint32), c_uint32, c_int, CALLBACK, c_void_p),
     "GenieDialog_signal": (c_void_p, c_int),
     "GenieDialog_reset": (c_void_p,),
+    "GenieDialog_applyLora": (c_void_p, c_char_p, c_char_p),
 }
 
 
@@ -76,6 +79,8 @@ def main() -> None:
             request, _ = receive(requests)
             if "reset" in request:
                 status = genie.call("Dialog_reset", dialog)
+            elif "adapter" in request:
+                status = genie.call("Dialog_applyLora", dialog, ENGINE, request["adapter"].encode())
             else:
                 status = _query(genie, dialog, request, requests, answers)
     except (EOFError, OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class GenieModel:
         sampling: as the checkpoint asks for it.
         stop: texts at which an answer ends.
         long: for conversations beyond the context.
+        adapters: that can be switched on: their folders by name, relative to the bundle.
     """
 
     contexts: tuple[int, ...]
@@ -47,6 +48,7 @@ class GenieModel:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     long: LongText | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
         "eos-token": list(model.eos),
         "pad-token": model.eos[0],
     }
-    engine = {
+    engine: dict[str, Any] = {
         "version": 1,
         "n-threads": 3,
         "backend": {"version": 1, "type": "QnnHtp", "QnnHtp": backend, "extensions": EXTENSIONS},
@@ -94,6 +96,8 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "reserved-tokens": model.long.sinks,
             "sliding-window": {"version": 1, "window-size": model.contexts[-1] - model.long.sinks},
         }
+    if model.adapters:
+        engine["model"]["binary"]["lora"] = lora_config(model.adapters)
     return {
         "dialog": {
             "version": 1,
@@ -105,6 +109,16 @@ def device_config(model: GenieModel, binaries: Sequence[str]) -> dict[str, Any]:
             "engine": engine,
         }
     }
+
+
+def lora_config(folders: Mapping[str, str]) -> dict[str, Any]:
+    """Adapters of which Genie fills inputs from files, which it calls version 1.
+
+    Args:
+        folders: by the adapters' names.
+    """
+    adapters = [{"version": 1, "name": name, "path": folder} for name, folder in folders.items()]
+    return {"version": 1, "lora-version": 1, "adapters": adapters}
 
 
 def rope_config(rope: Rope) -> dict[str, Any]:
@@ -157,6 +171,7 @@ def simulator_config(
     Args:
         config: of the device.
         twins: unshared binaries.
+        tokenizer: in the bundle's folder, where adapters are as well.
     """
     found = copy.deepcopy(config)
     dialog = found["dialog"]
@@ -168,7 +183,11 @@ def simulator_config(
     engine["backend"].pop("extensions")
     engine["backend"]["QnnHtp"].pop(SWITCHING, None)
     engine["backend"]["QnnHtp"] |= {"use-mmap": False, "poll": False, "cpu-mask": "0x1"}
-    engine["model"]["binary"]["ctx-bins"] = [str(path) for path in twins]
+    binary = engine["model"]["binary"]
+    binary["ctx-bins"] = [str(path) for path in twins]
+    if "lora" in binary:
+        folders = {each["name"]: str(tokenizer.parent / each["path"]) for each in binary["lora"]["adapters"]}
+        binary["lora"] = lora_config(folders)
     return found
 
 

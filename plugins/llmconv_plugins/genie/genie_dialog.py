@@ -42,9 +42,10 @@ class GenieDialog(Dialog):
             not come back to the shorter ones ("KV$ exceeded budget").
         crowded: where it forgets the oldest, how much it may have read for the graph that reads prompts to read on;
             behind that, Genie would forget others than the oldest, and is given everything again.
+        adapter: of the configuration's, the one to switch on.
 
     Raises:
-        BackendError: Genie is not installed, or refuses the configuration or a binary.
+        BackendError: Genie is not installed, or refuses the configuration, a binary or the adapter.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class GenieDialog(Dialog):
         config: Mapping[str, Any],
         readable: int,
         takes_past: bool,
+        adapter: str | None = None,
         *,
         rewindable: int | None = None,
         crowded: int | None = None,
     ) -> None:
         context = config["dialog"]["context"]
-        self._config, self._readable = config, readable
+        self._config, self._readable, self._adapter = config, readable, adapter
         self._rewindable, self._crowded = rewindable, crowded
         self._goes_on = takes_past and "grammar" not in context
         self._context = int(context["size"])
@@ -191,6 +193,9 @@ class GenieDialog(Dialog):
             Child("llmconv_plugins.genie.genie_child", [], log=folder / "log.txt", cwd=folder, libraries=libraries)
         )
         self._end(self._hear())
+        if self._adapter is not None:
+            self._tell({"adapter": self._adapter})
+            self._end(self._hear())
 
     def _tell(self, request: Mapping[str, Any]) -> None:
         child = self._running()

@@ -10,7 +10,7 @@ import torch
 
 from llmconv import BackendError, Bundle, CheckpointError
 from llmconv.backends import BuildJob
-from llmconv.bundle import Check
+from llmconv.bundle import Check, folder_of
 from llmconv.graph import ROTARIES, Graph, inputs_of, io_of, outputs_of, shape_of
 from llmconv.sources import Rope
 from llmconv.target import Chipset
@@ -138,6 +138,7 @@ def _described(job: BuildJob) -> GenieModel:
         sampling=config.sampling,
         stop=tuple(job.stop),
         long=job.long,
+        adapters={adapter: folder_of(adapter) for adapter in graphs[0].adapters},
     )
 
 

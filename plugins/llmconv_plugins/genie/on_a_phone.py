@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmconv.bundle import ADAPTERS
 from llmconv_plugins.genie.genie_config import CONFIG, EXTENSIONS, TOKENIZER
 
 DOCS = "docs/phones.md"
@@ -25,6 +26,7 @@ def run_on_a_phone(folder: Path, files: Sequence[str]) -> str:
     lines = [f"adb shell mkdir -p {' '.join(f'{place}/{name}' for name in folders)}"]
     lines += [f"adb push {file} {place}/{file}" for file in files]
     lines += [f"adb push {' '.join(configs)} {place}"] if configs else []
+    lines += [f"adb push {ADAPTERS} {place}"] if (folder / ADAPTERS).is_dir() else []
     lines.append(f'adb shell "cd {place} && export LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=. &&')
     lines.append("    ./genie-t2t-run -c genie_config.json -p 'Hello'\"")
     said = [

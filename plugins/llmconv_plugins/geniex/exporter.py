@@ -53,6 +53,8 @@ def check(bundle: Bundle) -> None:
                 f"{bundle.folder}: GenieX counts the layers by each part's past_key_<l>_in, and graph '{graph.name}' "
                 f"reads all {graph.context} positions at once and takes none; set graphs.{graph.name}.ar lower"
             )
+    if bundle.adapters:
+        raise BundleError(f"{bundle.folder}: GenieX fills no adapters' inputs; convert with the adapter merged")
     if len(config.ropes) != 1:
         raise BundleError(f"{bundle.folder}: GenieX fills one rotary table, and the model has {len(config.ropes)}")
     (rope,) = config.ropes

@@ -90,7 +90,7 @@ class W4A16(Pass):
 
     name: ClassVar[str] = "w4a16"
     needs: ClassVar[tuple[str, ...]] = ("kv_cache_io", "decompose")
-    runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads", "decompose", "linear_to_conv")
+    runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads", "decompose", "lora_inputs", "linear_to_conv")
     needs_calibration: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
     preset: ClassVar[SchemePreset | None] = None  # of an instance, once it knows it

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmconv import Bundle
 from llmconv.files import digest
-from llmconv_plugins.genie.exporter import genie_config
+from llmconv_plugins.genie.exporter import adapter_files, genie_config
 from llmconv_plugins.genie.genie_config import CONFIG
 from llmconv_plugins.phones.adb import PhoneError
 from llmconv_plugins.qnn.qairt import needed, older, release_of
@@ -52,7 +52,7 @@ def bundle_items(bundle: Bundle) -> list[Item]:
         BundleError: the bundle has no files for Genie, or one of them is missing.
     """
     place, found = place_of(bundle), []
-    for name in named_in(genie_config(bundle)):
+    for name in (*named_in(genie_config(bundle)), *adapter_files(bundle)):
         path = bundle.path(name)
         file = path.relative_to(bundle.folder).as_posix()  # a chipset's own has another folder here
         sha256 = bundle.manifest["files"][file]["sha256"]

@@ -57,9 +57,9 @@ def _dialog(bundle: Bundle, config: dict[str, Any]) -> GenieDialog:
     shortest = min(graph.context for graph in bundle.graphs.values())
     if long is not None:
         past = prompt.context - prompt.ar
-        return GenieDialog(config, long.length - prompt.ar, True, crowded=past)
+        return GenieDialog(config, long.length - prompt.ar, True, bundle.adapter, crowded=past)
     rewindable = None if shortest == prompt.context else shortest - prompt.ar
-    return GenieDialog(config, readable(prompt), _takes_past(prompt), rewindable=rewindable)
+    return GenieDialog(config, readable(prompt), _takes_past(prompt), bundle.adapter, rewindable=rewindable)
 
 
 def readable(graph: GraphSpec) -> int:

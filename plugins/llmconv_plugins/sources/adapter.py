@@ -20,7 +20,9 @@ from llmconv.weights import (
     Checkpoint,
     DerivedCheckpoint,
     Expression,
+    Factors,
     LowRank,
+    LowRankChanges,
     PickleStore,
     RowLengths,
     SafetensorsStore,
@@ -61,6 +63,15 @@ def adapted(base: Checkpoint, adapters: Mapping[Path, float]) -> Checkpoint:
         adapter.check_alone(len(opened))
         adapter.merge(table, store, label)
     return DerivedCheckpoint(store, table)
+
+
+def apart(folder: Path, base: Checkpoint) -> LowRankChanges:
+    """What an adapter changes of a checkpoint's tensors, which stay as they are.
+
+    Raises:
+        CheckpointError: the folder holds no adapter, one that changes more than this, or one for another model.
+    """
+    return Adapter(folder, 1.0).changes(base)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,22 @@ class Adapter:
                 f"{self.folder}: this adapter replaces or rescales tensors (DoRA, modules_to_save, bias), which can "
                 "neither be weighted nor added to another's; give it alone, without a weight"
             )
+
+    def changes(self, base: Checkpoint) -> LowRankChanges:
+        """By the checkpoint's name of each tensor, a (rank, columns), and b (rows, rank) with the scale in it."""
+        found: dict[str, Factors] = {}
+        table: dict[str, Expression] = {}
+        store = StoreUnion({"adapter": self.store}, base)
+        self.merge(table, store, "adapter")
+        for name, merged in table.items():
+            if not isinstance(merged, LowRank) or merged.x != Stored(name) or not isinstance(merged.a, Stored):
+                raise CheckpointError(
+                    f"{self.folder}: changes '{name}' by more than a low-rank product (DoRA, modules_to_save, bias, an "
+                    "embedding), which cannot be switched; merge it with --adapter"
+                )
+            a, b = (x.rows(store, 0, x.shape(store)[0]) for x in (merged.a, merged.b))
+            found[name] = a, b * merged.scale
+        return found
 
     def merge(self, table: dict[str, Expression], store: Checkpoint, label: str) -> None:
         """Change the table from tensors of the checkpoint to what they become.

@@ -14,8 +14,9 @@ from torch import nn
 from llmconv import CheckpointError
 from llmconv.sources import Family, ModelConfig, Source
 from llmconv.tokenizer import Tokenizer
-from llmconv.weights import Derived, GGUFStore, SafetensorsStore, WeightStore
+from llmconv.weights import Derived, GGUFStore, LowRankChanges, SafetensorsStore, WeightStore
 from llmconv_plugins.sources.adapter import CONFIG as ADAPTER_CONFIG
+from llmconv_plugins.sources.adapter import apart
 from llmconv_plugins.sources.decoder import DecoderModule
 from llmconv_plugins.sources.families import FAMILIES
 from llmconv_plugins.sources.gguf import GGUF, SUFFIX
@@ -34,11 +35,13 @@ class DecoderSource(Source):
 
     Attributes:
         adapters: PEFT folders, a recipe's `model.adapter`, that are merged into the weights -> the weight of each.
+        switchable: PEFT folders by name, a recipe's `model.switchable`, that stay apart from the weights.
     """
 
     name: ClassVar[str] = "decoder"
 
     adapters: dict[Path, float] = field(default_factory=dict)
+    switchable: dict[str, Path] = field(default_factory=dict)
     families: Mapping[str, type[Family]] = field(default_factory=_built_in, init=False, repr=False, compare=False)
 
     @classmethod
@@ -63,7 +66,7 @@ class DecoderSource(Source):
         if self.checkpoint.is_file() and self.checkpoint.suffix.lower() != SUFFIX:
             raise CheckpointError(f"{self.checkpoint}: no folder and no {SUFFIX} file; give the checkpoint's folder")
         layout = _layout(self.checkpoint) or HuggingFace  # which says what is missing
-        if self.adapters and layout is not HuggingFace:
+        if (self.adapters or self.switchable) and layout is not HuggingFace:
             raise CheckpointError(
                 f"{self.checkpoint}: adapters are merged into checkpoints in Hugging Face's layout alone; "
                 "give the folder that the adapter was trained on"
@@ -115,6 +118,17 @@ class DecoderSource(Source):
                     f"{self._layout.file.name} asks for {asked}"
                 )
         return store
+
+    def low_rank_changes(self) -> Mapping[str, LowRankChanges]:
+        """By the names that the checkpoint's tensors have."""
+        opened = self._layout.open() if self.switchable else None
+        return {} if opened is None else {name: apart(at, opened) for name, at in self.switchable.items()}
+
+    def with_adapter(self, name: str) -> WeightStore:
+        """As if it were among `adapters`."""
+        merged = DecoderSource(self.checkpoint, {**self.adapters, self.switchable[name]: 1.0})
+        merged.know(self.families)
+        return merged.weights()
 
     def stored(self) -> Mapping[str, int]:
         """As the headers of safetensors and GGUF files have it."""
