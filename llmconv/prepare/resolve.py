@@ -20,7 +20,8 @@ from llmconv.plugins.registry import Kind, Registry
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.recipe.hub import Wanted
 from llmconv.recipe.located import located, pinned
-from llmconv.recipe.recipe import CalibrationSection, Recipe
+from llmconv.recipe.recipe import Recipe
+from llmconv.recipe.sections import CalibrationSection
 from llmconv.sources.licence import licence_files
 from llmconv.sources.model_config import ModelConfig
 from llmconv.sources.source import Source
