@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: two threads each woul
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from converting import convert
 from filelock import FileLock
 from small_checkpoint import RECIPE, write_recipe
 
@@ -42,12 +43,6 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         return root / name
 
     return folder
-
-
-def convert(recipe: Path, folder: Path, *changes: str, verify: bool = True) -> None:
-    if importlib.util.find_spec("onnxruntime_qnn") is None:
-        pytest.skip("onnxruntime-qnn is not installed")
-    apply(Recipe.load(recipe, [*changes, f"output.folder='{folder}'"]), verify=verify)
 
 
 @pytest.fixture(scope="session")

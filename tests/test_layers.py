@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -17,6 +18,7 @@ import llmconv.target
 
 CORE = Path(llmconv.__file__).parent
 PLUGINS = CORE.parent / "plugins" / "llmconv_plugins"
+TESTS = CORE.parent / "tests"
 
 # From the ground up: a room imports from rows below its own, and within its row from itself alone.
 ROWS = """
@@ -145,5 +147,12 @@ def test_no_module_imports_itself_through_others() -> None:
 
 def test_no_two_test_files_share_a_name() -> None:
     """pytest imports them by name alone, and a run of both stops at the second."""
-    names = Counter(file.name for file in (CORE.parent / "tests").rglob("test_*.py"))
+    names = Counter(file.name for file in TESTS.rglob("*.py") if file.name != "conftest.py")
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_test_imports_a_conftest() -> None:
+    """There are several, and which one is found depends on what else is collected."""
+    assert [
+        file.name for file in TESTS.rglob("*.py") if re.search(r"^(from|import) conftest\b", file.read_text(), re.M)
+    ] == []

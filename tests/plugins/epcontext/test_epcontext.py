@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import convert
+from converting import convert
 
 from llmconv import Bundle, BundleError, Registry, Sampling
 from llmconv.chat.session import open_session
