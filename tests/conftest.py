@@ -154,14 +154,10 @@ def genai_tiny(tiny_bundle: Bundle, once: Once) -> Bundle:
 
 
 FIRST = "test_real_model.py"  # one worker converts the real model while the other does all else
-SLOW = {
-    "tiny_bundle",
-    "tiny_contexts",
-    "published_bundle",
-    "genai_tiny",
-    "published",
-    "small_several",
-}  # a minute and more of compiling or laying out
+SLOW = {  # what compiles, proves or builds the site; those who look at it afterwards are marked with it
+    *("small_bundle", "small_published", "small_several", "genai_bundle", "genai_published"),
+    *("tiny_bundle", "tiny_contexts", "published_bundle", "genai_tiny", "published", "site"),
+}
 
 
 def pytest_collection_finish() -> None:

@@ -54,6 +54,7 @@ def test_builds_a_file_a_part_of_each_graph_and_its_proof_holds(bundle: llmconv.
     assert all(check["passed"] is not False for check in proof.values())
 
 
+@pytest.mark.slow
 def test_its_proof_sees_the_file_of_another_part(example: ModuleType, bundle: llmconv.Bundle) -> None:
     first, second = (part.label for part in bundle.graphs["token"].parts)
     (check,) = example.FusedOnnx().prove(Renamed(bundle, {f"onnx/{first}.fused.onnx": f"onnx/{second}.onnx"}))

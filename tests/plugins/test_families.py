@@ -32,6 +32,8 @@ from llmconv_plugins.sources.decoder import DecoderModule
 from llmconv_plugins.sources.decoder_source import DecoderSource
 from llmconv_plugins.sources.families import FAMILIES
 
+pytestmark = pytest.mark.slow  # transformers alone takes seconds to import
+
 EXACT = 100.0  # dB: float32 sums in another order; measured 115 and more
 WRONG = 60.0  # dB: what any switch costs that is broken; measured 45 and less
 LENGTHS = (40, 100)
@@ -123,7 +125,6 @@ SWITCHES: dict[str, Callable[[Architecture], Architecture]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_switch_that_is_broken_is_seen(saved: Callable[[str], Saved], name: str) -> None:
     one, tokens = saved(name), some_tokens(40)
@@ -160,7 +161,6 @@ def test_a_weight_that_is_read_otherwise_is_seen(
     assert one.ratio(tokens, source.module(), weights) < WRONG
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_passes_leave_the_numbers(saved: Callable[[str], Saved], name: str) -> None:
     """Each pass is compared with the source by the manager."""

@@ -22,6 +22,8 @@ from llmconv.graph import trace
 from llmconv_plugins.sources.decoder_source import DecoderSource
 from llmconv_plugins.sources.gguf_config import MODEL_TYPES
 
+pytestmark = pytest.mark.slow  # transformers alone takes seconds to import
+
 EXACT = 100.0  # dB: float32 sums in another order; measured 115 and more
 TOKENS = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(5)).tolist()
 HEAD = {"head_dim": 12}  # as wide as hidden / heads, which files of some architectures do not say

@@ -61,6 +61,7 @@ def written(bundle: Bundle, adapter: str | None, runtime: str, count: int = 12) 
         return list(dialog.query(PROMPT, count))
 
 
+@pytest.mark.slow
 def test_torch_and_onnxruntime_write_the_same_with_each(switchable: Bundle) -> None:
     assert switchable.adapters == list(ADAPTERS)
     found = {name: written(switchable, name, "onnxruntime") for name in (None, *ADAPTERS)}
@@ -73,6 +74,7 @@ def held(folder: Path) -> list[Check]:
     return list(adapters_hold(Subject(Bundle(folder), Registry.load(), lambda _stage, _item: None)))
 
 
+@pytest.mark.slow
 def test_the_proof_holds_each_against_itself_merged_and_on_the_runtime(switchable: Bundle) -> None:
     proof = {check.name: check for check in held(switchable.folder)}
     assert all(check.passed is not False for check in proof.values())
@@ -83,6 +85,7 @@ def test_the_proof_holds_each_against_itself_merged_and_on_the_runtime(switchabl
         assert len(lowered) == len(switchable.graphs)
 
 
+@pytest.mark.slow
 def test_a_wrong_number_of_an_adapter_fails_the_proof(switchable: Bundle, tmp_path: Path) -> None:
     shutil.copytree(switchable.folder, tmp_path / "bundle")
     file = tmp_path / "bundle" / "adapters" / "one" / "layers_1_self_attn_v_proj_lora_b.raw"
@@ -92,6 +95,7 @@ def test_a_wrong_number_of_an_adapter_fails_the_proof(switchable: Bundle, tmp_pa
     assert wrong[0].startswith("adapter one as inputs against merged")
 
 
+@pytest.mark.slow
 def test_commands_switch_one_on(
     switchable: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

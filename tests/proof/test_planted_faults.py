@@ -21,7 +21,7 @@ from llmconv.proof.on_runtimes import lowering_holds
 from llmconv.sources import Rope
 from llmconv.weights import WeightStore
 
-BOTH = ["small_bundle", pytest.param("smollm2_bundle", marks=pytest.mark.slow)]
+BOTH = [pytest.param(name, marks=pytest.mark.slow) for name in ("small_bundle", "smollm2_bundle")]
 
 
 @pytest.fixture(params=BOTH)

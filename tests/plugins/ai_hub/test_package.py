@@ -276,6 +276,7 @@ def test_service_computes_the_same_integers(job: BuildJob, understood: Path, gra
         assert np.ptp(values.astype(np.int32)) > 20  # of 255 that keys of random hidden states might have
 
 
+@pytest.mark.slow
 def test_local_compiler_takes_what_the_service_reads(job: BuildJob, understood: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("onnxruntime_qnn") is None:
         pytest.skip("onnxruntime-qnn is not installed")
