@@ -142,7 +142,7 @@ class PassManager:
                 where = before.difference(now)
                 if where is not None and not says:
                     raise PassError(f"says that it changed nothing ({says}), but changed {where}; return True")
-                now = enforce(before, now, model, p.name)
+                now = enforce(before, now, model, _maker(p))
             errors, noise = self._errors(model, bound), self._noise(model, p.floor)
             if self.verifier is not None:
                 give_back_memory()  # what reading weights has taken
@@ -194,6 +194,12 @@ def named(p: Any, before: Sequence[str], kind: str = "pass") -> Iterator[None]:
         raise PassError(f"{_place(p, before, kind)}: {error}") from error
     except ANYTHING as error:
         raise PassError(f"{_place(p, before, kind)} failed: {blame(p, error)}") from error
+
+
+def _maker(p: Pass) -> str:
+    """What nodes say of the pass that made them: its name, and whose it is where it is not llmconv's own."""
+    known = third_party(p)
+    return f"{p.name} ({known})" if known else p.name
 
 
 def _place(p: Any, before: Sequence[str], kind: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import pytest
@@ -275,6 +276,14 @@ def test_pass_over_the_whole_model_is_finished_and_stamped(model: Model) -> None
     made = {n.meta[NAME]: n.meta.get(MADE_BY) for n in model.graphs["prompt"].parts[0].graph.nodes}
     assert "dead" not in made
     assert {name: by for name, by in made.items() if by} == {"once": "whole"}
+
+
+def test_a_node_of_somebody_elses_pass_names_the_distribution(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which an error of a later room can say whose pass it was."""
+    monkeypatch.setattr("llmconv.plugins.frame.installed", lambda: {"test_contract": ["pytest"]})
+    PassManager([Whole(lambda model: after(mixed(model.graphs["prompt"].parts[0]), 1.0, "once"))]).run(model)
+    made = {n.meta[NAME]: n.meta.get(MADE_BY) for n in model.graphs["prompt"].parts[0].graph.nodes}
+    assert made["once"] == f"whole (pytest {version('pytest')})"
 
 
 def test_a_node_that_does_something_else_now_is_the_pass_s_and_its_readers_are_not(model: Model) -> None:
