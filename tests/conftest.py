@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: two threads each woul
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from converting import convert
+from converting import convert, lower
 from filelock import FileLock
 from small_checkpoint import RECIPE, write_recipe
 
@@ -73,22 +73,14 @@ def small_published(small_recipe: Path, once: Once) -> Bundle:
 @pytest.fixture(scope="session")
 def small_onnx(small_recipe: Path, once: Once) -> Bundle:
     """The small recipe's bundle up to ONNX, not proved."""
-
-    def make(folder: Path) -> None:
-        apply(Recipe.load(small_recipe, [f"output.folder='{folder}'"], backend="onnx"), verify=False)
-
-    return Bundle(once("small_onnx", make))
+    return Bundle(once("small_onnx", lambda folder: lower(small_recipe, folder)))
 
 
 @pytest.fixture(scope="session")
 def small_contexts(small_recipe: Path, once: Once) -> Bundle:
     """The small recipe up to ONNX with graphs of two contexts: ar 1 and 16, each of 64 and of 128; not proved."""
-
-    def make(folder: Path) -> None:
-        changes = ("graphs={ar = [1, 16], context = [64, 128]}", f"output.folder='{folder}'")
-        apply(Recipe.load(small_recipe, changes, backend="onnx"), verify=False)
-
-    return Bundle(once("small_contexts", make))
+    graphs = "graphs={ar = [1, 16], context = [64, 128]}"
+    return Bundle(once("small_contexts", lambda folder: lower(small_recipe, folder, graphs)))
 
 
 @pytest.fixture(scope="session")

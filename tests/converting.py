@@ -14,3 +14,8 @@ def convert(recipe: Path, folder: Path, *changes: str, verify: bool = True) -> N
     if importlib.util.find_spec("onnxruntime_qnn") is None:
         pytest.skip("onnxruntime-qnn is not installed")
     apply(Recipe.load(recipe, [*changes, f"output.folder='{folder}'"]), verify=verify)
+
+
+def lower(recipe: Path, folder: Path, *changes: str) -> None:
+    """Up to ONNX, not proved."""
+    apply(Recipe.load(recipe, [*changes, f"output.folder='{folder}'"], backend="onnx"), verify=False)

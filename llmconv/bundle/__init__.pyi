@@ -1,6 +1,7 @@
 from .adapters import ADAPTERS as ADAPTERS
 from .adapters import adapter_table as adapter_table
 from .adapters import folder_of as folder_of
+from .adapters import refuse_adapters as refuse_adapters
 from .check import Check as Check
 from .graph_spec import graph_spec as graph_spec
 from .part_file import Placed as Placed

@@ -55,3 +55,13 @@ def adapter_table(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
             raise BundleError(f"{path}: damaged; convert again")
         found[name] = values.reshape(shape).astype(np.float32)
     return found
+
+
+def refuse_adapters(bundle: Bundle, reader: str) -> None:
+    """For a form whose reader leaves the inputs of adapters unfilled.
+
+    Raises:
+        BundleError: the bundle has some.
+    """
+    if bundle.adapters:
+        raise BundleError(f"{bundle.folder}: {reader} fills no adapters' inputs; convert with the adapter merged")

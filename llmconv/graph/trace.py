@@ -75,12 +75,12 @@ def trace_at(module: nn.Module, inputs: Mapping[str, Tensor], name: str) -> Grap
     with _ONE_AT_A_TIME, collector_paused(), torch.no_grad(), _no_stack_traces():
         gm = _export(module, (), {name: value.to("meta") for name, value in inputs.items()})
         gm = graph_module(gm, gm.graph)
-        _settle(gm)
+        _normalize(gm)
         found = pytree.tree_leaves(output_node(gm).args[0])
         outputs = {f"output_{i}" if i else "output": node for i, node in enumerate(found)}
         for node in gm.graph.find_nodes(op="placeholder"):
             node.meta[IO_META] = IO("hidden")
-        _finish(gm, outputs, dict.fromkeys(outputs, IO("hidden")))
+        _set_outputs(gm, outputs, dict.fromkeys(outputs, IO("hidden")))
     return Graph(name, 1, 1, [gm])
 
 
@@ -108,11 +108,11 @@ def _trace(module: nn.Module, ar: int) -> fx.GraphModule:
     if (names := [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]) != ["input_ids", "position_ids"]:
         raise PassError(f"{type(module).__name__}.forward takes {names} instead of input_ids and position_ids")
     gm = graph_module(gm, gm.graph)
-    _settle(gm)
+    _normalize(gm)
     for node in gm.graph.find_nodes(op="placeholder"):
         node.meta[IO_META] = IO(node.target)
     (logits,) = pytree.tree_leaves(output_node(gm).args[0])
-    _finish(gm, {"logits": logits}, {"logits": IO("logits")})
+    _set_outputs(gm, {"logits": logits}, {"logits": IO("logits")})
     return gm
 
 
@@ -143,7 +143,7 @@ def _marks(roles: tuple[Kind, Kind]) -> Callable[..., tuple[Tensor, ...]]:
     return mark
 
 
-def _settle(gm: fx.GraphModule) -> None:
+def _normalize(gm: fx.GraphModule) -> None:
     """Give every node its structural name; drop marks and assertions; put weights beside their first use."""
     for node in list(gm.graph.nodes):
         if node.op == "placeholder":
@@ -162,7 +162,7 @@ def _settle(gm: fx.GraphModule) -> None:
     _name_nodes(gm)
 
 
-def _finish(gm: fx.GraphModule, outputs: dict[str, fx.Node], io: dict[str, IO]) -> None:
+def _set_outputs(gm: fx.GraphModule, outputs: dict[str, fx.Node], io: dict[str, IO]) -> None:
     gm.graph.set_codegen(fx.graph.CodeGen())
     set_outputs(gm, outputs, io)
     finish(gm)

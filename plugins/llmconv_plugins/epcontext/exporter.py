@@ -14,7 +14,7 @@ import torch
 
 from llmconv import Bundle, BundleError, Registry
 from llmconv.backends import Exporter, Progress, form_folder
-from llmconv.bundle import TensorSpec
+from llmconv.bundle import TensorSpec, refuse_adapters
 from llmconv.decoding import MASKED
 from llmconv.files import link, write_json
 from llmconv.runtimes import rope_table, source_of
@@ -61,8 +61,7 @@ def check(bundle: Bundle) -> None:
     Raises:
         BundleError: it cannot.
     """
-    if bundle.adapters:
-        raise BundleError(f"{bundle.folder}: the script fills no adapters' inputs; convert with the adapter merged")
+    refuse_adapters(bundle, "the script")
     genie_config(bundle)  # the names of inputs and outputs, and the tokenizer, are as Genie knows them
     for graph in bundle.graphs.values():
         if any(t.kind == "logits" and t.shape[1] != graph.ar for t in graph.parts[-1].outputs):

@@ -12,7 +12,7 @@ import onnx
 
 from llmconv import Bundle, BundleError, Registry
 from llmconv.backends import Exporter, Progress, form_folder
-from llmconv.bundle import ONNX_FOLDER, BundleStore, GraphSpec, Placed
+from llmconv.bundle import ONNX_FOLDER, BundleStore, GraphSpec, Placed, refuse_adapters
 from llmconv.decoding import widest
 from llmconv.files import link, write_json
 from llmconv.graph import Graph, Model, name_of
@@ -53,8 +53,7 @@ def check(bundle: Bundle) -> None:
     Raises:
         BundleError: they cannot.
     """
-    if bundle.adapters:
-        raise BundleError(f"{bundle.folder}: GenAI fills no adapters' inputs; convert with the adapter merged")
+    refuse_adapters(bundle, "GenAI")
     graphs = _longest(bundle.graphs.values())
     token, prompt = graphs[0], graphs[-1]
     if token.ar != 1:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from llmconv import Bundle, BundleError, Registry
 from llmconv.backends import Exporter, Progress
+from llmconv.bundle import refuse_adapters
 from llmconv_plugins.genie.exporter import genie_config, lay_flat
 from llmconv_plugins.genie.genie_config import EXTENSIONS, ROPE_POSITIONS, TOKENIZER, longrope_positions
 from llmconv_plugins.geniex.metadata import METADATA, TOKENIZER_CONFIG
@@ -53,8 +54,7 @@ def check(bundle: Bundle) -> None:
                 f"{bundle.folder}: GenieX counts the layers by each part's past_key_<l>_in, and graph '{graph.name}' "
                 f"reads all {graph.context} positions at once and takes none; set graphs.{graph.name}.ar lower"
             )
-    if bundle.adapters:
-        raise BundleError(f"{bundle.folder}: GenieX fills no adapters' inputs; convert with the adapter merged")
+    refuse_adapters(bundle, "GenieX")
     if len(config.ropes) != 1:
         raise BundleError(f"{bundle.folder}: GenieX fills one rotary table, and the model has {len(config.ropes)}")
     (rope,) = config.ropes
