@@ -96,18 +96,18 @@ def _form(port: onnx.ValueInfoProto) -> tuple[str, str, tuple[int, ...]]:
 
 def _check_encodings(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     """Each value of a quantized part that is made by an op is quantized, unless it was not before either."""
-    if any(node.op_type == QUANTIZE for node in before.graph.node) and (
-        new := [name for name in _unencoded(after) if name not in set(_unencoded(before))]
-    ):
+    if not any(node.op_type == QUANTIZE for node in before.graph.node):
+        return
+    if new := sorted(_unencoded(after) - _unencoded(before)):
         raise PassError(f"value '{new[0]}' has no encoding; put QuantizeLinear and DequantizeLinear behind it")
 
 
-def _unencoded(model: onnx.ModelProto) -> list[str]:
+def _unencoded(model: onnx.ModelProto) -> set[str]:
     """The float values that an op makes and an op takes as they are."""
     floats = {value.name for value in model.graph.value_info if value.type.tensor_type.elem_type in FLOATS}
     made = {name for n in model.graph.node if n.op_type != DEQUANTIZE for name in n.output if name in floats}
     taken = {name for n in model.graph.node if n.op_type != QUANTIZE for name in n.input}
-    return sorted(made & taken)
+    return made & taken
 
 
 def _check_valid(model: onnx.ModelProto) -> None:

@@ -201,7 +201,7 @@ class Registry:
     @cached_property
     def registered_recipes(self) -> list[tuple[str, Path]]:
         """The file of every recipe that a plugin brings, with its distribution."""
-        folders = [(distribution, folder) for distribution, found in self._call(RECIPES) for folder in found]
+        folders = self._each(RECIPES)
         return [(distribution, file) for distribution, folder in folders for file in sorted(folder.glob("*.toml"))]
 
     @property
@@ -212,7 +212,7 @@ class Registry:
     @cached_property
     def registered_chipsets(self) -> list[tuple[str, Chipset]]:
         """Every chipset that a plugin knows, with its distribution."""
-        return [(distribution, chipset) for distribution, found in self._call(CHIPSETS) for chipset in found]
+        return self._each(CHIPSETS)
 
     @cached_property
     def families(self) -> Mapping[str, type[Family]]:
@@ -231,7 +231,7 @@ class Registry:
     @cached_property
     def registered_families(self) -> list[tuple[str, type[Family]]]:
         """Every family that a plugin brings, with its distribution."""
-        return [(distribution, family) for distribution, found in self._call(FAMILIES) for family in found]
+        return self._each(FAMILIES)
 
     def observers(self) -> list[Observer]:
         """One of each, for one conversion."""
@@ -244,12 +244,12 @@ class Registry:
     @cached_property
     def registered_observers(self) -> list[tuple[str, type[Observer]]]:
         """Every observer that a plugin brings, with its distribution."""
-        return [(distribution, observer) for distribution, found in self._call(OBSERVERS) for observer in found]
+        return self._each(OBSERVERS)
 
     @cached_property
     def registered_checkups(self) -> list[tuple[str, Checkup]]:
         """What plugins look at on this machine, each with its distribution."""
-        return [(distribution, checkup) for distribution, found in self._call(CHECKUPS) for checkup in found]
+        return self._each(CHECKUPS)
 
     def source(self, name: str, options: Mapping[str, Any]) -> Source:
         """A source that knows all families.
@@ -343,6 +343,10 @@ class Registry:
                         found.setdefault(plugin.name, []).append(Registered(plugin.name, plugin, distribution))
             self._found[kind] = found
         return self._found[kind]
+
+    def _each(self, hook: str) -> list[tuple[str, Any]]:
+        """What a hook of lists gives, one by one, each with its distribution."""
+        return [(distribution, one) for distribution, found in self._call(hook) for one in found]
 
     def _call(self, hook: str) -> Iterator[tuple[str, Any]]:
         """What the hooks of that name give, each with its distribution; nothing of one that raises."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from llmconv.bundle.adapters import adapter_table
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check, at_most
 from llmconv.decoding.decoder import Decoder, gives_all_rows, reach
@@ -18,7 +17,6 @@ from llmconv.passes.manager import PassManager
 from llmconv.passes.verifier import relative_error
 from llmconv.prepare.trace import VERIFIED_TOKENS, trace_graphs
 from llmconv.proof.on_runtimes import lowering_holds, runtimes_agree
-from llmconv.runtimes.runtime import rope_table
 from llmconv.weights.held import HeldStore
 
 
@@ -55,6 +53,6 @@ def _as_merged(subject: Subject, adapter: str) -> Check:
         if not gives_all_rows(runner):
             continue
         count = reach(runner, len(ids))
-        found = Decoder([runner], rope_table(subject.bundle), adapter=adapter_table(subject.bundle)).read(ids[:count])
+        found = subject.decoder(runner).read(ids[:count])
         errors.append(relative_error(expected[:count], found))
     return at_most(2, title, max(errors), bound) if errors else Check(2, title, "not run: no graph gives all logits")
