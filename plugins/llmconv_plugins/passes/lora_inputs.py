@@ -57,8 +57,7 @@ class LoraInputs(Pass):
         return True
 
     def _targeted(self, weight: str) -> bool:
-        module = weight.removesuffix(WEIGHT)
-        return any(module == target or module.endswith(f".{target}") for target in self.targets)
+        return any(_is_of(weight, target) for target in self.targets)
 
     def _linears(self, part: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
         """The linears that take factors, each with its weight."""
@@ -67,9 +66,9 @@ class LoraInputs(Pass):
         return [(n, w) for n, w in found if self._targeted(name_of(w))]
 
     def _check_targets(self, graph: str, part: fx.GraphModule) -> None:
-        modules = [name_of(weight).removesuffix(WEIGHT) for _, weight in self._linears(part)]
+        weights = [name_of(weight) for _, weight in self._linears(part)]
         for target in self.targets:
-            if not any(module == target or module.endswith(f".{target}") for module in modules):
+            if not any(_is_of(weight, target) for weight in weights):
                 raise PassError(
                     f"graph '{graph}' has no linear '{target}'; change lora_inputs' targets, and list the pass before "
                     "linear_to_conv and split_model"
@@ -119,6 +118,11 @@ class LoraInputs(Pass):
                     factors[1][0, : len(change[0])] = change[1].T
                 found |= dict(zip(_input_names(weight), factors, strict=True))
         return found
+
+
+def _is_of(weight: str, target: str) -> bool:
+    """Whether a weight's module has that last word."""
+    return f".{weight}".endswith(f".{target}{WEIGHT}")
 
 
 def _input_names(weight: str) -> tuple[str, str]:

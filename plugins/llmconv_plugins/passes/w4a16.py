@@ -158,10 +158,8 @@ class W4A16(Pass):
         if CALIBRATION not in model.graphs or not context.samples:
             raise PassError("no calibration text; set calibration.text in the recipe")
         rules = self._kept(model, self._rules(model))
-        weights, made = (
-            self._weights(model, rules),
-            {use[1]: context.create(*use) for use in self.uses() if use[0] == "quantizer"},
-        )
+        weights = self._weights(model, rules)
+        made = {use[1]: context.create(*use) for use in self.uses() if use[0] == "quantizer"}
         quantizers: dict[str, Quantizer] = {
             name: made[rule.quantizer].of_weight(name, model.weights, weights[name].grid)
             for name, rule in rules.items()
