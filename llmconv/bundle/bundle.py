@@ -96,6 +96,11 @@ class Bundle:
         model = self.manifest["target"]["model"]
         return [b for b in self.manifest["binaries"] if model in b.get("targets", (model,))]
 
+    @property
+    def twins(self) -> dict[str, str]:
+        """Of each graph of a part that a simulator runs for the target: its name -> the file of its binary."""
+        return {b["graphs"][0]: b["file"] for b in self.binaries if b["simulator"]}
+
     def for_target(self, model: str) -> Bundle:
         """The bundle as one of its chipsets has it: with its binaries, and its own files in the place of the bundle's.
 
@@ -119,7 +124,7 @@ class Bundle:
         found: dict[tuple[str, ...], Bundle] = {}
         for target in self.targets:
             seen = self.for_target(target["model"])
-            found.setdefault(tuple(b["file"] for b in seen.binaries if b["simulator"]), seen)
+            found.setdefault(tuple(seen.twins.values()), seen)
         return list(found.values())
 
     def path(self, file: str) -> Path:

@@ -23,11 +23,6 @@ SESSION: dict[str, Any] = {
 }
 
 
-def has_twins(bundle: Bundle) -> bool:
-    """Whether the bundle holds binaries for the simulator."""
-    return any(b["simulator"] for b in bundle.binaries)
-
-
 def compile_stages(bundle: Bundle, labels: Sequence[str], source: Path, folder: Path, progress: Progress) -> None:
     """Compile `source`/<label>.onnx into `folder`, each with an ONNX file that loads it.
 

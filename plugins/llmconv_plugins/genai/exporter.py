@@ -18,7 +18,7 @@ from llmconv.files import link, write_json
 from llmconv.graph import Graph, Model, name_of
 from llmconv.lowering import lower_part
 from llmconv.prepare import described, remake
-from llmconv_plugins.genai.compiled import SESSION, compile_stages, has_twins
+from llmconv_plugins.genai.compiled import SESSION, compile_stages
 from llmconv_plugins.genai.genai_config import CONFIG, Stage, config_of
 from llmconv_plugins.genai.pipeline import after, before
 
@@ -114,7 +114,7 @@ def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progr
             stages.append(Stage(name, ins, outs, on_npu, graph is prompt, graph is token))
     write_json(folder / CONFIG, config_of(config, stages, prompt.ar, prompt.context))
     folders = [folder]
-    if has_twins(bundle):
+    if bundle.twins:
         folders.append(folder / COMPILED)
         folders[1].mkdir()
         write_json(folders[1] / CONFIG, config_of(config, stages, prompt.ar, prompt.context, SESSION))

@@ -28,7 +28,7 @@ class GenieRuntime(Runtime):
 
     def lacks(self, bundle: Bundle) -> str | None:
         """Unshared twins or Genie's files, where there are none."""
-        if not any(b["simulator"] for b in bundle.binaries):
+        if not bundle.twins:
             return "twins for the simulator (backend.twins)"
         if CONFIG in bundle.manifest["files"]:
             return None
@@ -43,7 +43,7 @@ class GenieRuntime(Runtime):
             device = json.loads(bundle.path(CONFIG).read_text())
         except ValueError as error:
             raise BundleError(f"{bundle.folder / CONFIG}: damaged ({error}); convert again") from error
-        twins = [bundle.path(b["file"]).resolve() for b in bundle.binaries if b["simulator"]]
+        twins = [bundle.path(file).resolve() for file in bundle.twins.values()]
         config = simulator_config(device, twins, bundle.path(TOKENIZER).resolve(), sampling, eos)
         with tempfile.TemporaryDirectory(prefix="llmconv-") as folder:
             if sampling.schema:

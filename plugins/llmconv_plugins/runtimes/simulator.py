@@ -22,8 +22,7 @@ class QnnSimulator(GraphRuntime):
 
     def lacks(self, bundle: Bundle) -> str | None:
         """Unshared twins, where there are none."""
-        twins = any(b["simulator"] for b in bundle.binaries)
-        return None if twins else "twins for the simulator (backend.twins)"
+        return None if bundle.twins else "twins for the simulator (backend.twins)"
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> AbstractContextManager[list[Runner]]:
         """One child process that holds every part."""
@@ -32,7 +31,7 @@ class QnnSimulator(GraphRuntime):
 
 @contextmanager
 def _open(bundle: Bundle, graphs: list[GraphSpec]) -> Iterator[list[Runner]]:
-    twins = {b["graphs"][0]: b["file"] for b in bundle.binaries if b["simulator"]}
+    twins = bundle.twins
     labels = [part.label for graph in graphs for part in graph.parts]
     missing = [label for label in labels if label not in twins]
     if missing:
