@@ -38,11 +38,12 @@ def generate(
     with _opened(bundle, adapter, runtime, asked, seed) as session:
         from llmconv.decoding.generate import STOPPED, stream_text, until
 
+        stops = _stops(session, stop)
         ids = [*session.tokenizer.begin, *session.tokenizer.encode(prompt)]
         answer = session.dialog.query(ids, tokens)
         started = time.monotonic()
         print(prompt, end="", flush=True)
-        for piece in until(stream_text(session.tokenizer, ids, answer), [*session.stops, *(stop or ())]):
+        for piece in until(stream_text(session.tokenizer, ids, answer), stops):
             print(piece, end="", flush=True)
         print()
         display.note(f"stopped: {session.dialog.reason or STOPPED}; {time.monotonic() - started:.1f} s")
@@ -76,7 +77,7 @@ def chat(
         ids, templated = session.prompt()
         if not templated:
             display.note("no chat template in recipe or checkpoint: the model goes on with the text")
-        stops = [*session.stops, *(stop or ())]
+        stops = _stops(session, stop)
         talk = Chat(session.dialog, ids, system=terminal.clean(system), limit=tokens, trims=templated, stops=stops)
         if asked is None:
             terminal.converse(talk)
@@ -107,7 +108,21 @@ def _schema(file: Path) -> str:
         raise LlmconvError(f"--json-schema {file}: cannot be read as JSON ({error})") from error
     if not isinstance(schema, dict):
         raise LlmconvError(f'--json-schema {file}: a JSON schema is an object, such as {{"type": "object"}}')
+    import jsonschema
+
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        where = "/".join(map(str, error.absolute_path)) or "the schema"
+        raise LlmconvError(f"--json-schema {file}: {where}: {error.message}") from error
     return text
+
+
+def _stops(session: Session, asked: list[str] | None) -> list[str]:
+    """The recipe's, and the command line's."""
+    if "" in (asked or []):
+        raise LlmconvError("--stop '': every text begins with it; give one of at least a character")
+    return [*session.stops, *(asked or ())]
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def test_a_penalty_changes_the_text(generate: Generate) -> None:
         (None, "cannot be read as JSON"),
         ("{", "cannot be read as JSON"),
         ("[]", "a JSON schema is an object"),
+        ('{"type": "objekt"}', "type: 'objekt' is not valid"),
         ("{}", "runtime 'onnxruntime' holds no text to a JSON schema; take 'genie'"),
     ],
 )
@@ -58,3 +59,9 @@ def test_a_schema_that_cannot_be_followed(
     code, text, said = generate("--json-schema", str(file))
     assert (code, text) == (2, "")
     assert expected in said.splitlines()[-1]
+
+
+def test_a_stop_that_every_text_begins_with(generate: Generate) -> None:
+    code, text, said = generate("--stop", "")
+    assert (code, text) == (2, "")
+    assert "--stop '': every text begins with it" in said.splitlines()[-1]
