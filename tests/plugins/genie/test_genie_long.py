@@ -16,6 +16,7 @@ from llmconv_plugins.genie.genie_config import CONFIG
 from llmconv_plugins.runtimes.genie import GenieRuntime
 from llmconv_plugins.runtimes.onnxruntime import OnnxRuntime
 from llmconv_plugins.runtimes.simulator import QnnSimulator
+from llmconv_plugins.runtimes.torch import TorchRuntime
 
 BOS, EOS = 1, 2
 LENGTH, SINKS = 320, 5
@@ -58,6 +59,19 @@ def test_genie_and_the_qnn_runtime_forget_alike(long_bundle: Bundle, turns: list
         assert found == answers(qnn, turns, [EOS])
         assert all(found)
         assert genie.length == qnn.length + 1 > 128
+
+
+@pytest.mark.slow
+def test_torch_and_onnxruntime_forget_alike(long_bundle: Bundle) -> None:
+    """Not compared with the simulator's ids: of random weights many logits nearly tie, which its integers turn."""
+    turns = [(200, 12), (5, 12)]
+    with (
+        TorchRuntime().dialog(long_bundle, Sampling(), (EOS,)) as in_torch,
+        OnnxRuntime().dialog(long_bundle, Sampling(), (EOS,)) as in_onnxruntime,
+    ):
+        found = answers(in_torch, turns)
+        assert found == answers(in_onnxruntime, turns)
+        assert all(found)
 
 
 @pytest.mark.slow
