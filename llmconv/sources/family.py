@@ -48,7 +48,7 @@ class Family:
         always: keys of published files that transformers does not read -> the one value that says what is computed
             anyway; `...` for any.
         names: words of the decoder's parameter names -> the checkpoint's; added to the base's.
-        prefixes: of all tensors but lm_head's; the first under which the checkpoint has an embedding.
+        prefixes: of all tensors but lm_head's, whose has no `model.`; the first under which there is an embedding.
         fused: tensor that holds the rows of several projections -> those, in order.
         norm_shift: what is added to a norm's stored weight.
         paired: whether RoPE turns neighbouring channels, where the decoder turns halves.
@@ -62,7 +62,7 @@ class Family:
     aliases: ClassVar[Mapping[str, str]] = {}
     always: ClassVar[Mapping[str, Any]] = {}
     names: ClassVar[Mapping[str, str]] = {}
-    prefixes: ClassVar[tuple[str, ...]] = ("model.",)
+    prefixes: ClassVar[tuple[str, ...]] = ("model.", "language_model.model.", "model.language_model.")
     fused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     norm_shift: ClassVar[float] = 0.0
     paired: ClassVar[bool] = False
@@ -238,6 +238,8 @@ class Family:
             own, head = prefix + found, "lm_head.weight"
             tied = found == table and own not in store and head in store and self.keys.flag("tie_word_embeddings")
             return head if tied else own
+        inside = prefix.removesuffix("model.") + found  # as a larger model's file has it
+        found = inside if inside in store else found
         return prefix + table if found not in store and self.keys.flag("tie_word_embeddings") else found
 
     def _rows(self, name: str, store: Checkpoint) -> Expression:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tiny_families import EVEN, POSITIONS, SIZES, TINY, VOCABULARY, write
 from tiny_models import STRUCTURAL
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging as transformers_logging
 
 from llmconv import CheckpointError, Recipe, RecipeError, Registry, hookimpl
@@ -31,6 +31,7 @@ from llmconv_plugins.passes import Rotate, SplitModel
 from llmconv_plugins.sources.decoder import DecoderModule
 from llmconv_plugins.sources.decoder_source import DecoderSource
 from llmconv_plugins.sources.families import FAMILIES
+from llmconv_plugins.sources.families.granite import Granite4
 
 pytestmark = pytest.mark.slow  # transformers alone takes seconds to import
 
@@ -97,7 +98,7 @@ def test_logits_are_those_of_transformers(saved: Callable[[str], Saved], name: s
 
 def test_every_model_type_has_a_checkpoint() -> None:
     types = {kind for family in FAMILIES for kind in family.types}
-    assert types == {name.partition("-")[0] for name in TINY} | {"gemma3"}
+    assert types == {name.partition("-")[0] for name in TINY} | {"gemma3", "mistral3"}
 
 
 def slower(rope: Rope) -> Rope:
@@ -204,6 +205,61 @@ def test_a_text_model_inside_a_larger_one(tmp_path: Path) -> None:
         json.dumps({"model_type": "gemma3", "text_config": inner, "vision_config": {"x": 1}})
     )
     assert DecoderSource(tmp_path).config() == expected
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["mistral", "ministral3"])
+def test_the_text_model_of_one_that_reads_images(tmp_path: Path, kind: str, tied: bool) -> None:
+    """Mistral 3's text model is of either family; which table lm_head is, the whole model's file says."""
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "head_dim": 16,
+    }
+    text = {**SIZES, **TINY["ministral3"], "model_type": kind, "sliding_window": None}
+    config = AutoConfig.for_model(
+        "mistral3",
+        text_config={**text, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+        if kind == "mistral"
+        else text,
+        vision_config={**vision, "num_attention_heads": 2, "image_size": 32, "patch_size": 16},
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(1)
+    model = AutoModelForImageTextToText.from_config(config).float().eval()
+    model.save_pretrained(tmp_path)
+    source, tokens = DecoderSource(tmp_path), some_tokens(40)
+    with torch.no_grad():
+        expected = np.asarray(model(torch.tensor([tokens])).logits[0])
+    found = Decoder([TorchRunner(trace(source.module(), 40, 40, "whole"), source.weights())], None).read(tokens)
+    assert Noise().add(expected, found).sqnr > EXACT
+    assert source.config().family == kind
+
+
+def test_queries_that_grow_end_where_they_begin_to(saved: Callable[[str], Saved]) -> None:
+    assert saved("ministral3").source.config().positions == 112
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"layer_types": ["attention", "mamba"]}, "layer_types: some layers keep a state"),
+        (
+            {"layer_types": None},
+            "layer_types: some layers keep a state instead of keys and values, or none is described",
+        ),
+        ({"num_local_experts": 4}, "num_local_experts: mixtures of experts"),
+        ({"position_embedding_type": "nope"}, "position_embedding_type = 'nope' is not implemented"),
+    ],
+)
+def test_granite_4_with_states_or_experts_is_refused(changes: dict[str, Any], why: str) -> None:
+    whole = {"num_local_experts": 0, "layer_types": ["attention"] * 2, "position_embedding_type": "rope"}
+    values = {**minimal("granitemoehybrid"), "num_hidden_layers": 2, **whole}
+    assert Granite4(Keys(Path("config.json"), values)).described.intermediate == 1024
+    with pytest.raises(CheckpointError, match=f"config.json: {why}"):
+        assert Granite4(Keys(Path("config.json"), {**values, **changes})).described
 
 
 def test_a_window_is_the_longest_context(saved: Callable[[str], Saved]) -> None:

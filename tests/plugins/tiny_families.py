@@ -94,6 +94,18 @@ TINY: dict[str, dict[str, Any]] = {
     "cwm": {**WIDE, "sliding_window": POSITIONS, "rope_parameters": {**LLAMA3, "rope_theta": 1e6}},
     "internlm3": {"head_dim": 12, "bias": True, "qkv_bias": True},
     "jais2": {},
+    "granitemoehybrid": {
+        **SCALARS,
+        **{"layer_types": ["attention"] * 4, "num_local_experts": 0, "shared_intermediate_size": 40},
+        **{"position_embedding_type": "rope", "mamba_n_heads": 8, "tie_word_embeddings": True},
+    },
+    "ministral3": {
+        **WIDE,
+        "rope_parameters": {
+            **{**YARN, "rope_theta": 1e6, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+            "original_max_position_embeddings": 112,
+        },
+    },
 }
 
 

@@ -88,9 +88,11 @@ class HuggingFace(Layout):
                 f"{self.file}: model_type = {kind!r} is not implemented: {why}; 'llmconv families' lists what is"
             )
         family = self.families[kind]
-        inner = config.table(family.text) if family.text else config
-        found = inner if inner.values else config
-        return family(Keys(found.path, {key: v for key, v in found.values.items() if key not in QUANTIZATION}))
+        values = dict(config.values)
+        if family.text and (inner := config.table(family.text).values):  # which may be of another family
+            family = self.families.get(str(inner.get("model_type")), family)
+            values = {**inner, "tie_word_embeddings": config.get("tie_word_embeddings", True)}
+        return family(Keys(config.path, {key: v for key, v in values.items() if key not in QUANTIZATION}))
 
     @cached_property
     def _generation(self) -> Keys:

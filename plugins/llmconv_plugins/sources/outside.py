@@ -15,7 +15,7 @@ OUTSIDE: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            *("bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "mamba"),
+            *("bamba", "falcon_h1", "falcon_mamba", "jamba", "lfm2", "lfm2_moe", "mamba"),
             *("mamba2", "nemotron_h", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "zamba", "zamba2"),
         ),
         _STATES,
@@ -24,7 +24,7 @@ OUTSIDE: dict[str, str] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _OWN),
     **dict.fromkeys(
         (
-            *("idefics3", "internvl", "llama4", "llava", "llava_next", "llava_onevision", "mistral3", "mllama"),
+            *("idefics3", "internvl", "llama4", "llava", "llava_next", "llava_onevision", "mllama"),
             *("paligemma", "phi4_multimodal", "pixtral", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl", "smolvlm"),
         ),
         _IMAGES,

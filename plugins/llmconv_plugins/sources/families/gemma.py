@@ -90,7 +90,6 @@ class Gemma3(Gemma2):
         **{"vocab_size": 262208, "num_attention_heads": 8, "hidden_size": 2304, "intermediate_size": 9216},
         **{"num_hidden_layers": 26, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6},
     }
-    prefixes: ClassVar = ("model.", "language_model.model.", "model.language_model.")
     text: ClassVar = "text_config"
 
     def architecture(self) -> Architecture:
