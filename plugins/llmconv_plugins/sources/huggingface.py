@@ -88,11 +88,11 @@ class HuggingFace(Layout):
                 f"{self.file}: model_type = {kind!r} is not implemented: {why}; 'llmconv families' lists what is"
             )
         family = self.families[kind]
-        values = dict(config.values)
+        values = {key: value for key, value in config.values.items() if key not in QUANTIZATION}
         if family.text and (inner := config.table(family.text).values):  # which may be of another family
             family = self.families.get(str(inner.get("model_type")), family)
             values = {**inner, "tie_word_embeddings": config.get("tie_word_embeddings", True)}
-        return family(Keys(config.path, {key: v for key, v in values.items() if key not in QUANTIZATION}))
+        return family(Keys(config.path, values))
 
     @cached_property
     def _generation(self) -> Keys:
@@ -194,7 +194,8 @@ class HuggingFace(Layout):
 def in_transformers(folder: Path, adapters: Mapping[Path, float] = MappingProxyType({}), **how: Any) -> nn.Module | str:
     """A checkpoint as transformers reads it, with adapters as peft merges them: ids to logits, float32; or why not."""
     try:
-        from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: PLC0415  an extra, and 2 s to import
+        from transformers import CONFIG_MAPPING  # noqa: PLC0415  an extra, and 2 s to import
+        from transformers.models.auto import modeling_auto as auto  # noqa: PLC0415  likewise
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  likewise
     except ImportError:
         return "pip install llmconv[verify]"
@@ -203,7 +204,8 @@ def in_transformers(folder: Path, adapters: Mapping[Path, float] = MappingProxyT
         return f"transformers does not know model type '{kind}'"
     disable_progress_bar()  # type: ignore[no-untyped-call]  # llmconv has its own
     with redirect_stderr(StringIO()) if how else nullcontext():  # its reader of GGUF has a progress bar of its own
-        model = AutoModelForCausalLM.from_pretrained(
+        images = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        model = (auto.AutoModelForImageTextToText if images else auto.AutoModelForCausalLM).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **how
         )
     for adapter, weight in adapters.items():
