@@ -50,7 +50,7 @@ class _Values:
     """What was inferred for a graph and its copies, whose values belong to one fake mode."""
 
     def __init__(self) -> None:
-        self.made: dict[Any, tuple[Any, Any]] = {}  # by op and forms of arguments: the op, which must live on; its value
+        self.made: dict[Any, tuple[Any, Any]] = {}  # by op and forms of arguments: the op, which must live; its value
         self.forms: dict[Any, int] = {}  # by shape, stride and dtype; a number is quicker to compare
         self.seen: dict[int, tuple[torch.Tensor, int]] = {}  # by identity, which is a value's as long as it is held
 
@@ -112,11 +112,13 @@ def _set_arguments(node: fx.Node, args: Any, kwargs: Mapping[str, Any]) -> None:
 def inferred(node: fx.Node) -> Any:
     """What a node's op gives for the values of its arguments; like nodes of a graph share it."""
     values = _values_of(node.graph)
-    key = (id(node.target), _signature(node.args, values.form), _signature(node.kwargs, values.form))
+    args, kwargs = node.args, node.kwargs
+    of_args = tuple([_signature(x, values.form) for x in args])
+    key = (id(node.target), of_args, _signature(kwargs, values.form) if kwargs else ())
     found = values.made.get(key)
     if found is None:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        found = values.made[key] = node.target, node.target(*args, **kwargs)  # type: ignore[operator]
+        given, named = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        found = values.made[key] = node.target, node.target(*given, **named)  # type: ignore[operator]
     return found[1]
 
 
@@ -206,16 +208,19 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache, ta
             fakes = [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in vals]
             cache[key] = make_fx(call, pre_dispatch=True)(*fakes)
     traced = cache[key]
-    mapping = dict(zip((n for n in traced.graph.nodes if n.op == "placeholder"), tensors, strict=True))
+    mapping = dict(zip(traced.graph.find_nodes(op="placeholder"), tensors, strict=True))
     with node.graph.inserting_before(node):
-        result = node.graph.graph_copy(traced.graph, mapping)
+        for original in traced.graph.nodes:
+            if original.op not in ("placeholder", "output"):
+                mapping[original] = copy_node(node.graph, original, mapping)
+    result = fx.map_arg(traced.graph.output_node().args[0], mapping.__getitem__)
     if not isinstance(result, fx.Node):
         raise PassError(f"the replacement of '{name_of(node)}' must return one tensor")
     seen: Counter[str] = Counter()
     for original in traced.graph.nodes:
-        copy = mapping.get(original)
-        if original.op != "call_function" or copy is None:
+        if original.op != "call_function":
             continue
+        copy = mapping[original]
         op = op_name(copy)
         while (name := f"{name_of(node)}.{op}" + (f"_{seen[op]}" if seen[op] else "")) in taken:
             seen[op] += 1  # an earlier pass has made it
