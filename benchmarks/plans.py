@@ -7,6 +7,8 @@ Prints seconds of the processor and of the clock; on a machine that does other w
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import resource
 import subprocess
@@ -105,6 +107,7 @@ def main() -> None:
     if not args.steps:
         row("--help", *command("--help"))
     if args.steps:
+        atexit.register(gc.freeze)  # as the command does, which else would take graphs apart, node by node
         with step("import torch"):
             import torch  # noqa: F401
     with step("import llmconv") if args.steps else nullcontext():
