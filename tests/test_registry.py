@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,7 @@ from llmconv.decoding import Dialog
 from llmconv.graph import Graph, Model, aten, trace
 from llmconv.passes import GraphPass, PassManager, RewritePass
 from llmconv.plugins import hooks as hookspecs
-from llmconv.plugins.frame import plugin_code
+from llmconv.plugins.frame import installed, plugin_code
 from llmconv.runtimes import Runtime
 from llmconv.sources import ModelConfig, Source
 from llmconv.testing import random_weights
@@ -450,3 +450,10 @@ def test_the_source_of_what_lies_there(tmp_path: Path) -> None:
         registry.source_for(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert registry.source_for(tmp_path) == "decoder"
+
+
+def test_who_brings_a_package_is_as_importlib_finds_it() -> None:
+    theirs = packages_distributions()
+    ours = {package: sorted(one.name for one in found) for package, found in installed().items()}
+    assert {"torch", "pluggy", "typer"} <= set(ours)
+    assert ours == {package: sorted(theirs[package]) for package in ours}

@@ -10,7 +10,6 @@ import typer
 from llmconv.cli import bundles, display
 from llmconv.errors import RecipeError
 from llmconv.quantities import bytes_of
-from llmconv.recipe.located import named
 
 if TYPE_CHECKING:
     from llmconv.choosing.choose import Chosen
@@ -50,6 +49,8 @@ def chosen(model: str, target: str, context: int, size_budget: str | None, backe
     Raises:
         RecipeError: the size is none, or no model is there.
     """
+    from llmconv.recipe.located import named
+
     budget = None if size_budget is None else bytes_of(size_budget)
     if size_budget is not None and not budget:
         raise RecipeError(f"--size-budget {size_budget}: write it as 1.5GB or 800MB")

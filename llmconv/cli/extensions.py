@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -23,25 +24,26 @@ class ExtensibleGroup(TyperGroup):
     (Contexts and commands are Any: typer brings its own click or uses the installed one, depending on its version.)
     """
 
+    @cached_property
+    def _entries(self) -> list[EntryPoint]:
+        """Those of plugins: read once, since that opens a file of every installed distribution."""
+        return selected(entry_points(group=GROUP))[0]
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Names, read from the metadata of installed distributions."""
         own = super().list_commands(ctx)
-        return [*own, *sorted({entry.name for entry in _entries()} - set(own))]
+        return [*own, *sorted({entry.name for entry in self._entries} - set(own))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command; a plugin's is not imported yet."""
         found = super().get_command(ctx, cmd_name)
-        entries = [entry for entry in _entries() if entry.name == cmd_name]
+        entries = [entry for entry in self._entries if entry.name == cmd_name]
         brought = " and ".join(_distribution(entry) for entry in entries)
         if found is not None and entries:
             logger.warning("command '%s' of %s is not used: llmconv has one of that name", cmd_name, brought)
         elif len(entries) > 1:
             raise PluginError(f"command '{cmd_name}' comes from both {brought}; uninstall one")
         return found if found is not None or not entries else _Deferred(entries[0])
-
-
-def _entries() -> list[EntryPoint]:
-    return selected(entry_points(group=GROUP))[0]
 
 
 def _distribution(entry: EntryPoint) -> str:

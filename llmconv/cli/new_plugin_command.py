@@ -9,7 +9,6 @@ import typer
 
 from llmconv.cli import display
 from llmconv.errors import LlmconvError
-from llmconv.scaffold.new_plugin import EXAMPLES, new_plugin
 
 _DEFAULT = "pass"
 
@@ -29,6 +28,8 @@ def new(
     recipes: Annotated[bool, typer.Option("--recipes", help="Recipes that commands find by name.")] = False,
 ) -> None:
     """Begin a plugin: a folder with a working one, its test, pyproject.toml, README and CI; then edit it."""
+    from llmconv.scaffold.new_plugin import EXAMPLES, new_plugin
+
     flags = (pass_, source, family, quantizer, backend, lowering, evaluator, onnx_pass, scheme, observer, recipes)
     kinds = [kind for kind, given in zip(EXAMPLES, flags, strict=True) if given]
     if len(kinds) > 1:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmconv.recipe.located import elsewhere
-
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
     from llmconv.recipe.recipe import Recipe
@@ -80,6 +78,8 @@ def changes(
     targets: Sequence[str] | None = None,
 ) -> list[str]:
     """What the command line changes in a recipe."""
+    from llmconv.recipe.located import elsewhere
+
     found = list(assignments or [])
     if adapters:
         each = map(_weighted, adapters)

@@ -32,9 +32,10 @@ def plan(
 ) -> None:
     """Say what a conversion will need and whether the target holds it; reads the checkpoint's configuration alone."""
     from llmconv.recipe.recipe import Recipe
+    from llmconv.work.collector import collector_paused
 
     loaded = Recipe.load(recipe, options.changes(assignments, checkpoint, output, adapters, targets), backend=backend)
-    with display.progress("importing torch") as step:
+    with display.progress("importing torch") as step, collector_paused():  # importing makes no garbage either
         import llmconv
 
         step("lay out", loaded.name)

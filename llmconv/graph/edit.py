@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
@@ -51,7 +50,7 @@ class _Values:
     """What was inferred for a graph and its copies, whose values belong to one fake mode."""
 
     def __init__(self) -> None:
-        self.made: dict[Any, Any] = {}  # by op and forms of arguments
+        self.made: dict[Any, tuple[Any, Any]] = {}  # by op and forms of arguments: the op, which must live; its value
         self.forms: dict[Any, int] = {}  # by shape, stride and dtype; a number is quicker to compare
         self.seen: dict[int, tuple[torch.Tensor, int]] = {}  # by identity, which is a value's as long as it is held
 
@@ -64,20 +63,20 @@ class _Values:
         return found[1]
 
 
-_VALUES: WeakKeyDictionary[fx.Graph, _Values] = WeakKeyDictionary()
+_VALUES = "_llmconv_values"  # a graph's attribute, which its deep copies do not have
 
 
 def copy_of(graph: fx.Graph) -> fx.Graph:
     """An empty graph for copies of a graph's nodes."""
     copy = fx.Graph()
-    _VALUES[copy] = _values_of(graph)
+    vars(copy)[_VALUES] = _values_of(graph)
     return copy
 
 
 def _values_of(graph: fx.Graph) -> _Values:
-    found = _VALUES.get(graph)
+    found: _Values | None = vars(graph).get(_VALUES)
     if found is None:
-        found = _VALUES[graph] = _Values()
+        found = vars(graph)[_VALUES] = _Values()
     return found
 
 
@@ -93,20 +92,34 @@ def insert(
     Like nodes of a graph (same op, constants, shapes) share one value, since layers and heads are alike.
     """
     node = graph.call_function(target)
-    node.args, node.kwargs = args, dict(kwargs or {})  # call_function would search them for symbolic numbers
+    _set_arguments(node, args, kwargs or {})
     node.meta[NAME] = name
     node.meta["val"] = inferred(node)
     return node
 
 
+def _set_arguments(node: fx.Node, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Give a node that has none its arguments.
+
+    `create_node` would search them for symbolic numbers, and a plain assignment would file the node anew in the graph's
+    table of ops, which goes by the op alone: for tens of thousands of nodes each takes seconds.
+    """
+    object.__setattr__(node, "args", args)
+    if kwargs:
+        object.__setattr__(node, "kwargs", dict(kwargs))
+
+
 def inferred(node: fx.Node) -> Any:
     """What a node's op gives for the values of its arguments; like nodes of a graph share it."""
     values = _values_of(node.graph)
-    key = (node.target, _signature(node.args, values.form), _signature(node.kwargs, values.form))
-    if key not in values.made:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        values.made[key] = node.target(*args, **kwargs)  # type: ignore[operator]
-    return values.made[key]
+    args, kwargs = node.args, node.kwargs
+    of_args = tuple([_signature(x, values.form) for x in args])
+    key = (id(node.target), of_args, _signature(kwargs, values.form) if kwargs else ())
+    found = values.made.get(key)
+    if found is None:
+        given, named = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        found = values.made[key] = node.target, node.target(*given, **named)  # type: ignore[operator]
+    return found[1]
 
 
 def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
@@ -115,8 +128,8 @@ def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node])
     As `fx.Graph.node_copy`, which takes twice as long because it searches arguments for symbolic numbers.
     """
     copy = graph.create_node(node.op, node.target, name=node.name, type_expr=node.type)
-    copy.args, copy.kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-    copy.meta = dict(node.meta)
+    _set_arguments(copy, *fx.map_arg((node.args, node.kwargs), copies.__getitem__))
+    copy.meta.update(node.meta)
     return copy
 
 
@@ -195,16 +208,19 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache, ta
             fakes = [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in vals]
             cache[key] = make_fx(call, pre_dispatch=True)(*fakes)
     traced = cache[key]
-    mapping = dict(zip((n for n in traced.graph.nodes if n.op == "placeholder"), tensors, strict=True))
+    mapping = dict(zip(traced.graph.find_nodes(op="placeholder"), tensors, strict=True))
     with node.graph.inserting_before(node):
-        result = node.graph.graph_copy(traced.graph, mapping)
+        for original in traced.graph.nodes:
+            if original.op not in ("placeholder", "output"):
+                mapping[original] = copy_node(node.graph, original, mapping)
+    result = fx.map_arg(traced.graph.output_node().args[0], mapping.__getitem__)
     if not isinstance(result, fx.Node):
         raise PassError(f"the replacement of '{name_of(node)}' must return one tensor")
     seen: Counter[str] = Counter()
     for original in traced.graph.nodes:
-        copy = mapping.get(original)
-        if original.op != "call_function" or copy is None:
+        if original.op != "call_function":
             continue
+        copy = mapping[original]
         op = op_name(copy)
         while (name := f"{name_of(node)}.{op}" + (f"_{seen[op]}" if seen[op] else "")) in taken:
             seen[op] += 1  # an earlier pass has made it
@@ -222,15 +238,22 @@ def _form(value: torch.Tensor) -> Any:
 
 def _signature(argument: Any, form: Callable[[torch.Tensor], Any] = _form) -> Any:
     """What the result of an op can depend on, of one argument, hashable."""
-    if isinstance(argument, fx.Node):
-        return _signature(argument.meta["val"], form)
-    if isinstance(argument, torch.Tensor):
-        return form(argument)
+    kind = type(argument)
+    if kind is fx.Node:
+        value = argument.meta["val"]
+        return form(value) if isinstance(value, torch.Tensor) else _signature(value, form)
+    if kind in _SINGLE:
+        return kind, argument  # 1 == 1.0 == True, yet they give different dtypes
     if isinstance(argument, list | tuple):
         return tuple([_signature(x, form) for x in argument])
-    if isinstance(argument, Mapping):
+    if isinstance(argument, dict):
         return tuple([(key, _signature(x, form)) for key, x in argument.items()])
-    return type(argument), argument  # 1 == 1.0 == True, yet they give different dtypes
+    if isinstance(argument, torch.Tensor):
+        return form(argument)
+    return kind, argument
+
+
+_SINGLE = {int, float, bool, type(None)}  # most constants of ops: to know them saves half of the time
 
 
 def fake_mode_of(values: Sequence[torch.Tensor]) -> FakeTensorMode:

@@ -120,10 +120,12 @@ def _stamp(fresh: list[fx.Node], known: dict[fx.Node, Entry], name: str) -> None
 
     What was only moved to another part, or reads another value, keeps its maker.
     """
-    moved = {(entry[1], entry[4]) for entry in known.values()}
+    targets: dict[Any, list[Any]] = {}  # by name: what an op's own hash takes would add up
+    for entry in known.values():
+        targets.setdefault(entry[4], []).append(entry[1])
     for node in fresh:
         if node not in known:
-            made = (node.target, node.meta.get(NAME)) not in moved
+            made = node.target not in targets.get(node.meta.get(NAME), ())
         else:
             now = _written(node.target, node.args, node.kwargs)
             made = node.op == "call_function" and now != _written(*known[node][1:4])
@@ -160,35 +162,42 @@ def _given(io: dict[str, IO]) -> list[tuple[str, int | None]]:
 
 def _check_node(node: fx.Node, graph: Graph, model: Model) -> None:
     """A node has a name and a value, and the value is what its op gives."""
-    where = f"graph '{graph.name}', node '{_label(node)}'"
     if node.op == "output":
         return
     if NAME not in node.meta or "val" not in node.meta:
-        raise PassError(f"{where}: has no structural name or no meta['val']; make nodes with insert")
+        raise _fault(node, graph, "has no structural name or no meta['val']; make nodes with insert")
+    value = node.meta["val"]
     if node.op == "placeholder" and IO_META not in node.meta:
-        raise PassError(f"{where}: an input must say what it means; make inputs with insert_input")
-    given = _form(node.meta["val"])
+        raise _fault(node, graph, "an input must say what it means; make inputs with insert_input")
     if node.op == "get_attr":
-        found: Any = (tuple(model.weights.shape(str(node.target))), given[1])
+        found: Any = (tuple(model.weights.shape(str(node.target))), _form(value)[1])
     elif node.op == "call_function":
         if not isinstance(node.target, torch._ops.OpOverload) and node.target is not operator.getitem:
             called = getattr(node.target, "__qualname__", node.target)
-            raise PassError(f"{where}: calls {called}, which is no ATen op; insert one of llmconv.graph.aten")
-        found = _form(_inferred(node, where))
+            raise _fault(node, graph, f"calls {called}, which is no ATen op; insert one of llmconv.graph.aten")
+        made = _inferred(node, graph)
+        if made is value:  # as insert leaves it
+            return
+        found = _form(made)
     else:
-        found = given
-    if found != given:
-        raise PassError(f"{where}: meta['val'] says {_shown(given)}, but what runs gives {_shown(found)}")
+        return
+    if found != (given := _form(value)):
+        raise _fault(node, graph, f"meta['val'] says {_shown(given)}, but what runs gives {_shown(found)}")
 
 
-def _inferred(node: fx.Node, where: str) -> Any:
+def _fault(node: fx.Node, graph: Graph, what: str) -> PassError:
+    return PassError(f"graph '{graph.name}', node '{_label(node)}': {what}")
+
+
+def _inferred(node: fx.Node, graph: Graph) -> Any:
     try:
         return inferred(node)
     except LlmconvError:
         raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
-        raise PassError(f"{where}: its op cannot take its arguments ({type(error).__name__}: {reason})") from error
+        why = f"its op cannot take its arguments ({type(error).__name__}: {reason})"
+        raise _fault(node, graph, why) from error
 
 
 def _shown(form: Any) -> str:

@@ -6,16 +6,16 @@ import functools
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from llmconv.errors import LlmconvError, PluginError
 
-installed = functools.cache(packages_distributions)  # by package: a look at every file of all that is installed
 ANYTHING = (Exception, SystemExit)  # that a third party's code may raise; but for what a user's Ctrl-C does
 
 
@@ -73,6 +73,28 @@ def _entered(owner: object, doing: str, manager: AbstractContextManager[Any]) ->
         yield value
 
 
+@functools.cache
+def installed() -> Mapping[str, list[Distribution]]:
+    """The distributions that bring a top-level package or module, by its name.
+
+    As `importlib.metadata.packages_distributions` finds them, which takes five times as long: it makes a path of each
+    file of all that is installed, and reads the names of distributions that nobody asks for.
+    """
+    found = defaultdict(list)
+    for one in distributions():
+        for package in (one.read_text("top_level.txt") or "").split() or _top_level(one):
+            found[package].append(one)
+    return dict(found)
+
+
+def _top_level(one: Distribution) -> set[str]:
+    """The packages and modules that a distribution has installed."""
+    record = one.read_text("RECORD")
+    files = [str(file) for file in one.files or ()] if record is None else record.splitlines()
+    modules = (path.removesuffix(".py") for line in files if (path := line.partition(",")[0]).endswith(".py"))
+    return {module.partition("/")[0] for module in modules}
+
+
 Given = TypeVar("Given")
 
 
@@ -104,8 +126,8 @@ def third_party(owner: object) -> str:
 def distribution_of(owner: object) -> str:
     """Name and version of the distribution that brought a class or function; empty for one that none did."""
     package = _module(owner).partition(".")[0]
-    names = installed().get(package, ())
-    return f"{names[0]} {version(names[0])}" if names else ""
+    found = installed().get(package, ())
+    return f"{found[0].name} {found[0].version}" if found else ""
 
 
 def _line(owner: object, trace: TracebackType | None) -> str:

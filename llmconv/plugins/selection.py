@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution
-
-from packaging.utils import canonicalize_name
 
 from llmconv.errors import PluginError
 
@@ -24,7 +23,7 @@ def selected(entries: Iterable[EntryPoint]) -> tuple[list[EntryPoint], list[Entr
     asked = os.environ.get(VARIABLE)
     if asked is None:
         return entries, []
-    wanted = {canonicalize_name(name.strip()) for name in asked.split(",") if name.strip()}
+    wanted = {_canonical(name.strip()) for name in asked.split(",") if name.strip()}
     for name in sorted(wanted - {_distribution(entry) for entry in entries}):  # which may bring something else
         try:
             distribution(name)
@@ -35,4 +34,9 @@ def selected(entries: Iterable[EntryPoint]) -> tuple[list[EntryPoint], list[Entr
 
 
 def _distribution(entry: EntryPoint) -> str:
-    return canonicalize_name(entry.dist.name) if entry.dist else ""
+    return _canonical(entry.dist.name) if entry.dist else ""
+
+
+def _canonical(name: str) -> str:
+    """As packaging's canonicalize_name; to import that would be a twentieth of what `llmconv --help` takes."""
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -9,6 +9,7 @@ from llmconv.passes.verifier import Verifier
 from llmconv.prepare.resolve import Checked
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.weights.store import ShapeStore, WeightStore
+from llmconv.work.collector import collector_paused
 
 PRIME = 7919  # multiples of it, modulo a vocabulary, rarely repeat
 
@@ -40,9 +41,10 @@ def lay_out(checked: Checked) -> tuple[Model, dict[str, float]]:
     Raises:
         PassError: a pass cannot be applied, or reads a weight.
     """
-    manager, model = PassManager(checked.passes), shapes_alone(checked)
-    manager.run(model, stop=manager.structural)
-    return model, manager.widths(model)
+    with collector_paused():
+        manager, model = PassManager(checked.passes), shapes_alone(checked)
+        manager.run(model, stop=manager.structural)
+        return model, manager.widths(model)
 
 
 def shapes_alone(checked: Checked) -> Model:

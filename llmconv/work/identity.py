@@ -95,7 +95,7 @@ def _of_package(name: str, file: Path | None) -> list[str]:
         name: of a top-level package or module.
         file: of a module in it.
     """
-    distributions = sorted(set(installed().get(name, [])))
+    distributions = sorted({found.name for found in installed().get(name, ())})
     modules = {at: source for d in distributions for at, source in _modules_of(d)}
     if file not in modules.values():  # installed to be edited, or not at all
         modules = dict(_modules_around(name, file))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from typing import Any, ClassVar
 
 import pytest
@@ -280,7 +280,7 @@ def test_pass_over_the_whole_model_is_finished_and_stamped(model: Model) -> None
 
 def test_a_node_of_somebody_elses_pass_names_the_distribution(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """By which an error of a later room can say whose pass it was."""
-    monkeypatch.setattr("llmconv.plugins.frame.installed", lambda: {"test_contract": ["pytest"]})
+    monkeypatch.setattr("llmconv.plugins.frame.installed", lambda: {"test_contract": [distribution("pytest")]})
     PassManager([Whole(lambda model: after(mixed(model.graphs["prompt"].parts[0]), 1.0, "once"))]).run(model)
     made = {n.meta[NAME]: n.meta.get(MADE_BY) for n in model.graphs["prompt"].parts[0].graph.nodes}
     assert made["once"] == f"whole (pytest {version('pytest')})"
