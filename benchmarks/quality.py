@@ -4,8 +4,8 @@ Run: python benchmarks/quality.py RECIPE [--methods nearest gptq …] [--windows
 Each method runs in a process of its own: the seconds are those of calibration and quantization, the memory its peak.
 With --outliers, the tenth of each norm's channels that say most is scaled up by factors of 10 to 100 and the columns
 behind it down by the same, which changes no output: what activation outliers of larger models do to weights. Q4_0 and
-Q4_K_M are llama.cpp's (without an importance matrix), as its own library quantizes, `pip install libggml-python`, on every
-weight but lm_head, which has 8 bits a row in all methods; the last column is the mean of all others.
+Q4_K_M are llama.cpp's (without an importance matrix), as its own library quantizes (`pip install libggml-python`), on
+every weight but lm_head, which has 8 bits a row in all methods; the last column is the mean bits of all others.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -93,9 +94,10 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 
 def _library() -> ctypes.CDLL:
-    import libggml
-
-    return ctypes.CDLL(str(next(Path(libggml.__file__).parent.glob("lib*/libggml-base.so"))))
+    found = find_spec("libggml")
+    if found is None or found.origin is None:
+        raise SystemExit("q4_0 and q4_k_m need llama.cpp's library: pip install libggml-python")
+    return ctypes.CDLL(str(next(Path(found.origin).parent.glob("lib*/libggml-base.so"))))
 
 
 GGML = {"q4_0": gguf.GGMLQuantizationType.Q4_0, "q4_k_m": gguf.GGMLQuantizationType.Q4_K}

@@ -57,8 +57,8 @@ class Pass(ABC):
         """
 
     def knowing(self, create: Create) -> Pass:
-        """The pass that counts, before anything is asked of it: one that looks at other plugins in `check` and `widths`,
-        which have no context, is made anew with them here.
+        """The pass to run, made before anything is asked of it: itself, but for one that looks at other plugins in
+        `check` and `widths`, which have no context.
 
         Args:
             create: makes a plugin by kind, name and options, as of `PassContext`.
