@@ -3,9 +3,9 @@
 Run: python benchmarks/beside_aimet.py RECIPE --python ENV/bin/python [--methods nearest seqmse] [--windows 24]
          [--tokens 256] [--samples 16]
 
-ENV has aimet-onnx (`pip install aimet-onnx==2.42.*`), which does not go together with this package's onnxruntime. Weights
-have 4 bits and a scale a row, lm_head 8, activations are float, as in `quality.py`; the graph is the recipe's without
-the passes that split it or change weights. SeqMSE looks at so many samples of the calibration text.
+ENV has aimet-onnx (`pip install aimet-onnx==2.42.*`), which does not go together with this package's onnxruntime.
+Weights have 4 bits and a scale a row, lm_head 8, activations are float, as in `quality.py`; the graph is the recipe's
+without the passes that split it or change weights. SeqMSE looks at so many samples of the calibration text.
 """
 
 from __future__ import annotations
