@@ -186,9 +186,11 @@ def _quantized(
     of_weight = {name: quantizer.of_weight(name, weights, grid) for name in names}
     quantizers = of_weight | {head: Nearest()}
     grids = dict.fromkeys(names, grid) | {head: WeightEncoding(8).grid}
-    with TemporaryDirectory() as folder:
-        calibration = Calibration(graph, samples, Path(folder), quantizers, grids)
-        calibration.run(part, taken)
+    if quantizer.needs_inputs:
+        with TemporaryDirectory() as folder:
+            Calibration(graph, samples, Path(folder), quantizers, grids).run(part, taken)
+    else:
+        taken.quantized.update({n: q.quantize(weights.read(n), grids[n], None) for n, q in quantizers.items()})
     sizes = {name: prod(weights.shape(name)) for name in names}
     bits = sum(size * _bits(of_weight[name], block, weights.shape(name)[1]) for name, size in sizes.items())
     return {name: encoded.dequantize() for name, encoded in taken.quantized.items()}, bits / sum(sizes.values())
