@@ -78,10 +78,8 @@ class Moments:
                 damped = own[back][:, back].to(dtype)
                 damped.diagonal().add_(damping * mean)
                 if _cholesky(damped):
-                    lower = damped.float()
-                    del damped
-                    upper = _inverse(lower).flip(0, 1)
-                    return Factors(order, upper, self._toward_float(own, back, lower))
+                    upper = _inverse(damped).float().flip(0, 1)
+                    return Factors(order, upper, self._toward_float(own, back, damped.float()))
             logger.debug("moments are not positive definite with a damping of %g; trying ten times as much", damping)
             damping *= 10
         return None

@@ -143,7 +143,8 @@ def _weights(weights: Sequence[Mapping[str, Any]]) -> Table:
             )
         )
     columns = ("weights", "a scale for", "tensors", "bytes", "share", "median SQNR, dB")
-    return Table("Weights by bit width", columns, tuple(rows), "computed", 2, "Packed, with their scales.")
+    note = "Packed, with their scales. SQNR as it was measured when they were rounded."
+    return Table("Weights by bit width", columns, tuple(rows), "computed", 2, note)
 
 
 def proof(bundle: Bundle) -> Iterator[Table]:
