@@ -57,7 +57,7 @@ def main() -> None:
     windows, samples = ([{"input_ids": ids[None], **common} for ids in kept[key]] for key in ("windows", "samples"))
     file = next(folder.glob("onnx/*.onnx"))
     start = time.monotonic()
-    sim = None if method == "float" else quantized(onnx.load(str(file)), method, samples)  # whose end its session fears
+    sim = None if method == "float" else quantized(onnx.load(str(file)), method, samples)
     session = (
         onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]) if sim is None else sim.session
     )
