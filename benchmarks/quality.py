@@ -3,19 +3,23 @@
 Run: python benchmarks/quality.py RECIPE [--methods nearest gptq …] [--windows 24] [--tokens 256] [--outliers]
 Each method runs in a process of its own: the seconds are those of calibration and quantization, the memory its peak.
 With --outliers, the tenth of each norm's channels that say most is scaled up by factors of 10 to 100 and the columns
-behind it down by the same, which changes no output: what activation outliers of larger models do to weights. Q4_0 is
-llama.cpp's, as the `gguf` library makes it, on every weight but lm_head, which has 8 bits a row in all methods.
+behind it down by the same, which changes no output: what activation outliers of larger models do to weights. Q4_0 and
+Q4_K_M are llama.cpp's (without an importance matrix), as its own library quantizes (`pip install libggml-python`), on
+every weight but lm_head, which has 8 bits a row in all methods; the last column is the mean bits of all others.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,17 +48,64 @@ from llmconv.work.machine import peak_memory
 
 
 @dataclass(frozen=True)
-class Q40(Quantizer):
-    """llmama.cpp's Q4_0: blocks of 32, a half-precision scale each; not on QNN's grid, so its numbers stay float."""
+class Ggml(Quantizer):
+    """A type of llama.cpp's; not on QNN's grid, so its numbers stay float.
 
-    name = "q4_0"
+    Attributes:
+        type: of the weight.
+        layers: of the model, for `q4_k_m`, which gives some weights of some layers more bits.
+    """
+
+    name = "ggml"
+
+    type: gguf.GGMLQuantizationType
+    layers: int = 0
+
+    def of_weight(self, name: str, weights: WeightStore, grid: Grid) -> Ggml:
+        """Of a mix, the type that llama.cpp gives a weight."""
+        if not self.layers:
+            return self
+        wide = name.endswith(("v_proj.weight", "down_proj.weight")) and _more_bits(int(name.split(".")[1]), self.layers)
+        wanted = gguf.GGMLQuantizationType.Q6_K if wide else gguf.GGMLQuantizationType.Q4_K
+        fits = weights.shape(name)[1] % gguf.GGML_QUANT_SIZES[wanted][0] == 0
+        return Ggml(wanted if fits else NARROW[wanted])
+
+    @property
+    def bits(self) -> float:
+        """Of a weight's number, with its share of scales."""
+        block, size = gguf.GGML_QUANT_SIZES[self.type]
+        return 8 * size / block
 
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
         """The numbers themselves stand in place of integers, at a scale of one."""
-        packed = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q4_0)
-        numbers = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType.Q4_0).astype(np.float32))
-        return Encoded(numbers, torch.ones(len(weight)), 0, grid)
+        rows, columns = weight.shape
+        exact = np.ascontiguousarray(weight.numpy(), dtype=np.float32)
+        packed = np.empty((rows, gguf.quant_shape_to_byte_shape(weight.shape, self.type)[1]), dtype=np.uint8)
+        sizes = [ctypes.c_int64(n) for n in (0, rows, columns)]
+        pointers = (x.ctypes.data_as(ctypes.c_void_p) for x in (exact, packed))
+        _library().ggml_quantize_chunk(ctypes.c_int(self.type), *pointers, *sizes, None)
+        numbers = torch.from_numpy(gguf.dequantize(packed, self.type).astype(np.float32))
+        return Encoded(numbers, torch.ones(rows), 0, grid)
 
+
+def _more_bits(layer: int, layers: int) -> bool:
+    """Whether Q4_K_M gives a layer's v_proj and down_proj more (`use_more_bits` in llama.cpp's llama-quant.cpp)."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def _library() -> ctypes.CDLL:
+    found = find_spec("libggml")
+    if found is None or found.origin is None:
+        raise SystemExit("q4_0 and q4_k_m need llama.cpp's library: pip install libggml-python")
+    return ctypes.CDLL(str(next(Path(found.origin).parent.glob("lib*/libggml-base.so"))))
+
+
+GGML = {"q4_0": gguf.GGMLQuantizationType.Q4_0, "q4_k_m": gguf.GGMLQuantizationType.Q4_K}
+# what llama.cpp takes where 256 does not divide a row
+NARROW = {
+    gguf.GGMLQuantizationType.Q4_K: gguf.GGMLQuantizationType.Q5_0,
+    gguf.GGMLQuantizationType.Q6_K: gguf.GGMLQuantizationType.Q8_0,
+}
 
 # method -> transforms, quantizer, its options, columns of a block
 METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
@@ -73,6 +124,7 @@ METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
     "rotate + gptq, blocks of 32": (["rotate"], "gptq", {}, 32),
     "rotate + smooth + gptq, blocks of 32": (["rotate", "smooth"], "gptq", {}, 32),
     "q4_0": ([], "q4_0", {}, 0),
+    "q4_k_m": ([], "q4_k_m", {}, 0),
 }
 
 
@@ -107,29 +159,47 @@ def measure(
     passes = [registry.create("pass", name, {"block": block} if name == "smooth" else {}) for name in transforms]
     PassManager(passes).run(model, context)
     numbers: Mapping[str, Tensor] = {}
+    bits = 32.0
     if quantizer:
-        made = Q40() if quantizer == "q4_0" else registry.create("quantizer", quantizer, options)
-        numbers = _quantized(graph, model.weights, samples, made, block)
+        made = _ggml(quantizer, checked) if quantizer in GGML else registry.create("quantizer", quantizer, options)
+        numbers, bits = _quantized(graph, model.weights, samples, made, block)
     seconds = time.monotonic() - start
     store = Derived(HeldStore(model.weights), {name: Held(x) for name, x in numbers.items()})
     reading = trace(checked.source.module(), len(windows[0]), len(windows[0]), "whole")
     evaluated = Model({"whole": reading}, exact, checked.config)
     PassManager(passes).run(evaluated, context)  # for the graph: rotate parts a tied table
     found = perplexity(Decoder([TorchRunner(evaluated.graphs["whole"], store)], None), windows)
-    return {"method": method, "perplexity": found, "seconds": seconds, "peak": peak_memory()}
+    return {"method": method, "perplexity": found, "seconds": seconds, "peak": peak_memory(), "bits": bits}
+
+
+def _ggml(name: str, checked: Checked) -> Ggml:
+    return Ggml(GGML[name], checked.config.layers if name == "q4_k_m" else 0)
 
 
 def _quantized(
     graph: Graph, weights: WeightStore, samples: list[list[int]], quantizer: Quantizer, block: int
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], float]:
+    """The numbers of all weights, and the bits of one, lm_head's aside, with what their scales take."""
     part, taken = graph.parts[0], Keeping(weights, {})
-    names = list(linear_inputs(part))
-    quantizers = dict.fromkeys(names, quantizer) | {names[-1]: Nearest()}
-    grids = dict.fromkeys(names, WeightEncoding(4, block).grid) | {names[-1]: WeightEncoding(8).grid}
-    with TemporaryDirectory() as folder:
-        calibration = Calibration(graph, samples, Path(folder), quantizers, grids)
-        calibration.run(part, taken)
-    return {name: encoded.dequantize() for name, encoded in taken.quantized.items()}
+    *names, head = linear_inputs(part)
+    grid = WeightEncoding(4, block).grid
+    of_weight = {name: quantizer.of_weight(name, weights, grid) for name in names}
+    quantizers = of_weight | {head: Nearest()}
+    grids = dict.fromkeys(names, grid) | {head: WeightEncoding(8).grid}
+    if quantizer.needs_inputs:
+        with TemporaryDirectory() as folder:
+            Calibration(graph, samples, Path(folder), quantizers, grids).run(part, taken)
+    else:
+        taken.quantized.update({n: q.quantize(weights.read(n), grids[n], None) for n, q in quantizers.items()})
+    sizes = {name: prod(weights.shape(name)) for name in names}
+    bits = sum(size * _bits(of_weight[name], block, weights.shape(name)[1]) for name, size in sizes.items())
+    return {name: encoded.dequantize() for name, encoded in taken.quantized.items()}, bits / sum(sizes.values())
+
+
+def _bits(quantizer: Quantizer, block: int, columns: int) -> float:
+    if isinstance(quantizer, Ggml):
+        return quantizer.bits
+    return 4 + 32 / columns + (4 / block if block else 0)  # a scale a row, and a multiplier from 1 to 16 a block
 
 
 def main() -> None:
@@ -158,7 +228,7 @@ def main() -> None:
         rows.append({**row, "ratio": row["perplexity"] / exact})
         print(
             f"| {method} | {row['perplexity']:.2f} | {row['perplexity'] / exact:.4f} | {row['seconds']:.0f} s "
-            f"| {row['peak'] / 1e9:.2f} GB |",
+            f"| {row['peak'] / 1e9:.2f} GB | {row['bits']:.2f} |",
             flush=True,
         )
     if given.json:

@@ -56,13 +56,14 @@ class Pass(ABC):
             PassError: says what.
         """
 
-    def know(self, create: Create) -> None:  # noqa: B027  most passes name no other plugin
-        """Take what makes plugins, once, before anything is asked of the pass: for `check` and `widths`, which have no
-        context.
+    def knowing(self, create: Create) -> Pass:
+        """The pass to run, made before anything is asked of it: itself, but for one that looks at other plugins in
+        `check` and `widths`, which have no context.
 
         Args:
             create: makes a plugin by kind, name and options, as of `PassContext`.
         """
+        return self
 
     def uses(self) -> Sequence[Use]:
         """The plugins that the pass makes by name, `PassContext.create`, with their options."""

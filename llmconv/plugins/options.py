@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,7 +24,7 @@ def validated(plugin: type, options: Mapping[str, Any], where: str) -> dict[str,
     Raises:
         RecipeError: an option is unknown, missing, or of the wrong type.
     """
-    known, hints = {f.name: f for f in fields(plugin) if f.init}, get_type_hints(plugin)
+    known, hints = [f.name for f in _options(plugin)], get_type_hints(plugin)
     for key in options:
         if key not in known:
             raise RecipeError(f"{where}: no option '{key}'{nearest(key, known)}")
@@ -46,7 +46,7 @@ def _validated(hint: Any, value: Any, where: str) -> Any:
 def option_schema(plugin: type) -> dict[str, Any]:
     """JSON Schemas of a plugin's options by name, with defaults and what the docstrings say."""
     hints, said, found = get_type_hints(plugin), helps(plugin), {}
-    for f in (f for f in fields(plugin) if f.init and not f.name.startswith("_")):
+    for f in _options(plugin):
         found[f.name] = TypeAdapter(hints[f.name]).json_schema()
         if f.name in said:
             found[f.name]["description"] = said[f.name]
@@ -69,3 +69,8 @@ def helps(cls: type) -> dict[str, str]:
 def required_options(plugin: type) -> Iterable[str]:
     """Names of the options without a default."""
     return [f.name for f in fields(plugin) if f.default is MISSING and f.default_factory is MISSING]
+
+
+def _options(plugin: type) -> list[Field[Any]]:
+    """The fields that a recipe may set: whoever makes the plugin sets those with an underscore."""
+    return [f for f in fields(plugin) if f.init and not f.name.startswith("_")]

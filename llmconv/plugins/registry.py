@@ -299,7 +299,7 @@ class Registry:
         with plugin_code(plugin, where):
             made: Any = plugin(**validated(plugin, options, where))
             if kind == "pass":
-                made.know(self.create)
+                made = made.knowing(self.create)
             return made
 
     def source_for(self, checkpoint: Path) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import fx
+from torch import Tensor, fx
 
 from llmconv.encodings.grid import Encoded
 from llmconv.encodings.value import WeightEncoding
-from llmconv.files import link
+from llmconv.files import digest, link
 from llmconv.graph.model import Model
 from llmconv.graph.signature import signature
 from llmconv.passes.context import PassContext, WeightWriter
@@ -47,7 +48,10 @@ def step_key(
 
 @dataclass
 class Kept:
-    """What is kept of each part: ranges and sizes of values, its weight file, and what it gives to the next part."""
+    """What is kept of each part: ranges and sizes of values, its weight file, and what it gives to the next part.
+
+    Where no sink makes a weight file, what quantizers have made of the part's weights.
+    """
 
     model: Model
     context: PassContext
@@ -68,37 +72,50 @@ class Kept:
                 self.model, self.context, self.weights, self.quantizers, magnitudes=self.magnitudes.names
             )
 
-    def resume(self, calibration: Calibration, ranges: dict[str, Range]) -> int:
+    def resume(self, calibration: Calibration, ranges: dict[str, Range], quantized: dict[str, Encoded]) -> int:
         """Take over finished parts, from the first on; gives the number of the first part that is left."""
         steps, sink = self.context.steps, self.context.sink
-        if steps is None or sink is None:
+        if steps is None:
             return 0
-        records: list[Any] = []
-        while len(records) < self.count and (record := steps.finished(self._step(len(records)), self.key)):
-            records.append(record)
+        asked = [steps.finished(self._step(i), self.key) for i in range(self.count)]  # all: what does not hold goes
+        records: list[Any] = list(takewhile(bool, asked))
         if records and len(records) < self.count:
             last = len(records) - 1
             if not steps.finished(self._border_step(last), self.key):
                 return 0
             calibration.skip(self.parts[last], self._border_files(last, calibration))
         for i, record in enumerate(records):
-            sink.restore(i, self.count, record["weights"])
+            if sink is None:
+                quantized |= self._quantized_of(load_file(self._weights_file(self._step(i))))
+            else:
+                sink.restore(i, self.count, record["weights"])
             ranges |= {name: (low, high) for name, (low, high) in record["ranges"].items()}
             self.context.hashes.update(record["hashes"])
             self.magnitudes.update(record["magnitudes"])
         return len(records)
 
-    def finish(self, part: int, pieces: int, ranges: dict[str, Range], calibration: Calibration) -> None:
-        """Record a part that has run, its border first: a part that is finished can be gone on from."""
+    def finish(
+        self,
+        part: int,
+        pieces: int,
+        ranges: dict[str, Range],
+        calibration: Calibration,
+        quantized: Mapping[str, Encoded],
+    ) -> None:
+        """Record a part that has run, its border first: a part that is finished can be gone on from.
+
+        Args:
+            quantized: of its weights, those that no file has taken.
+        """
         hashes = {name: sha for name, sha in self.context.hashed().items() if name not in self.context.hashes}
         self.context.hashes.update(hashes)
-        steps, sink = self.context.steps, self.context.sink
-        if steps is None or sink is None:
+        steps = self.context.steps
+        if steps is None:
             return
         if border := self._border_files(part, calibration):
             calibration.keep(self.parts[part], border)
             steps.finish(self._border_step(part), self.key, border, True)
-        files, weights = sink.written(part)
+        files, weights = self._written(part, quantized)
         value = {"ranges": ranges, "magnitudes": self.magnitudes.to_dict(), "weights": weights, "hashes": hashes}
         steps.finish(self._step(part), self.key, list(files), value, known=files)
         self._forget_pieces(part, pieces)
@@ -109,7 +126,7 @@ class Kept:
         """Take over what an earlier run has recorded of a part; gives the piece to go on with, and ranges so far."""
         self._recorded, self._waiting, self._steps, self._at = time.monotonic(), {}, [], None
         steps = self.context.steps
-        if steps is None or self.context.sink is None:
+        if steps is None:
             return 0, {}
         found = [i for i in range(len(pieces) - 1) if steps.finished(self._piece_step(part, i), self.key)]
         if not found:
@@ -119,8 +136,7 @@ class Kept:
             return 0, {}
         self._steps = list(record["weights"])
         tensors = {name: x for step in self._steps for name, x in load_file(self._weights_file(step)).items()}
-        quantized = quantized_of(tensors, {name: how.grid for name, how in self.weights.items()})
-        calibration.skip_pieces(pieces[: found[-1] + 1], store, quantized)
+        calibration.skip_pieces(pieces[: found[-1] + 1], store, self._quantized_of(tensors))
         for stream, name, file, strides in record["values"]:
             calibration.streams[stream].open(name, steps.folder / file, strides)
         self.magnitudes.update(record["magnitudes"])
@@ -130,7 +146,7 @@ class Kept:
     def finish_piece(self, part: int, done: Done, calibration: Calibration) -> None:
         """Record a piece that has run, unless one was just now: a kill costs that long and the piece that runs."""
         steps = self.context.steps
-        if steps is None or self.context.sink is None:
+        if steps is None:
             return
         self._waiting |= done.quantized
         if time.monotonic() - self._recorded < RECORDED:
@@ -156,6 +172,17 @@ class Kept:
         if self._at is not None:
             steps.forget(self._piece_step(part, self._at))
         self._recorded, self._waiting, self._at = time.monotonic(), {}, done.number
+
+    def _written(self, part: int, quantized: Mapping[str, Encoded]) -> tuple[Mapping[Path, str], Any]:
+        """A part's weights on disk: the files with sha256, and as JSON what lies where in them."""
+        if self.context.sink is not None:
+            return self.context.sink.written(part)
+        file = self._weights_file(self._step(part))
+        save_file(tensors_of(quantized), file)
+        return {file: digest(file)}, None
+
+    def _quantized_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Encoded]:
+        return quantized_of(tensors, {name: how.grid for name, how in self.weights.items()})
 
     def _forget_pieces(self, part: int, pieces: int) -> None:
         for i in range(pieces):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 DAMPING_LIMIT = 1.0  # of the mean diagonal; more than that, and the moments say nothing
-_STRIP = 512  # rows of the moments that are summed at once: what is left of their diagonal is known from symmetry
+_STRIP = 512  # rows of the moments that are summed, or columns factored, at once: the rest is known from symmetry
+_SINGLE = 0.01  # damping from which float32 is enough: the condition is at most a hundred times the columns
 _PIECES = 8  # of a triangle's columns, whose zeros are left out of the work
 logger = logging.getLogger(__name__)
 
@@ -73,13 +74,12 @@ class Moments:
         order = torch.argsort(self.importance, descending=True, stable=True)
         back = order.flip(0)  # H = L L^T from the last column on: L^-1 from the first one on is U
         while 0 < mean < float("inf") and damping <= DAMPING_LIMIT:
-            damped = own[back][:, back].double()  # of 11,008 inputs it takes a gigabyte
-            damped.diagonal().add_(damping * mean)
-            lower, failed = torch.linalg.cholesky_ex(damped)
-            del damped
-            if not failed:
-                upper = _inverse(lower).float().flip(0, 1)
-                return Factors(order, upper, self._toward_float(own, back, lower.float()))
+            for dtype in (torch.float32, torch.float64) if damping >= _SINGLE else (torch.float64,):
+                damped = own[back][:, back].to(dtype)
+                damped.diagonal().add_(damping * mean)
+                if _cholesky(damped):
+                    upper = _inverse(damped).float().flip(0, 1)
+                    return Factors(order, upper, self._toward_float(own, back, damped.float()))
             logger.debug("moments are not positive definite with a damping of %g; trying ten times as much", damping)
             damping *= 10
         return None
@@ -97,6 +97,27 @@ class Moments:
         found[back] = solved
         found.diagonal().add_(1)
         return found.T.contiguous()
+
+
+def _cholesky(matrix: Tensor) -> bool:
+    """Put L, of L L^T, in place of a symmetric matrix, whether there is one; some columns at a time.
+
+    The squares on the diagonal, which decide whether there is one, are factored in float64; what they leave for the
+    columns behind them is a plain product, several times as fast as a factorization of the whole.
+    """
+    for start in range(0, len(matrix), _STRIP):
+        stop = start + _STRIP
+        corner, below = matrix[start:stop, start:stop], matrix[stop:, start:stop]
+        square, failed = torch.linalg.cholesky_ex(corner.double())
+        if failed:
+            return False
+        corner.copy_(square)
+        matrix[start:stop, stop:] = 0
+        below.copy_(torch.linalg.solve_triangular(square.T.to(matrix.dtype), below, upper=True, left=False))
+        for first in range(0, len(below), _STRIP):
+            rest = matrix[stop + first :, stop + first : stop + first + _STRIP]
+            rest.addmm_(below[first:], below[first : first + _STRIP].T, alpha=-1)
+    return True
 
 
 def _inverse(lower: Tensor) -> Tensor:

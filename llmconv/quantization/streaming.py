@@ -30,8 +30,8 @@ def calibrate(
 ) -> tuple[dict[str, Range], dict[str, Encoded]]:
     """The range of every value on the context's samples, and the weights that no file has taken.
 
-    Where the context has a sink, weights are written to it as they are read; where it has steps, parts that an earlier
-    run has finished are not run again.
+    Where the context has a sink, weights are written to it as they are read; where it has steps, parts and pieces of
+    parts that an earlier run has finished are not run again.
 
     Args:
         quantizers: of weights with a scale for each row; by default all are rounded to nearest.
@@ -49,7 +49,7 @@ def calibrate(
     with context.scratch() as folder:
         grids = {name: how.grid for name, how in weights.items()}
         calibration = Calibration(graph, context.samples, folder, quantizers, grids)
-        done = kept.resume(calibration, ranges)
+        done = kept.resume(calibration, ranges, quantized)
         for i, part in enumerate(graph.parts[done:], done):
             pieces = calibration.pieces(part)
             order = [name for piece in pieces for name in calibration.weights(piece)]
@@ -59,7 +59,8 @@ def calibrate(
                     found = piece.ranges
                     if piece.number + 1 < len(pieces):
                         kept.finish_piece(i, piece, calibration)
-            kept.finish(i, len(pieces), found, calibration)
+            made = {name: quantized[name] for name in order if name in quantized}
+            kept.finish(i, len(pieces), found, calibration, made)
             ranges |= found
     kept.forget_borders()
     return ranges, quantized

@@ -121,7 +121,7 @@ def tuned_once(
     graph = model.graphs[CALIBRATION]
 
     def work() -> dict[str, Encoded]:
-        alone = replace(context, sink=None, steps=None)
+        alone = replace(context, sink=None, hashes={})  # those of the files belong to the steps that write them
         _, quantized = calibrate(model, alone, dict(weights), quantizers)
         if not quantized:
             raise PassError("tuning starts from what a quantizer made of calibration text; nearest has looked at none")

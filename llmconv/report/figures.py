@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal
 
 from llmconv.bundle.bundle import Bundle
@@ -125,12 +126,25 @@ def memory(bundle: Bundle) -> Iterator[Table]:
 def _weights(weights: Sequence[Mapping[str, Any]]) -> Table:
     total = sum(w["bytes"] for w in weights)
     rows = []
-    for bits in sorted({w["bits"] for w in weights}):
-        found = [w["bytes"] for w in weights if w["bits"] == bits]
+    for bits, block in sorted({(w["bits"], w.get("block", 0)) for w in weights}):
+        found = [w for w in weights if (w["bits"], w.get("block", 0)) == (bits, block)]
+        count = sum(w["bytes"] for w in found)
         kind = {4: "int4", 8: "int8", 16: "uint16"}.get(bits, f"float{bits}")
-        rows.append((kind, str(len(found)), amount(sum(found)), f"{sum(found) / total:.1%}"))
-    columns = ("weights", "tensors", "bytes", "share")
-    return Table("Weights by bit width", columns, tuple(rows), "computed", 1, "Packed, with their scales.")
+        scales = {4: "a row", 8: "a row", 16: "a tensor"}.get(bits, "none")
+        lost = [w["sqnr"] for w in found if w["sqnr"] is not None]
+        rows.append(
+            (
+                kind,
+                f"a row, times 1 to 16 for {block} columns" if block else scales,
+                str(len(found)),
+                amount(count),
+                f"{count / total:.1%}",
+                f"{median(lost):.1f}" if lost else "",
+            )
+        )
+    columns = ("weights", "a scale for", "tensors", "bytes", "share", "median SQNR, dB")
+    note = "Packed, with their scales. SQNR as it was measured when they were rounded."
+    return Table("Weights by bit width", columns, tuple(rows), "computed", 2, note)
 
 
 def proof(bundle: Bundle) -> Iterator[Table]:

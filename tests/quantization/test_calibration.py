@@ -352,6 +352,35 @@ def test_a_damaged_record_of_a_piece_begins_the_part_anew(
     assert set(rest.seen) == {NARROW, WIDE}
 
 
+def in_memory(folder: Path, quantizer: Quantizer, parts: int) -> tuple[dict[str, Range], dict[str, list[float]]]:
+    """Ranges, and the numbers of the weights, which no file takes; steps lie in the folder."""
+    model = Model({CALIBRATION: two_layers(parts)}, drawn(), None)
+    context = PassContext(SAMPLES, None, Steps(folder, {}))
+    ranges, quantized = calibrate(model, context, FOUR, dict.fromkeys(FOUR, quantizer))
+    return ranges, {name: encoded.dequantize().flatten().tolist() for name, encoded in quantized.items()}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_no_file_takes_is_kept_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, beside: bool
+) -> None:
+    monkeypatch.setattr(kept_room, "RECORDED", 0.0)
+    whole = in_memory(tmp_path / "whole", Recording(beside), parts)
+    with pytest.raises(PluginError, match="weight 'second'"):
+        in_memory(tmp_path / "stopped", Recording(beside, fails=WIDE), parts)
+    rest = Recording(beside)
+    assert in_memory(tmp_path / "stopped", rest, parts) == whole
+    assert set(rest.seen) == {WIDE}
+    again = Recording(beside)
+    assert in_memory(tmp_path / "stopped", again, parts) == whole
+    assert again.seen == {}
+    other = Recording(beside=not beside)  # begins anew, and leaves nothing of what was there
+    in_memory(tmp_path / "stopped", other, parts)
+    assert set(other.seen) == {NARROW, WIDE}
+    assert len(list((tmp_path / "stopped" / ".steps").iterdir())) == 2 * parts
+
+
 def test_another_quantizer_begins_anew(tmp_path: Path) -> None:
     converted(tmp_path, Recording())
     other = Recording(beside=True)

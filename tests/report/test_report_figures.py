@@ -29,9 +29,26 @@ def test_attention_of_one_head_and_of_all(tables: dict[str, Table]) -> None:
 
 def test_weights_by_bits_are_all_weights(small_bundle: Bundle, tables: dict[str, Table]) -> None:
     rows = tables["Weights by bit width"].rows
-    assert [row[:2] for row in rows] == [("int4", "21"), ("int8", "1"), ("uint16", "8")]
+    assert [row[:3] for row in rows] == [("int4", "a row", "21"), ("int8", "a row", "1"), ("uint16", "a tensor", "8")]
     weights = small_bundle.report["weights"].values()
     assert sum(w["bytes"] for w in weights) == sum(p["weight_bytes"] for p in small_bundle.report["parts"])
+
+
+def test_weights_in_blocks_are_a_row_of_their_own(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "a": {"bits": 4, "block": 0, "bytes": 10, "sqnr": 20.0},
+        "b": {"bits": 4, "block": 32, "bytes": 30, "sqnr": 22.0},
+        "c": {"bits": 4, "block": 32, "bytes": 20, "sqnr": 25.0},
+        "d": {"bits": 32, "block": 0, "bytes": 40, "sqnr": None},
+    }
+    monkeypatch.setattr(Bundle, "report", {**small_bundle.report, "weights": given})
+    tables = [table for section in sections(small_bundle) for table in section.tables]
+    (found,) = (table.rows for table in tables if table.caption == "Weights by bit width")
+    assert found == (
+        ("int4", "a row", "1", "10 B", "10.0%", "20.0"),
+        ("int4", "a row, times 1 to 16 for 32 columns", "2", "50 B", "50.0%", "23.5"),
+        ("float32", "none", "1", "40 B", "40.0%", ""),
+    )
 
 
 def test_bound_of_a_token_follows_its_formula(small_bundle: Bundle, tables: dict[str, Table]) -> None:

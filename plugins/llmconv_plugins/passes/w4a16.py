@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -93,7 +93,6 @@ class W4A16(Pass):
     runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads", "decompose", "lora_inputs", "linear_to_conv")
     needs_calibration: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
-    preset: ClassVar[SchemePreset | None] = None  # of an instance, once it knows it
 
     weight_bits: Bits = 4
     block: Columns = 0
@@ -105,15 +104,15 @@ class W4A16(Pass):
     tuning_steps: int = 0
     scheme: str | None = None
     weights: dict[str, Line] = field(default_factory=dict)
+    _preset: SchemePreset | None = None  # that `scheme` names
 
     def __post_init__(self) -> None:
         if self.tuning_steps < 0:
             raise PassError(f"w4a16's tuning_steps is {self.tuning_steps}; choose 0 or more")
 
-    def know(self, create: Create) -> None:
-        """Take the preset that `scheme` names."""
-        if self.scheme is not None:
-            object.__setattr__(self, "preset", create("scheme", self.scheme, {}))
+    def knowing(self, create: Create) -> W4A16:
+        """With the preset that `scheme` names."""
+        return self if self.scheme is None else replace(self, _preset=create("scheme", self.scheme, {}))
 
     @property
     def table(self) -> Scheme:
@@ -122,13 +121,13 @@ class W4A16(Pass):
         Raises:
             PassError: the pass names a preset, and does not know it.
         """
-        if self.scheme is not None and self.preset is None:
+        if self.scheme is not None and self._preset is None:
             raise PassError(f"scheme '{self.scheme}' is not known here; make the pass with Registry.create")
         roles = {
             LINEAR: Rule(self.weight_bits, self.block if self.weight_bits == 4 else 0, self.quantizer),
             LM_HEAD: Rule(self.lm_head_bits, 0, Nearest.name),
         }
-        return Scheme(roles, self.weights, self.preset)
+        return Scheme(roles, self.weights, self._preset)
 
     def uses(self) -> Sequence[Use]:
         """The preset, and the quantizers of its lines and the recipe's."""
