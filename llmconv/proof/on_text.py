@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmconv.bundle.check import Check
-from llmconv.decoding.decoder import Decoder, gives_all_rows, widest
+from llmconv.decoding.decoder import Decoder, Runner, gives_all_rows, widest
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.evaluation.perplexity import perplexity
 from llmconv.evaluation.subject import Subject
@@ -22,11 +22,24 @@ WEIGHTS = (
 )
 
 
+def measure_quantized(subject: Subject, figures: dict[str, float], name: str, runner: Runner) -> None:
+    """Everything quantized, where a graph on the first runtime is the one that reads most at once.
+
+    Args:
+        figures: takes the perplexity.
+    """
+    measured = widest(subject.quantized.graphs.values()).name == name and gives_all_rows(runner)
+    if subject.described.recipe.verify.text is not None and measured:
+        subject.progress("prove", f"perplexity on {subject.backend.runtimes[0]}")
+        figures["quantized"] = perplexity(subject.decoder(runner), subject.windows)
+
+
 def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
     """Step 6: float, activations quantized alone, and everything quantized.
 
     Args:
-        figures: by kind; those of the conversion stay where they cannot be measured again.
+        figures: by kind, with what `measure_quantized` has found; those of the conversion stay where they cannot be
+            measured again.
     """
     if subject.described.recipe.verify.text is None:
         yield Check(6, "perplexity", "not run: verify.text names no held-out text")
@@ -49,11 +62,7 @@ def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Ch
         figures["activations"] = perplexity(subject.decoder(runner), windows)
         del runner, held
         give_back_memory()
-    runtime = subject.backend.runtimes[0]
-    subject.progress("prove", f"perplexity on {runtime}")
-    with subject.open(runtime, graph.name) as (opened,):
-        figures["quantized"] = perplexity(subject.decoder(opened), windows)
-    yield from _judged(figures, runtime, measured_now=subject.checkpoint is not None)
+    yield from _judged(figures, subject.backend.runtimes[0], measured_now=subject.checkpoint is not None)
 
 
 def _judged(figures: dict[str, float], runtime: str, *, measured_now: bool) -> Iterator[Check]:
