@@ -86,7 +86,7 @@ class Answers:
     def speed(self, prompts: Prompts) -> float:
         """Tokens a second, behind each answer's first."""
         found = [self.given[question] for question in prompts]
-        return sum(max(0, len(a["ids"]) - 1) for a in found) / sum(a["seconds"] for a in found)
+        return float(sum(max(0, len(a["ids"]) - 1) for a in found) / sum(a["seconds"] for a in found))
 
 
 def in_float(found: Answers, exact: Model, subject: Subject, prompts: Prompts, tokens: int) -> None:

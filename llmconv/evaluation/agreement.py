@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from llmconv.bundle.specs import PartSpec
 from llmconv.decoding.decoder import Array, Arrays, Runner
@@ -137,7 +139,8 @@ class Recorder:
         kept |= {FOUND + name: value for name, value in found.items()}
         raw = getattr(self.runner, "raw", found)
         names = {t.name for part in self.parts for t in part.outputs} or found
-        np.savez(_file(self.folder, self.count), **kept, **{RAW + name: raw[name] for name in names})
+        kept |= {RAW + name: raw[name] for name in names}
+        save_file({name: np.asarray(value, order="C") for name, value in kept.items()}, _file(self.folder, self.count))
         self.count += 1
         return found
 
@@ -171,12 +174,12 @@ class Recorded:
         return found
 
     def _read(self, number: int, kind: str) -> Arrays:
-        with np.load(_file(self.folder, number)) as file:
-            return {name.removeprefix(kind): file[name] for name in file.files if name.startswith(kind)}
+        with safe_open(_file(self.folder, number), "numpy") as file:
+            return {n.removeprefix(kind): file.get_tensor(n) for n in file.keys() if n.startswith(kind)}  # noqa: SIM118  no dict
 
 
 def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number}.npz"
+    return folder / f"{number}.safetensors"
 
 
 def _parts(runner: Runner) -> Sequence[PartSpec]:

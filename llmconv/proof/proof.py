@@ -54,7 +54,7 @@ def prove(
             measure_quantized(subject, figures, name, runner)
 
         before = _run(
-            source_is_right(subject),
+            source_is_right(subject, figures),
             passes_hold(subject, passes),
             encodings_hold(subject),
             integers_kept(subject),

@@ -49,6 +49,7 @@ class Stand:
     float_weights: Any = None
     rounding: dict[str, Comparison] = field(default_factory=dict)
     elements: int = 1000
+    unmeasured: str | None = None
 
     def __post_init__(self) -> None:
         module = tiny_causal()
@@ -59,7 +60,6 @@ class Stand:
         self.backend = SimpleNamespace(runtimes=list(self.off))
         self.bundle, self.context = SimpleNamespace(graphs=self.quantized.graphs), PassContext()
         self.bundle.simulated = lambda: [self.bundle]
-        self.described = SimpleNamespace(recipe=SimpleNamespace(verify=SimpleNamespace(text="text")))
         source = SimpleNamespace(module=tiny_causal, reference=lambda: "no implementation")
         recipe = SimpleNamespace(graphs={"prompt": SimpleNamespace(ar=AR, context=AR)})
         config = SimpleNamespace(bos=1, vocabulary=VOCABULARY)
@@ -195,7 +195,7 @@ def test_passes_are_judged_by_the_bound_in_their_report(error: float, bound: flo
 
 def test_source_is_measured_against_its_reference() -> None:
     subject = stand()
-    (check,) = in_float.source_is_right(subject)
+    (check,) = in_float.source_is_right(subject, {})
     assert (check.measured, check.passed) == ("not run: no implementation", None)
 
     def reference(change: float) -> Any:
@@ -205,19 +205,20 @@ def test_source_is_measured_against_its_reference() -> None:
 
     for change, held in ((0.0, True), (1e-3, False)):
         subject.checkpoint.source.reference = reference(change)
-        (check,) = in_float.source_is_right(subject)
+        (check,) = in_float.source_is_right(subject, {})
         assert check.passed is held
 
 
 def test_without_a_checkpoint_nothing_is_claimed() -> None:
     subject = stand()
     subject.checkpoint = None
-    checks = [*in_float.source_is_right(subject), *in_float.passes_hold(subject, None)]
+    checks = [*in_float.source_is_right(subject, {}), *in_float.passes_hold(subject, None)]
     assert [(c.step, c.measured, c.passed) for c in checks] == [(1, subject.gone, None), (2, subject.gone, None)]
 
 
 def measure(subject: Any, figures: dict[str, float]) -> None:
-    """Everything quantized, on the first runtime."""
+    """Float, and everything quantized on the first runtime, as earlier steps do."""
+    list(in_float.source_is_right(subject, figures))
     with subject.open("first", "prompt") as (runner,):
         on_text.measure_quantized(subject, figures, "prompt", runner)
 
@@ -230,6 +231,10 @@ def test_perplexity_is_measured_of_each_kind() -> None:
     assert figures.keys() == {"float", "activations", "quantized"}
     assert figures["activations"] == figures["quantized"]  # the stand's runtime rounds nothing else
     assert (shown.passed, activations.passed, quantized.passed) == (None, True, True)
+    subject.unmeasured = "not run: a reason"
+    measure(subject, other := {})
+    (check,) = on_text.perplexity_holds(subject, other)
+    assert (check.measured, check.passed, other) == ("not run: a reason", None, {})
     measure(stand(first=2.0), other := {})
     assert other["quantized"] != figures["quantized"]
 
