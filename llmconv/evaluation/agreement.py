@@ -98,8 +98,7 @@ class PairedRunner:
         a, b = self.first.run(inputs), self.second.run(self._for_second(inputs))
         raw_a, raw_b = getattr(self.first, "raw", a), getattr(self.second, "raw", b)
         for name, spec in self.specs.items():  # about the zero point: scales cancel
-            zero = spec.encoding.zero_point if spec.encoding is not None else 0
-            self.noise[name].add(raw_a[name].astype(np.float64) - zero, raw_b[name].astype(np.float64) - zero)
+            self.noise[name].add(raw_a[name], raw_b[name], spec.encoding.zero_point if spec.encoding is not None else 0)
         for name, tensor in self.outputs.items():
             if tensor.io.kind == "logits":
                 self.comparison.add_logits(np.asarray(a[name][0]), np.asarray(b[name][0]), self._step(name))
