@@ -30,7 +30,7 @@ def adapters_hold(subject: Subject) -> Iterator[Check]:
         try:
             yield _as_merged(subject, name)
             with OtherRuntimes(subject, precision) as others:
-                for check in chain(lowering_holds(subject, precision, others.record), others.checks()):
+                for check in chain(lowering_holds(subject, precision, (others.record,)), others.checks()):
                     yield replace(check, name=f"adapter {name}: {check.name}")
         finally:
             subject.bundle, subject.rounding = plain, rounding

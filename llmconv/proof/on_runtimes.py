@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,19 +31,15 @@ LOWERING_TOKENS = 40  # compared between the graph and ONNX Runtime
 RANGES = "activations: calibrate on text like what the model will read, or put pass rotate first"
 
 
-def _nothing(_name: str, _runner: Runner) -> None:
-    pass
-
-
 def lowering_holds(
-    subject: Subject, precision: dict[str, Any], also: Callable[[str, Runner], None] = _nothing
+    subject: Subject, precision: dict[str, Any], also: Sequence[Callable[[str, Runner], None]] = ()
 ) -> Iterator[Check]:
     """Step 3: the first runtime against the fake-quantized graph.
 
     Args:
         precision: takes what rounding each activation costs, by name.
-        also: called with each graph's name and the graph on the first runtime, for what else is asked of it there;
-            opening it again takes as long as running it.
+        also: each called with each graph's name and the graph on the first runtime, for what else is asked of it
+            there; opening it again takes as long as running it.
     """
     first, rounding = subject.backend.runtimes[0], RoundingNoise(subject.quantized.encodings)
     for name in subject.quantized.graphs:
@@ -54,7 +50,8 @@ def lowering_holds(
         yield Check(3, f"{name}: what rounding all activations costs the logits", f"{cost.logits.sqnr:.1f} dB")
         with subject.open(first, name) as (runner,):
             ratio = Noise().add(expected, subject.decoder(runner).read(tokens)).sqnr
-            also(name, runner)
+            for ask in also:
+                ask(name, runner)
         del runner
         give_back_memory()  # likewise, before the next graph's are held
         bound = min(LOWERING_SQNR, cost_of(subject).logits.sqnr - APART)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check
-from llmconv.decoding.decoder import Runner
 from llmconv.evaluation.subject import Subject
 from llmconv.passes.manager import PassReport
 from llmconv.plugins.frame import given
@@ -48,17 +48,12 @@ def prove(
     figures: dict[str, float] = dict(bundle.report.get("perplexity", {}))
     precision: dict[str, Any] = {"runtimes": []}
     with collector_spared(), OtherRuntimes(subject, precision) as others:
-
-        def also(name: str, runner: Runner) -> None:
-            others.record(name, runner)
-            measure_quantized(subject, figures, name, runner)
-
         before = _run(
             source_is_right(subject, figures),
             passes_hold(subject, passes),
             encodings_hold(subject),
             integers_kept(subject),
-            lowering_holds(subject, precision, also),
+            lowering_holds(subject, precision, (others.record, partial(measure_quantized, subject, figures))),
         )
         built = given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list)
         after = _run(adapters_hold(subject), built, perplexity_holds(subject, figures))
