@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+AT_ONCE = 1 << 20  # numbers that are held in float64: of the logits of a run, all would be a tenth of a gigabyte
+
 
 @dataclass
 class Noise:
@@ -22,11 +24,17 @@ class Noise:
     signal: float = 0.0
     noise: float = 0.0
 
-    def add(self, reference: NDArray[Any], other: NDArray[Any]) -> Noise:
-        """Add two arrays of one shape to the sums."""
-        exact = reference.astype(np.float64)
-        self.signal += float(np.square(exact).sum())
-        self.noise += float(np.square(exact - other).sum())
+    def add(self, reference: NDArray[Any], other: NDArray[Any], zero: int = 0) -> Noise:
+        """Add two arrays of one shape to the sums.
+
+        Args:
+            zero: what stands for 0 in both, of integers.
+        """
+        a, b = reference.reshape(-1), other.reshape(-1)
+        for i in range(0, a.size, AT_ONCE):
+            exact = a[i : i + AT_ONCE].astype(np.float64)
+            self.noise += float(np.square(exact - b[i : i + AT_ONCE]).sum())
+            self.signal += float(np.square(exact - zero).sum())
         return self
 
     @property

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from llmconv.bundle.specs import PartSpec
 from llmconv.decoding.decoder import Array, Arrays, Runner
 from llmconv.encodings.noise import Noise
 from llmconv.runtimes.parts_runner import PartsRunner
@@ -22,8 +26,9 @@ class Comparison:
         logits: the second's noise over the first's signal.
         positions: logit rows compared.
         same_token: rows in which both have the same largest logit.
-        ties: rows in which they do not, but the first finds both within one step of the logits' encoding.
-        apart: the two logits that the first finds for both choices, of the other rows that differ.
+        tied: the two logits that the first finds for both choices, of rows in which they do not, but are within one
+            step of the logits' encoding.
+        apart: likewise, of the other rows that differ.
         values: logits compared.
     """
 
@@ -32,7 +37,7 @@ class Comparison:
     kv_count: int = 0
     positions: int = 0
     same_token: int = 0
-    ties: int = 0
+    tied: list[tuple[float, float]] = field(default_factory=list)
     apart: list[tuple[float, float]] = field(default_factory=list)
     values: int = 0
 
@@ -61,10 +66,9 @@ class Comparison:
         close = a[rows, mine] - a[rows, theirs] <= 1.5 * step  # one step, in floats
         self.positions += len(a)
         self.same_token += int((mine == theirs).sum())
-        self.ties += int(((mine != theirs) & close).sum())
         self.values += a.size
-        wide = rows[(mine != theirs) & ~close]
-        self.apart += [(float(a[i, mine[i]]), float(a[i, theirs[i]])) for i in wide]
+        for i in rows[mine != theirs]:
+            (self.tied if close[i] else self.apart).append((float(a[i, mine[i]]), float(a[i, theirs[i]])))
 
     def add_kv(self, a: NDArray[np.generic], b: NDArray[np.generic]) -> None:
         """Compare integer keys or values."""
@@ -85,7 +89,7 @@ class PairedRunner:
         self.first, self.second, self.comparison = first, second, comparison
         self.name, self.ar, self.context = first.name, first.ar, first.context
         self.inputs, self.outputs = first.inputs, first.outputs
-        parts = first.graph.parts if isinstance(first, PartsRunner) and isinstance(second, PartsRunner) else ()
+        parts = _parts(first) if isinstance(second, PartsRunner) else ()
         self.specs = {t.name: t for part in parts for t in part.outputs}
         self.noise: defaultdict[str, Noise] = defaultdict(Noise)
 
@@ -94,8 +98,7 @@ class PairedRunner:
         a, b = self.first.run(inputs), self.second.run(self._for_second(inputs))
         raw_a, raw_b = getattr(self.first, "raw", a), getattr(self.second, "raw", b)
         for name, spec in self.specs.items():  # about the zero point: scales cancel
-            zero = spec.encoding.zero_point if spec.encoding is not None else 0
-            self.noise[name].add(raw_a[name].astype(np.float64) - zero, raw_b[name].astype(np.float64) - zero)
+            self.noise[name].add(raw_a[name], raw_b[name], spec.encoding.zero_point if spec.encoding is not None else 0)
         for name, tensor in self.outputs.items():
             if tensor.io.kind == "logits":
                 self.comparison.add_logits(np.asarray(a[name][0]), np.asarray(b[name][0]), self._step(name))
@@ -111,3 +114,75 @@ class PairedRunner:
     def _step(self, name: str) -> float:
         spec = self.specs.get(name)
         return spec.encoding.scale if spec is not None and spec.encoding is not None else 0.0
+
+
+GIVEN, FOUND, RAW = "given.", "found.", "raw."  # before names in the file of a run
+
+
+class Recorder:
+    """Runs a runner and keeps each run in a folder, so that others can be compared with it when it is gone.
+
+    Attributes:
+        count: of runs that are kept.
+    """
+
+    def __init__(self, runner: Runner, folder: Path) -> None:
+        self.runner, self.folder, self.count = runner, folder, 0
+        self.name, self.ar, self.context = runner.name, runner.ar, runner.context
+        self.inputs, self.outputs, self.parts = runner.inputs, runner.outputs, _parts(runner)
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Run it."""
+        found = self.runner.run(inputs)
+        kept = {GIVEN + name: value for name, value in inputs.items()}
+        kept |= {FOUND + name: value for name, value in found.items()}
+        raw = getattr(self.runner, "raw", found)
+        names = {t.name for part in self.parts for t in part.outputs} or found
+        kept |= {RAW + name: raw[name] for name in names}
+        save_file({name: np.asarray(value, order="C") for name, value in kept.items()}, _file(self.folder, self.count))
+        self.count += 1
+        return found
+
+    def recorded(self) -> Recorded:
+        """What it has run, without it."""
+        return Recorded(self)
+
+
+class Recorded:
+    """Gives what a runner has given, run by run, in its place.
+
+    Attributes:
+        raw: the parts' integers of the last run, where the runner had them.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.folder, self.count, self._next = recorder.folder, recorder.count, 0
+        self.name, self.ar, self.context = recorder.name, recorder.ar, recorder.context
+        self.inputs, self.outputs, self.parts = recorder.inputs, recorder.outputs, recorder.parts
+        self.raw: Arrays = {}
+
+    def given(self) -> Iterator[Arrays]:
+        """What each run was given."""
+        for i in range(self.count):
+            yield self._read(i, GIVEN)
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """What the next run gave."""
+        self.raw, found = self._read(self._next, RAW), self._read(self._next, FOUND)
+        self._next += 1
+        return found
+
+    def _read(self, number: int, kind: str) -> Arrays:
+        with safe_open(_file(self.folder, number), "numpy") as file:
+            return {n.removeprefix(kind): file.get_tensor(n) for n in file.keys() if n.startswith(kind)}  # noqa: SIM118  no dict
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number}.safetensors"
+
+
+def _parts(runner: Runner) -> Sequence[PartSpec]:
+    """The parts of a runner that knows their integers."""
+    if isinstance(runner, Recorder | Recorded):
+        return runner.parts
+    return runner.graph.parts if isinstance(runner, PartsRunner) else ()

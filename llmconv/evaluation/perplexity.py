@@ -43,8 +43,10 @@ def surprises(logits: Logits, window: Sequence[int]) -> Floats:
 
 def perplexity(decoder: Decoder, windows: Sequence[Sequence[int]]) -> float:
     """exp of the mean negative log likelihood of each token after its window's first."""
-    found = []
+    found, width = [], max(runner.ar for runner in decoder.runners)
     for window in windows:
         decoder.reset()
-        found.append(surprises(decoder.read(list(window)), window))
+        for i in range(0, len(window) - 1, width):  # logits of a run at a time
+            some = window[i : i + width + 1]
+            found.append(surprises(decoder.read(list(some[:width])), some))
     return float(np.exp(np.concatenate(found).mean()))

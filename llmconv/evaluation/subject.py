@@ -162,6 +162,16 @@ class Subject:
         return [[*begin, *ids[i : i + room]] for i in range(0, len(ids), room)]
 
     @cached_property
+    def unmeasured(self) -> str | None:
+        """Why there is no perplexity of held-out text; None where there is."""
+        if self.described.recipe.verify.text is None:
+            return "not run: verify.text names no held-out text"
+        graph = widest(self.bundle.graphs.values())
+        if any(t.kind == "logits" and t.shape[1] == graph.ar for part in graph.parts for t in part.outputs):
+            return None
+        return f"not run: graph '{graph.name}' gives the last row of its logits alone"
+
+    @cached_property
     def elements(self) -> int:
         """Of all weights of the bundle."""
         return sum(prod(entry["shape"]) for entry in BundleStore(self.bundle.folder).index.values())

@@ -7,39 +7,57 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from llmconv.bundle.check import Check, at_most
-from llmconv.decoding.decoder import Decoder, gives_all_rows
+from llmconv.decoding.decoder import Array, Decoder, gives_all_rows
 from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.evaluation.perplexity import perplexity
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager, PassReport
 from llmconv.passes.verifier import few, relative_error
 from llmconv.prepare.trace import make_verifier, trace_graphs, verified_tokens
+from llmconv.sources.source import Source
 from llmconv.weights.held import HeldStore
+from llmconv.work.collector import collector_paused
 from llmconv.work.machine import give_back_memory
 
 FLOAT_TOLERANCE = 3e-5  # of the largest logit, float32: some hundred sums that are reordered, 6e-8 each
 
 
-def source_is_right(subject: Subject) -> Iterator[Check]:
-    """Step 1: the module against an independent implementation."""
+def source_is_right(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
+    """Step 1: the module against an independent implementation.
+
+    Args:
+        figures: takes the source's perplexity, for which its weights are at hand here.
+    """
     name = "source against transformers, largest difference of a logit over the largest logit"
     subject.progress("prove", "source")
     if subject.checkpoint is None:
         yield Check(1, name, subject.gone)
         return
-    source, weights = subject.checkpoint.source, subject.weights
-    reference = source.reference()
-    if isinstance(reference, str):
-        yield Check(1, name, f"not run: {reference}")
-        return
-    ids = subject.windows[0]
-    with torch.no_grad():
-        expected = reference(torch.tensor([ids]))[0].numpy()
-    del reference
-    give_back_memory()  # its weights, before they are read again
+    source, ids = subject.checkpoint.source, subject.windows[0]
+    expected = _by_reference(source, ids)
     graph = trace(source.module(), len(ids), len(ids), "source")
-    found = Decoder([TorchRunner(graph, weights)], None).read(ids)
-    yield at_most(1, name, relative_error(expected, found), FLOAT_TOLERANCE)
+    decoder = Decoder([TorchRunner(graph, HeldStore(subject.weights))], None)
+    if isinstance(expected, str):
+        yield Check(1, name, f"not run: {expected}")
+    else:
+        yield at_most(1, name, relative_error(expected, decoder.read(ids)), FLOAT_TOLERANCE)
+    if subject.unmeasured is None:
+        subject.progress("prove", "perplexity in float")
+        figures["float"] = perplexity(decoder, subject.windows)
+
+
+def _by_reference(source: Source, ids: list[int]) -> Array | str:
+    """Logits of another implementation, or why there is none; its weights are gone before others are read."""
+    with collector_paused():  # the library's reader of GGUF makes a million objects of a vocabulary, three times
+        reference = source.reference()
+    if isinstance(reference, str):
+        return reference
+    with torch.no_grad():
+        found: Array = reference(torch.tensor([ids]))[0].numpy()
+    del reference
+    give_back_memory()
+    return found
 
 
 def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Iterator[Check]:

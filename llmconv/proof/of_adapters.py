@@ -16,7 +16,8 @@ from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager
 from llmconv.passes.verifier import relative_error
 from llmconv.prepare.trace import VERIFIED_TOKENS, trace_graphs
-from llmconv.proof.on_runtimes import lowering_holds, runtimes_agree
+from llmconv.proof.on_others import OtherRuntimes
+from llmconv.proof.on_runtimes import lowering_holds
 from llmconv.weights.held import HeldStore
 
 
@@ -28,8 +29,9 @@ def adapters_hold(subject: Subject) -> Iterator[Check]:
         precision: dict[str, Any] = {"runtimes": []}  # the report shows the model's own
         try:
             yield _as_merged(subject, name)
-            for check in chain(lowering_holds(subject, precision), runtimes_agree(subject, precision)):
-                yield replace(check, name=f"adapter {name}: {check.name}")
+            with OtherRuntimes(subject, precision) as others:
+                for check in chain(lowering_holds(subject, precision, (others.record,)), others.checks()):
+                    yield replace(check, name=f"adapter {name}: {check.name}")
         finally:
             subject.bundle, subject.rounding = plain, rounding
 

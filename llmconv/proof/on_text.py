@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmconv.bundle.check import Check
-from llmconv.decoding.decoder import Decoder, gives_all_rows, widest
+from llmconv.decoding.decoder import Runner, widest
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.evaluation.perplexity import perplexity
 from llmconv.evaluation.subject import Subject
-from llmconv.graph.trace import trace
 from llmconv.proof.on_runtimes import RANGES
 from llmconv.weights.held import HeldStore
-from llmconv.work.machine import give_back_memory
 
 ACTIVATION_RATIO = 1.01  # a wrong range costs more
 WEIGHT_RATIO = 1.10  # more than 4 bits cost a small model that a quantizer has looked at
@@ -22,38 +20,33 @@ WEIGHTS = (
 )
 
 
-def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
-    """Step 6: float, activations quantized alone, and everything quantized.
+def measure_quantized(subject: Subject, figures: dict[str, float], name: str, runner: Runner) -> None:
+    """Everything quantized, where a graph on the first runtime is the one that reads most at once.
 
     Args:
-        figures: by kind; those of the conversion stay where they cannot be measured again.
+        figures: takes the perplexity.
     """
-    if subject.described.recipe.verify.text is None:
-        yield Check(6, "perplexity", "not run: verify.text names no held-out text")
-        return
-    model, windows = subject.quantized, subject.windows
-    graph = widest(model.graphs.values())
-    if not gives_all_rows(TorchRunner(graph, model.weights)):
-        yield Check(6, "perplexity", f"not run: graph '{graph.name}' gives the last row of its logits alone")
+    if subject.unmeasured is None and widest(subject.bundle.graphs.values()).name == name:
+        subject.progress("prove", f"perplexity on {subject.backend.runtimes[0]}")
+        figures["quantized"] = perplexity(subject.decoder(runner), subject.windows)
+
+
+def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
+    """Step 6: activations quantized alone, and everything quantized, against float.
+
+    Args:
+        figures: by kind, float and everything quantized measured where earlier steps had them at hand; those of the
+            conversion stay where they cannot be measured again.
+    """
+    if subject.unmeasured is not None:
+        yield Check(6, "perplexity", subject.unmeasured)
         return
     if subject.checkpoint is not None:
-        source, length = subject.checkpoint.source, len(windows[0])
-        subject.progress("prove", "perplexity in float")
-        whole = TorchRunner(trace(source.module(), length, length, "source"), HeldStore(subject.weights))
-        figures["float"] = perplexity(Decoder([whole], None), windows)
-        del whole
-        give_back_memory()
         subject.progress("prove", "perplexity, activations quantized")
-        held = HeldStore(subject.float_weights or subject.weights)
-        runner = TorchRunner(graph, held, model.encodings)
-        figures["activations"] = perplexity(subject.decoder(runner), windows)
-        del runner, held
-        give_back_memory()
-    runtime = subject.backend.runtimes[0]
-    subject.progress("prove", f"perplexity on {runtime}")
-    with subject.open(runtime, graph.name) as (opened,):
-        figures["quantized"] = perplexity(subject.decoder(opened), windows)
-    yield from _judged(figures, runtime, measured_now=subject.checkpoint is not None)
+        model, weights = subject.quantized, HeldStore(subject.float_weights or subject.weights)
+        runner = TorchRunner(widest(model.graphs.values()), weights, model.encodings)
+        figures["activations"] = perplexity(subject.decoder(runner), subject.windows)
+    yield from _judged(figures, subject.backend.runtimes[0], measured_now=subject.checkpoint is not None)
 
 
 def _judged(figures: dict[str, float], runtime: str, *, measured_now: bool) -> Iterator[Check]:

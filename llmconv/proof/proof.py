@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from llmconv.bundle.bundle import Bundle
@@ -14,9 +15,11 @@ from llmconv.plugins.registry import Registry
 from llmconv.proof.in_files import encodings_hold, integers_kept
 from llmconv.proof.in_float import passes_hold, source_is_right
 from llmconv.proof.of_adapters import adapters_hold
-from llmconv.proof.on_runtimes import lowering_holds, runtimes_agree
-from llmconv.proof.on_text import perplexity_holds
+from llmconv.proof.on_others import OtherRuntimes
+from llmconv.proof.on_runtimes import lowering_holds
+from llmconv.proof.on_text import measure_quantized, perplexity_holds
 from llmconv.report import page
+from llmconv.work.collector import collector_spared
 from llmconv.work.machine import give_back_memory
 
 
@@ -44,22 +47,27 @@ def prove(
     subject = Subject(bundle, registry or Registry.load(), progress)
     figures: dict[str, float] = dict(bundle.report.get("perplexity", {}))
     precision: dict[str, Any] = {"runtimes": []}
-    steps = (
-        source_is_right(subject),
-        passes_hold(subject, passes),
-        encodings_hold(subject),
-        integers_kept(subject),
-        lowering_holds(subject, precision),
-        runtimes_agree(subject, precision),
-        adapters_hold(subject),
-        given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list),
-        perplexity_holds(subject, figures),
-    )
-    checks: list[Check] = []
-    for step in steps:
-        checks += step
-        give_back_memory()  # what one step has held is not there while the next one holds its own
+    with collector_spared(), OtherRuntimes(subject, precision) as others:
+        before = _run(
+            source_is_right(subject, figures),
+            passes_hold(subject, passes),
+            encodings_hold(subject),
+            integers_kept(subject),
+            lowering_holds(subject, precision, (others.record, partial(measure_quantized, subject, figures))),
+        )
+        built = given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list)
+        after = _run(adapters_hold(subject), built, perplexity_holds(subject, figures))
+        checks = [*before, *others.checks(), *after]  # others, which run beside all this, are waited for last
     proof = [c.to_dict() for c in checks]
     bundle.write_report({**bundle.report, "perplexity": figures, "precision": precision, "proof": proof})
     page.write(bundle)
+    return checks
+
+
+def _run(*steps: Iterable[Check]) -> list[Check]:
+    """Steps in turn; what one has held is not there while the next one holds its own."""
+    checks: list[Check] = []
+    for step in steps:
+        checks += step
+        give_back_memory()
     return checks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 import struct
 from collections import Counter
@@ -139,6 +140,7 @@ class GGUFStore:
             check_finite(torch.from_numpy(weight[i : i + step]), entry.file, name)
         if (start, stop) == (0, shape[0]):
             self._hash(name, data)
+        _let_go(data)
         return torch.from_numpy(weight)
 
     def coded(self, name: str) -> Coded | str | None:
@@ -167,6 +169,14 @@ class GGUFStore:
     def sha256(self, name: str) -> str | None:
         """Of a weight's bytes, once it has been read whole."""
         return self._hashes.get(name)
+
+
+def _let_go(data: np.ndarray) -> None:
+    """Have what was read of a mapped file no longer count as memory of this process; the system may keep it."""
+    while isinstance(data.base, np.ndarray):
+        data = data.base
+    if isinstance(data.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        data.base.madvise(mmap.MADV_DONTNEED)
 
 
 @cache

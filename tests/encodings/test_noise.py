@@ -37,6 +37,16 @@ def test_sqnr_sums_in_float64() -> None:
     assert Noise().add(big, big * np.float32(0.9)).sqnr == pytest.approx(20.0, abs=1e-3)  # 0.9 is rounded to float32
 
 
+def test_large_arrays_are_summed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.integers(0, 256, (2, 5, 7)).astype(np.uint8)
+    whole = Noise().add(a, b, 128)
+    assert whole.signal == float(((a.astype(int) - 128) ** 2).sum())
+    assert whole.noise == float(((a.astype(int) - b) ** 2).sum())
+    monkeypatch.setattr("llmconv.encodings.noise.AT_ONCE", 3)
+    assert Noise().add(a.T, b.T, 128) == whole  # neither contiguous nor a multiple of three
+
+
 def test_sums_over_calls() -> None:
     noise = Noise()
     noise.add(array(10.0, 0.0), array(9.0, 0.0))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from llmconv.bundle.check import at_least, at_most
 from llmconv.decoding import Arrays
 from llmconv.decoding.decoder import Tensor
 from llmconv.encodings import Encoding, Noise
-from llmconv.evaluation.agreement import Comparison, PairedRunner
+from llmconv.evaluation.agreement import Comparison, PairedRunner, Recorder
 from llmconv.graph import IO
 from llmconv.runtimes import PartsRunner
 
@@ -36,7 +37,7 @@ def test_logits_sum_over_all_rows_and_calls() -> None:
 def test_choices_that_agree() -> None:
     comparison = Comparison()
     comparison.add_logits(array([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), array([0.0, 0.0, 9.0], [0.0, 9.0, 0.0]), 1.0)
-    assert (comparison.positions, comparison.same_token, comparison.ties) == (2, 1, 1)
+    assert (comparison.positions, comparison.same_token, comparison.tied) == (2, 1, [(3.0, 2.0)])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_choices_that_agree() -> None:
 def test_tie_is_within_one_step_of_the_first(first: list[float], step: float, ties: int) -> None:
     comparison = Comparison()
     comparison.add_logits(array(first), array([0.0, 9.0, 0.0]), step)
-    assert (comparison.same_token, comparison.ties) == (0, ties)
+    assert (comparison.same_token, len(comparison.tied)) == (0, ties)
 
 
 def test_counts_are_numbers_of_python() -> None:
@@ -122,6 +123,22 @@ def test_a_pair_of_which_one_caches_floats() -> None:
     assert second.raw["past"].tolist() == [[[[1.0]]]]
 
 
+def test_what_was_recorded_is_given_again_without_the_runner(tmp_path: Path) -> None:
+    runner = Fixed({"logits": array([[10.0, 0.0]]), "key": array(0.5)}, {"logits": array(7.0), "key": array(100.0)})
+    recorder, cache = Recorder(runner, tmp_path), np.array([1, 2], np.uint8)
+    for number in range(2):
+        cache[0] = number
+        assert recorder.run({"past": cache}) is runner.found
+    recorded, found = recorder.recorded(), runner.found
+    runner.found, cache[0] = {}, 9  # the runner may be gone, and its cache goes on changing
+    assert [inputs["past"].tolist() for inputs in recorded.given()] == [[0, 2], [1, 2]]
+    assert (recorded.name, recorded.ar, recorded.context, recorded.outputs) == ("g", 1, 2, runner.outputs)
+    for _ in range(2):
+        again = recorded.run({})
+        assert {name: value.tolist() for name, value in again.items()} == {n: v.tolist() for n, v in found.items()}
+        assert (recorded.raw["logits"], recorded.raw["key"]) == (7.0, 100.0)
+
+
 def test_pair_of_parts_compares_every_output_about_its_zero_point() -> None:
     def spec(name: Any, shape: tuple[int, ...], scale: float, zero: int) -> TensorSpec:
         encoding = Encoding(8, scale, zero)
@@ -140,7 +157,7 @@ def test_pair_of_parts_compares_every_output_about_its_zero_point() -> None:
     pair.run({})
     assert pair.noise["hidden"] == Noise(200.0, 2.0)  # 10² over 1², twice
     assert pair.noise["logits"] == Noise(50.0, 4.0)
-    assert (comparison.same_token, comparison.ties) == (0, 2)  # 2.0 and 1.5, one step of 0.5 apart
+    assert (comparison.same_token, comparison.tied) == (0, [(2.0, 1.5)] * 2)  # one step of 0.5 apart
 
 
 def test_failed_check_of_numpy_numbers_is_false_and_goes_into_a_report() -> None:

@@ -29,6 +29,22 @@ class Table:
         return {"logits": self.rows[inputs["ids"]]}
 
 
+class Past(Table):
+    """The same two tokens at a time, with a past of six."""
+
+    ar, context = 2, 8
+
+    def __init__(self, rows: Sequence[Sequence[float]]) -> None:
+        super().__init__(rows)
+        self.inputs = {"ids": Tensor(IO("input_ids"), (1, 2)), "past": Tensor(IO("past_key", 0, 0, 3), (1, 1, 1, 6))}
+        self.outputs = {**self.outputs, "key": Tensor(IO("new_key", 0, 0, 3), (1, 1, 1, 2))}
+        self.runs = 0
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        self.runs += 1
+        return {**super().run(inputs), "key": np.zeros((1, 1, 1, 2), np.float32)}
+
+
 def of(rows: Sequence[Sequence[float]], windows: Sequence[Sequence[int]]) -> float:
     return perplexity(Decoder([Table(rows)], None), windows)
 
@@ -48,6 +64,16 @@ def test_windows_are_weighed_by_their_tokens_and_start_anew() -> None:
     rows = [[0.0, math.log(3)], [0.0, 0.0]]
     expected = math.exp(-(math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 4)) / 3)
     assert of(rows, [[0, 1, 0], [0, 0]]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("tokens", "runs"), [(2, 1), (3, 1), (4, 2), (7, 3), (8, 4)])
+def test_runs_of_a_window_count_as_one_text(tokens: int, runs: int) -> None:
+    draw = np.random.default_rng(0)
+    rows, window = draw.normal(size=(5, 5)).tolist(), draw.integers(0, 5, tokens).tolist()
+    past = Past(rows)
+    expected = np.exp(surprises(np.array(rows, np.float32)[window], window).mean())
+    assert perplexity(Decoder([past], None), [window]) == pytest.approx(expected)
+    assert past.runs == runs  # nothing follows the last token
 
 
 def test_certain_text_has_perplexity_one() -> None:

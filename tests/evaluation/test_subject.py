@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_checkpoint import write_recipe
 
 from llmconv import Bundle, CheckpointError, Recipe, Registry
+from llmconv.bundle import GraphSpec, PartSpec, TensorSpec
 from llmconv.bundle.bundle import FORMAT
 from llmconv.evaluation.subject import ConvertedWeights, Subject
 from llmconv.files import digest, write_json
@@ -132,3 +134,24 @@ def test_damaged_or_other_checkpoint_is_refused(subject: Subject, checkpoint: Pa
     damage(checkpoint)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=said):
         subject.weights.read("norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "why"),
+    [
+        ("held-out", 8, None),
+        ("held-out", 1, "not run: graph 'prompt' gives the last row of its logits alone"),
+        (None, 8, "not run: verify.text names no held-out text"),
+    ],
+)
+def test_perplexity_is_measured_where_there_is_text_and_a_row_for_each_token(
+    text: str | None, rows: int, why: str | None
+) -> None:
+    def graph(name: str, ar: int, rows: int) -> GraphSpec:
+        logits = TensorSpec("logits", (1, rows, 5), "uint16", "logits", None, None, None, None)
+        return GraphSpec(name, ar, 16, (PartSpec(name, "file", (), (logits,)),))
+
+    bundle = SimpleNamespace(graphs={"token": graph("token", 1, 1), "prompt": graph("prompt", 8, rows)})
+    subject = Subject(bundle, Registry(), lambda *_: None)  # type: ignore[arg-type]
+    subject.__dict__["described"] = SimpleNamespace(recipe=SimpleNamespace(verify=SimpleNamespace(text=text)))
+    assert subject.unmeasured == why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,8 @@ from llmconv.encodings import Encoding, Encodings, Noise
 from llmconv.evaluation.agreement import Comparison
 from llmconv.graph import Model, trace
 from llmconv.passes import PassContext, PassReport
-from llmconv.proof import in_float, on_runtimes, on_text
+from llmconv.proof import in_float, on_others, on_runtimes, on_text
+from llmconv.proof.on_others import OtherRuntimes
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore
 
@@ -47,6 +49,7 @@ class Stand:
     float_weights: Any = None
     rounding: dict[str, Comparison] = field(default_factory=dict)
     elements: int = 1000
+    unmeasured: str | None = None
 
     def __post_init__(self) -> None:
         module = tiny_causal()
@@ -57,7 +60,6 @@ class Stand:
         self.backend = SimpleNamespace(runtimes=list(self.off))
         self.bundle, self.context = SimpleNamespace(graphs=self.quantized.graphs), PassContext()
         self.bundle.simulated = lambda: [self.bundle]
-        self.described = SimpleNamespace(recipe=SimpleNamespace(verify=SimpleNamespace(text="text")))
         source = SimpleNamespace(module=tiny_causal, reference=lambda: "no implementation")
         recipe = SimpleNamespace(graphs={"prompt": SimpleNamespace(ar=AR, context=AR)})
         config = SimpleNamespace(bos=1, vocabulary=VOCABULARY)
@@ -99,12 +101,46 @@ def test_lowering_is_measured_against_the_graph(share: float, passed: bool) -> N
 
 def test_runtimes_are_compared_with_the_first() -> None:
     precision: dict[str, Any] = {"runtimes": []}
-    checks = list(on_runtimes.runtimes_agree(stand(first=0.0, same=0.0, other=0.5, lacking=0.0), precision))
+    subject = stand(first=0.0, same=0.0, other=0.5, lacking=0.0)
+    with OtherRuntimes(subject, precision) as others:
+        with subject.open("first", "prompt") as (runner,):
+            others.record("prompt", runner)
+        checks = list(others.checks())
     held = {c.name: c.passed for c in checks}
     assert held["prompt on same against first, logits"] is True
     assert held["prompt on other against first, logits"] is False
     assert held["lacking against first"] is None
     assert [(r["first"], r["second"]) for r in precision["runtimes"]] == [("first", "same"), ("first", "other")]
+    same, other = (r["parted"] for r in precision["runtimes"])
+    assert same == []
+    assert other  # each token that differs, with the two logits that the first found
+    assert all(first > second for first, second in other)
+
+
+def test_an_error_in_another_step_ends_what_runs_beside_it() -> None:
+    subject, begun, closed = stand(first=0.0, slow=0.0), threading.Event(), threading.Event()
+    opened = subject.open
+
+    @contextmanager
+    def open_slowly(runtime: str, graph: str, bundle: Any = None) -> Iterator[list[Any]]:
+        with opened(runtime, graph, bundle) as (runner,):
+            if runtime == "slow":  # as a simulator, which is killed where what holds it is closed
+                runner.run = lambda _inputs: (begun.set(), closed.wait())
+            try:
+                yield [runner]
+            finally:
+                closed.set()
+
+    def interrupted() -> None:
+        with OtherRuntimes(subject, {"runtimes": []}) as others:
+            others.record("prompt", Shifted(subject.quantized.graphs["prompt"], subject.weights))
+            begun.wait()
+            raise KeyboardInterrupt
+
+    subject.open = open_slowly
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert closed.is_set()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +148,7 @@ def test_runtimes_are_compared_with_the_first() -> None:
     [
         (Comparison(positions=100, same_token=98), 32, True),
         (Comparison(positions=100, same_token=97), 32, False),
-        (Comparison(positions=32, same_token=31, ties=1), 1, True),
+        (Comparison(positions=32, same_token=31, tied=[(9.0, 8.9)]), 1, True),
         (Comparison(positions=32, same_token=31), 1, False),
         (Comparison(positions=32, same_token=31, apart=[(9.0, 8.7)]), 1, True),  # as far as roundings move two logits
         (Comparison(positions=32, same_token=31, apart=[(9.0, 8.5)]), 1, False),
@@ -120,8 +156,10 @@ def test_runtimes_are_compared_with_the_first() -> None:
     ],
 )
 def test_greedy_tokens_must_agree(found: Comparison, ar: int, held: bool) -> None:
-    *_, check = on_runtimes._compared("x", found, ar, Comparison(Noise(1.0, 0.1**2 * 100), values=100))
+    *_, check = on_others._compared("x", found, ar, Comparison(Noise(1.0, 0.1**2 * 100), values=100))
     assert check.passed is held
+    for first, second in found.tied[:1]:
+        assert f"1 of them near-ties: {first:.2f} and {second:.2f}" in check.measured
 
 
 def test_values_that_held_out_text_takes_out_of_their_range_are_said() -> None:
@@ -137,7 +175,7 @@ def test_values_that_held_out_text_takes_out_of_their_range_are_said() -> None:
 @pytest.mark.parametrize(("off", "rounding", "held"), [(1, 0, True), (2, 0, False), (10, 5, True), (11, 5, False)])
 def test_keys_and_values_may_be_a_step_off_as_often_as_roundings_make_them(off: int, rounding: int, held: bool) -> None:
     cost = Comparison(kv_off=rounding, kv_count=100)
-    found = on_runtimes._compared("x", Comparison(kv_off=off, kv_count=100), 32, cost)
+    found = on_others._compared("x", Comparison(kv_off=off, kv_count=100), 32, cost)
     (check,) = (c for c in found if "keys and values" in c.name)
     assert check.passed is held
 
@@ -157,7 +195,7 @@ def test_passes_are_judged_by_the_bound_in_their_report(error: float, bound: flo
 
 def test_source_is_measured_against_its_reference() -> None:
     subject = stand()
-    (check,) = in_float.source_is_right(subject)
+    (check,) = in_float.source_is_right(subject, {})
     assert (check.measured, check.passed) == ("not run: no implementation", None)
 
     def reference(change: float) -> Any:
@@ -167,25 +205,37 @@ def test_source_is_measured_against_its_reference() -> None:
 
     for change, held in ((0.0, True), (1e-3, False)):
         subject.checkpoint.source.reference = reference(change)
-        (check,) = in_float.source_is_right(subject)
+        (check,) = in_float.source_is_right(subject, {})
         assert check.passed is held
 
 
 def test_without_a_checkpoint_nothing_is_claimed() -> None:
     subject = stand()
     subject.checkpoint = None
-    checks = [*in_float.source_is_right(subject), *in_float.passes_hold(subject, None)]
+    checks = [*in_float.source_is_right(subject, {}), *in_float.passes_hold(subject, None)]
     assert [(c.step, c.measured, c.passed) for c in checks] == [(1, subject.gone, None), (2, subject.gone, None)]
+
+
+def measure(subject: Any, figures: dict[str, float]) -> None:
+    """Float, and everything quantized on the first runtime, as earlier steps do."""
+    list(in_float.source_is_right(subject, figures))
+    with subject.open("first", "prompt") as (runner,):
+        on_text.measure_quantized(subject, figures, "prompt", runner)
 
 
 def test_perplexity_is_measured_of_each_kind() -> None:
     figures: dict[str, float] = {}
     subject = stand(first=0.0)
+    measure(subject, figures)
     shown, activations, quantized = on_text.perplexity_holds(subject, figures)
     assert figures.keys() == {"float", "activations", "quantized"}
     assert figures["activations"] == figures["quantized"]  # the stand's runtime rounds nothing else
     assert (shown.passed, activations.passed, quantized.passed) == (None, True, True)
-    list(on_text.perplexity_holds(stand(first=2.0), other := {}))
+    subject.unmeasured = "not run: a reason"
+    measure(subject, other := {})
+    (check,) = on_text.perplexity_holds(subject, other)
+    assert (check.measured, check.passed, other) == ("not run: a reason", None, {})
+    measure(stand(first=2.0), other := {})
     assert other["quantized"] != figures["quantized"]
 
 
@@ -194,6 +244,7 @@ def test_activations_are_measured_over_the_weights_that_the_passes_left() -> Non
     subject = stand()
     tensors = subject.weights.tensors
     subject.float_weights = DictStore({**tensors, "head.weight": tensors["head.weight"] * 3})
+    measure(subject, figures)
     list(on_text.perplexity_holds(subject, figures))
     assert figures["activations"] != pytest.approx(figures["quantized"])
 

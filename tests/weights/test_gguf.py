@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
+import psutil
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
@@ -55,6 +57,25 @@ def test_a_type_that_the_library_does_not_read_is_named(tmp_path: Path) -> None:
         store.read("counts")
     with pytest.raises(CheckpointError, match="no tensor 'other'; is the download complete"):
         store.shape("other")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages of a file are mapped")
+def test_what_was_read_of_the_file_does_not_stay_in_memory(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "llama")
+    writer.add_tensor("w", np.ones((1024, 1024), np.float32))
+    for write_to in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write_to()
+    writer.close()
+    store = GGUFStore([tmp_path / "x.gguf"])
+
+    def mapped() -> int:
+        return sum(m.rss for m in psutil.Process().memory_maps() if m.path == str(tmp_path / "x.gguf"))
+
+    assert float(store._entry("w").data.sum()) == 1 << 20
+    assert mapped() > 1 << 22
+    for rows in (None, slice(0, 512)):
+        assert bool((store.read("w", rows) == 1).all())
+        assert mapped() < 1 << 18
 
 
 def test_hashes_are_of_what_was_read_whole(tmp_path: Path) -> None:

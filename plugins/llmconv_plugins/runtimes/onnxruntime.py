@@ -13,6 +13,7 @@ from llmconv.bundle import GraphSpec
 from llmconv.decoding import Arrays, Runner
 from llmconv.runtimes import GraphRuntime, PartsRunner
 from llmconv_plugins.runtimes.joined_heads import with_joined_heads
+from llmconv_plugins.runtimes.late_dequantize import with_rows_dequantized
 from llmconv_plugins.runtimes.repeated_roundings import without_repeated_roundings
 
 
@@ -40,8 +41,9 @@ def _runner(bundle: Bundle, graph: GraphSpec) -> Runner:
 def open_session(file: Path) -> Any:
     """ONNX Runtime's session over one ONNX file, which gives every number that the file says.
 
-    Weights are dequantized when the session is made and stay floats in memory, roundings that repeat another are left
-    out, and what heads do alike is one op; no rounding is moved or fused. So the results are bit by bit those of the
+    Weights are dequantized when the session is made and stay floats in memory, but for the embedding table, of which
+    each run dequantizes its rows; roundings that repeat another are left out, and what heads do alike is one op; no
+    rounding is moved or fused. So the results are bit by bit those of the
     file run op by op.
 
     Raises:
@@ -57,7 +59,8 @@ def open_session(file: Path) -> Any:
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # takes more than it needs
     options.log_severity_level = 3
     try:
-        model = with_joined_heads(without_repeated_roundings(onnx.load(str(file), load_external_data=False)))
+        model = with_rows_dequantized(onnx.load(str(file), load_external_data=False))
+        model = with_joined_heads(without_repeated_roundings(model))
         return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
         raise BackendError(f"{file.name}: ONNX Runtime refuses it: {str(error).splitlines()[0]}") from error
