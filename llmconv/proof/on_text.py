@@ -53,15 +53,16 @@ def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Ch
     subject.progress("prove", f"perplexity on {runtime}")
     with subject.open(runtime, graph.name) as (opened,):
         figures["quantized"] = perplexity(subject.decoder(opened), windows)
-    yield from _judged(figures, runtime, measured_now=subject.checkpoint is not None)
+    on = f"{len(windows)} windows of {len(windows[0])} tokens"
+    yield from _judged(figures, runtime, on, measured_now=subject.checkpoint is not None)
 
 
-def _judged(figures: dict[str, float], runtime: str, *, measured_now: bool) -> Iterator[Check]:
+def _judged(figures: dict[str, float], runtime: str, on: str, *, measured_now: bool) -> Iterator[Check]:
     if "float" not in figures:
         yield Check(6, f"perplexity on {runtime}", f"{figures['quantized']:.2f} (nothing to compare with)")
         return
     when = "" if measured_now else " (measured at conversion)"
-    yield Check(6, "perplexity of the source in float", f"{figures['float']:.2f}{when}")
+    yield Check(6, "perplexity of the source in float", f"{figures['float']:.2f} on {on}{when}")
     for kind, bound, what, advice in (
         ("activations", ACTIVATION_RATIO, "activations quantized alone, over float", RANGES),
         ("quantized", WEIGHT_RATIO, f"everything quantized, on {runtime}, over float", WEIGHTS),

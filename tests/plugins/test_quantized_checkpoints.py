@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from quantized_files import Quantized, awq, compressed, compressed_config, gptq, quantized, rewrite
+from quantized_files import Quantized, awq, compressed, compressed_config, gptq, packed, quantized, rewrite
 from tiny_checkpoints import HIDDEN, write
 from tiny_models import STRUCTURAL, calibrated_model
 from torch import Tensor
@@ -51,6 +51,7 @@ KINDS: list[tuple[dict[str, Any], int, Write]] = [
     ({**GPTQ, "bits": 8}, 8, lambda q: gptq(q, 8)),
     ({**GPTQ, "bits": 2}, 2, lambda q: gptq(q, 2)),
     ({**GPTQ, "checkpoint_format": "gptq_v2"}, 4, lambda q: gptq(q, 4, less=0)),
+    ({**GPTQ, "format": "gptq_v2"}, 4, lambda q: gptq(q, 4, less=0)),
     (AWQ, 4, awq),
 ]
 
@@ -105,7 +106,15 @@ REFUSED = [
     ({**compressed_config(4), "format": "marlin-24"}, "format = 'marlin-24'"),
     ({**GPTQ, "bits": 3}, "of 3 bits"),
     ({**GPTQ, "checkpoint_format": "marlin"}, "'marlin'"),
+    ({**GPTQ, "format": "marlin"}, "'marlin'"),
+    ({**GPTQ, "is_marlin_format": True}, "is_marlin_format = True"),
+    ({**GPTQ, "pack_dtype": "int64"}, "pack_dtype = 'int64'"),
+    ({**GPTQ, "dynamic": {r"+:.*\.down_proj": {"bits": 8}}}, "dynamic gives some weights other bits"),
     ({**AWQ, "version": "gemv"}, "'gemv'"),
+    ({**AWQ, "version": None, "format": "gemv_fast"}, "'gemv_fast'"),
+    ({**compressed_config(4), "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "transform_config"),
+    ({**compressed_config(4), "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
+    (compressed_config(4, strategy="block"), "scales by 'block'"),
 ]
 
 
@@ -115,6 +124,31 @@ def test_others_are_refused_by_name(tmp_path: Path, config: dict[str, Any], said
         source(tmp_path / "c", config, gptq(quantized(HIDDEN, HIDDEN), 4)).weights()
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_zero_point_of_0_is_stored_as_all_ones(tmp_path: Path) -> None:
+    """Less the 1 that the first version takes off, as AutoGPTQ's own layer reads it."""
+    q = quantized(HIDDEN, HIDDEN, size=4, centred=False)
+    q.zero[::3] = 0
+    stored = gptq(q, 4)
+    stored["qzeros"] = packed((q.zero.T - 1) % 16, 4)
+    weights = source(tmp_path / "c", GPTQ, stored).weights()
+    assert torch.equal(weights.read(NAME), q.dense())
+
+
+def test_compressed_tensors_that_are_not_compressed_are_refused(tmp_path: Path) -> None:
+    q = quantized(HIDDEN, HIDDEN)
+    tensors = {"weight": q.dense(), "weight_scale": q.scale}
+    with pytest.raises(CheckpointError, match=rf"'{MODULE}\.weight' is stored in floating point"):
+        source(tmp_path / "c", compressed_config(4), tensors).weights()
+
+
+@pytest.mark.parametrize("missing", ["weight_shape", "weight_packed"])
+def test_a_part_that_is_missing_is_named(tmp_path: Path, missing: str) -> None:
+    tensors = compressed(quantized(HIDDEN, HIDDEN), 4)
+    del tensors[missing]
+    with pytest.raises(CheckpointError, match=rf"no tensor '{MODULE}\.weight"):
+        source(tmp_path / "c", compressed_config(4), tensors).weights()
 
 
 def test_scales_that_are_multiples_of_one_lie_on_a_grid_in_blocks() -> None:

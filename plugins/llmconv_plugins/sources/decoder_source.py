@@ -155,4 +155,6 @@ def _layout(checkpoint: Path) -> type[Layout] | None:
         return HuggingFace
     if (checkpoint / Meta.config_name).is_file() or any(checkpoint.glob("consolidated.*.pth")):
         return Meta
-    return GGUF if any(checkpoint.glob(f"*{SUFFIX}")) else None
+    if any(checkpoint.glob(f"*{SUFFIX}")):
+        return GGUF
+    return HuggingFace if any((checkpoint / name).is_file() for name in HuggingFace.weight_files()) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
 from io import StringIO
@@ -49,6 +49,12 @@ class HuggingFace(Layout):
             if files := whole or [name for name in names if shards.fullmatch(name)]:
                 return [*found, *files]
         return found
+
+    @classmethod
+    def weight_files(cls) -> Iterator[str]:
+        """Names of files that hold weights, or list those that do; by which a folder without config.json is known."""
+        for stem, suffix in KINDS:
+            yield from (f"{stem}.{suffix}", f"{stem}.{suffix}.index.json")
 
     def table(self, name: str) -> Keys:
         """A file of the checkpoint.
