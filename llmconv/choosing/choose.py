@@ -129,7 +129,8 @@ def drafts(wish: Wish, registry: Registry) -> Iterator[Draft]:
     config = source.config()
     context, why = _context(wish, config)
     shapes = {name: tuple(p.shape) for name, p in source.module().named_parameters()}
-    facts = Facts(config, shapes, chipset, context, limited=wish.budget is not None)
+    kept = None if wish.adapters else source.row_bits()
+    facts = Facts(config, shapes, chipset, context, limited=wish.budget is not None, kept=kept)
     title = title_of(written)
     licence = licence_of(folder).name
     before = (

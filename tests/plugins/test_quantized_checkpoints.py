@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tiny_checkpoints import HIDDEN, write
 from tiny_models import STRUCTURAL, calibrated_model
 from torch import Tensor
 
-from llmconv import CheckpointError, PassError
+from llmconv import CheckpointError, PassError, Recipe, Wish, apply, choose
 from llmconv.encodings import PerBlock, PerRow, fitted
 from llmconv.graph import Model
 from llmconv.passes import PassContext, PassManager
@@ -268,3 +269,20 @@ def test_other_bits_are_quantized_again_and_said(tmp_path: Path, caplog: pytest.
         PassManager([*STRUCTURAL, W4A16(weight_bits=8)]).run(model, PassContext(TEXT))
     assert model.encodings.kept == ()
     assert "they have 4 bits where the recipe asks for 8 (14)" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_model_of_integers_in_one_line(small_recipe: Path, tmp_path: Path, bits: int) -> None:
+    """The recipe that is chosen keeps every one of them, and the proof says so."""
+    folder = tmp_path / "c"
+    shutil.copytree(small_recipe.parent / "tiny_llama", folder)
+    shapes = {n: p.shape for n, p in DecoderSource(folder).module().named_parameters() if n.endswith("proj.weight")}
+    made = {n.removesuffix(".weight"): compressed(quantized(*shape, bits), bits) for n, shape in shapes.items()}
+    rewrite(folder, compressed_config(bits), {f"model.{name}": own for name, own in made.items()})
+    text = choose(Wish(str(folder), "Galaxy S23 Ultra", context=64, backend="onnx")).text
+    bundle = apply(Recipe.loads(text, "chosen", tmp_path, [f"output.folder='{tmp_path / 'out'}'"]))
+    assert sorted(bundle.manifest["source"]["kept"]) == sorted(shapes)
+    (check,) = (c for c in bundle.report["proof"] if "integers" in c["name"])
+    assert check["passed"]
+    assert check["measured"] == f"{len(shapes)} of {len(shapes)}"

@@ -36,13 +36,26 @@ class HTP(Chooser):
     backend: ClassVar[str] = QnnBackend.name
 
     def drafts(self, facts: Facts) -> Iterator[Draft]:
-        """Those with `rotate` first; without it where the pass refuses a model."""
-        for first in (None, Rotate.name):
+        """Those with `rotate` first, but for integers, which it takes off their grid; last those without it."""
+        if facts.kept is not None:
+            yield _draft(facts, f"its own integers of {facts.kept} bits", _beside_kept(facts), Rotate.name)
+        for left_out in ("", Rotate.name):
             for label, lines in _grids(facts):
-                passes = [Section("passes", (Line("name", name, why),)) for name, why in USUAL.items() if name != first]
-                split = Section("passes", (Line("name", SplitModel.name), Line("parts", 1)))
-                quantize = Section("passes", (Line("name", W4A16.name), *lines))
-                yield Draft(label, (*_graphs(facts), *passes, split, quantize, _calibration(facts)))
+                yield _draft(facts, label, lines, left_out)
+
+
+def _draft(facts: Facts, label: str, lines: tuple[Line, ...], left_out: str) -> Draft:
+    passes = [Section("passes", (Line("name", name, why),)) for name, why in USUAL.items() if name != left_out]
+    split = Section("passes", (Line("name", SplitModel.name), Line("parts", 1)))
+    quantize = Section("passes", (Line("name", W4A16.name), *lines))
+    return Draft(label, (*_graphs(facts), *passes, split, quantize, _calibration(facts)))
+
+
+def _beside_kept(facts: Facts) -> tuple[Line, ...]:
+    """The options of w4a16 for a checkpoint whose integers are kept: for weights that it has in floating point."""
+    if facts.kept == 8:
+        return (Line("weight_bits", 8, "as the checkpoint's own integers have, which are kept"),)
+    return (Line("quantizer", GPTQ.name, "of weights that are no integers yet; the others are kept"), *_blocks(facts))
 
 
 def _graphs(facts: Facts) -> tuple[Section, ...]:

@@ -135,6 +135,10 @@ class DecoderSource(Source):
         opened = self._layout.open()
         return opened.types if isinstance(opened, SafetensorsStore | GGUFStore) else {}
 
+    def row_bits(self) -> int | None:
+        """As `quantization_config` has it."""
+        return self._layout.row_bits()
+
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""
         return self._layout.tokenizer()

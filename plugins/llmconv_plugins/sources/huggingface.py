@@ -22,7 +22,7 @@ from llmconv.weights import Checkpoint, DerivedCheckpoint, Expression, PickleSto
 from llmconv_plugins.sources.adapter import CONFIG as ADAPTER
 from llmconv_plugins.sources.adapter import adapted, base_of, beside
 from llmconv_plugins.sources.formats import KEYS as QUANTIZATION
-from llmconv_plugins.sources.formats import format_of
+from llmconv_plugins.sources.formats import format_of, row_bits_of
 from llmconv_plugins.sources.layout import TALK, TOKENIZERS, Description, Layout
 from llmconv_plugins.sources.outside import OUTSIDE
 
@@ -148,6 +148,10 @@ class HuggingFace(Layout):
         if files := self._files("pytorch_model", "bin"):
             return PickleStore(files)
         return SafetensorsStore([self.folder / "model.safetensors"])  # which says that it is missing
+
+    def row_bits(self) -> int | None:
+        """As `quantization_config` says."""
+        return row_bits_of(self._json)
 
     def weight(self, name: str, store: Checkpoint) -> Expression:
         """As the family has it."""

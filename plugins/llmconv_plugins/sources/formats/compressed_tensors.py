@@ -117,10 +117,21 @@ def table(config: Keys, store: Checkpoint, names: list[str]) -> Mapping[str, Exp
     return found | {f"{stem}.weight": Compressed(stem, 8, False) for stem in plain}
 
 
-def _bits(config: Keys) -> int:
+def row_bits(config: Keys) -> int | None:
+    """Bits of integers that have one scale a row and no zero points; None of others."""
+    bits = _bits(config)
+    by_row = all(s.get("strategy") in ("channel", "tensor") and s.flag("symmetric", True) for s in _schemes(config))
+    return bits if by_row else None
+
+
+def _schemes(config: Keys) -> list[Keys]:
+    """What is said of each group of weights; other groups are of activations alone."""
     groups = config.table("config_groups")
-    schemes: list[Keys] = [groups.table(name).table("weights") for name in groups.values]
-    schemes = [scheme for scheme in schemes if scheme.values]  # others are of activations alone
+    return [found for name in groups.values if (found := groups.table(name).table("weights")).values]
+
+
+def _bits(config: Keys) -> int:
+    schemes = _schemes(config)
     kinds = {(s.integer("num_bits"), s.get("type", "int")) for s in schemes}
     if len(kinds) != 1:
         raise CheckpointError(f"{config.path}: quantization_config.config_groups: {SEVERAL}")

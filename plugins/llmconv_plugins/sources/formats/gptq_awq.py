@@ -96,6 +96,12 @@ def gptq(config: Keys, store: Checkpoint, names: list[str]) -> Mapping[str, Expr
     return {f"{stem}.weight": Gptq(stem, bits, int(layout == "gptq")) for stem in _stems(names)}
 
 
+def row_bits(config: Keys) -> int | None:
+    """Bits of integers in AutoGPTQ's layout that have one scale a row and no zero points; None of others."""
+    by_row = config.get("group_size") == -1 and config.flag("sym", True)
+    return config.integer("bits") if by_row else None
+
+
 def awq(config: Keys, store: Checkpoint, names: list[str]) -> Mapping[str, Expression]:
     """What each quantized weight is of the files' tensors, in AutoAWQ's layout."""
     bits, version = config.integer("bits"), config.get("version", config.get("format", "gemm"))
