@@ -50,6 +50,8 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, type]] = {
 def calibrate(linear: Any) -> None:
     """The library's own scales and zero points, of the weight's ranges."""
     args, weight = linear.quantization_scheme.weights, linear.weight.detach()
+    if not args.symmetric:
+        weight += weight.max() / 2  # no zero point is in the middle by chance
     rows = 1 if args.strategy == "tensor" else len(weight)
     columns = args.group_size if args.strategy == "group" else weight.numel() // rows
     parts = weight.reshape(rows, -1, columns)
