@@ -21,10 +21,10 @@ TEXT = "shipped:calibration/mixed.txt"
 USUAL = {
     "rotate": "outlier channels spread over all, in the weights alone",
     "balance_cache": "keys and values fill the 8 bits of their cache",
-    "kv_cache_io": "",
+    "kv_cache_io": "keys and values of earlier tokens come in, new ones go out",
     "split_heads": "one attention a head, as the NPU takes it",
-    "decompose": "",
-    "linear_to_conv": "",
+    "decompose": "into ops that the compiler takes, each value with an encoding",
+    "linear_to_conv": "as 1×1 convolutions, which the NPU computes faster and more exactly",
 }
 
 
@@ -62,7 +62,7 @@ def _graphs(facts: Facts) -> tuple[Section, ...]:
     """A prompt graph that leaves most of the context to what comes before and behind; a token graph."""
     ar = 1 << (min(PROMPT, max(1, facts.context // 4)).bit_length() - 1)
     why = "tokens at once" if ar == PROMPT else f"tokens at once, in a context of {facts.context}"
-    token = Section("graphs.token", (Line("ar", 1),))
+    token = Section("graphs.token", (Line("ar", 1, "a token at a time, as answers are written"),))
     return (Section("graphs.prompt", (Line("ar", ar, why),)), token) if ar > 1 else (token,)
 
 
