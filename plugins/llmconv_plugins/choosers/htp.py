@@ -38,14 +38,16 @@ class HTP(Chooser):
     def drafts(self, facts: Facts) -> Iterator[Draft]:
         """Those with `rotate` first, but for integers, which it takes off their grid; last those without it."""
         if facts.kept is not None:
-            yield _draft(facts, f"its own integers of {facts.kept} bits", _beside_kept(facts), Rotate.name)
-        for left_out in ("", Rotate.name):
+            yield _draft(
+                facts, f"its own integers of {facts.kept} bits", _beside_kept(facts), (Rotate.name, "balance_cache")
+            )
+        for left_out in ((), (Rotate.name,)):
             for label, lines in _grids(facts):
                 yield _draft(facts, label, lines, left_out)
 
 
-def _draft(facts: Facts, label: str, lines: tuple[Line, ...], left_out: str) -> Draft:
-    passes = [Section("passes", (Line("name", name, why),)) for name, why in USUAL.items() if name != left_out]
+def _draft(facts: Facts, label: str, lines: tuple[Line, ...], left_out: tuple[str, ...]) -> Draft:
+    passes = [Section("passes", (Line("name", name, why),)) for name, why in USUAL.items() if name not in left_out]
     split = Section("passes", (Line("name", SplitModel.name), Line("parts", 1)))
     quantize = Section("passes", (Line("name", W4A16.name), *lines))
     return Draft(label, (*_graphs(facts), *passes, split, quantize, _calibration(facts)))
