@@ -36,7 +36,7 @@ class HTP(Chooser):
     backend: ClassVar[str] = QnnBackend.name
 
     def drafts(self, facts: Facts) -> Iterator[Draft]:
-        """Those with `rotate` first, but for integers, which it takes off their grid; last those without it."""
+        """Those with `rotate` first, but for integers, which stay on their grid; last those without it."""
         if facts.kept is not None:
             yield _draft(
                 facts, f"its own integers of {facts.kept} bits", _beside_kept(facts), (Rotate.name, "balance_cache")
