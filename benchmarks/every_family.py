@@ -12,23 +12,10 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "plugins"))
 
-from tiny_families import TINY, write, write_tokenizer
+from tiny_families import TINY, unproved, write, write_tokenizer
 from transformers.utils import logging
 
 import llmconv
-
-PHONE = "Galaxy S23 Ultra"
-
-
-def convert(name: str, folder: Path, registry: llmconv.Registry) -> list[str]:
-    """Convert one up to ONNX, and give the checks of its proof that failed."""
-    checkpoint = folder / name
-    write(name, checkpoint)
-    write_tokenizer(checkpoint)
-    chosen = llmconv.choose(llmconv.Wish(str(checkpoint), PHONE, backend="onnx"), registry=registry)
-    recipe = llmconv.Recipe.loads(chosen.text, name, folder, [f"output.folder='{folder / 'bundle'}'"])
-    proof = llmconv.apply(recipe, registry=registry).report["proof"]
-    return [f"{c['name']}: {c['measured']}, must be {c['bound']}" for c in proof if c["passed"] is False]
 
 
 def main() -> int:
@@ -38,8 +25,11 @@ def main() -> int:
     for name in sys.argv[1:] or TINY:
         began = time.monotonic()
         with TemporaryDirectory() as folder:
+            checkpoint = Path(folder) / name
+            write(name, checkpoint)
+            write_tokenizer(checkpoint)
             try:
-                wrong = convert(name, Path(folder), registry)
+                wrong = unproved(checkpoint, Path(folder) / "bundle", registry)
             except llmconv.LlmconvError as error:
                 wrong = [str(error)]
         failed += bool(wrong)

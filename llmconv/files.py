@@ -9,7 +9,10 @@ import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from llmconv.errors import CheckpointError
+
 __all__ = ["digest", "link", "stays_inside", "write_json"]
+LFS = b"version https://git-lfs"  # what Git has in the place of a large file that was not fetched
 
 
 def digest(file: Path) -> str:
@@ -44,3 +47,18 @@ def stays_inside(name: str) -> bool:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     inside = not posix.is_absolute() and not windows.anchor and ".." not in {*posix.parts, *windows.parts}
     return inside and bool(posix.parts) and "\0" not in name
+
+
+def check_no_pointer(file: Path) -> None:
+    """Whether a file is there itself.
+
+    Raises:
+        CheckpointError: it is what Git LFS has in its place.
+    """
+    try:
+        with file.open("rb") as stream:
+            pointer = stream.read(len(LFS)) == LFS
+    except OSError:
+        return  # which whoever opens it says
+    if pointer:
+        raise CheckpointError(f"{file}: a pointer of Git LFS, not the file itself; run 'git lfs pull' beside it")

@@ -446,7 +446,7 @@ def test_the_source_of_what_lies_there(tmp_path: Path) -> None:
     registry = Registry.load("sources")
     with pytest.raises(PluginError, match=r"nowhere: no such file or folder; set model\.checkpoint"):
         registry.source_for(tmp_path / "nowhere")
-    with pytest.raises(PluginError, match=r"no source knows what lies there; name one as model\.source"):
+    with pytest.raises(PluginError, match=r"no source knows what lies there; give a model's folder or file"):
         registry.source_for(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert registry.source_for(tmp_path) == "decoder"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Wish:
         budget: bytes of all weights, at most.
         backend: instead of the chooser's own.
         name: of the recipe; by default the checkpoint's.
+        adapters: folders of adapters to merge -> the weight of each.
     """
 
     checkpoint: str
@@ -47,6 +48,7 @@ class Wish:
     budget: int | None = None
     backend: str | None = None
     name: str | None = None
+    adapters: Mapping[Path, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def drafts(wish: Wish, registry: Registry) -> Iterator[Draft]:
     Raises:
         LlmconvError: as of `choose`.
     """
+    if missing := [folder for folder in wish.adapters if not folder.is_dir()]:
+        raise RecipeError(f"{missing[0]}: no such folder; give an adapter's")
     chooser, chipset, written = _chooser(wish, registry), registry.chipset(wish.target), Path(wish.checkpoint)
     folder = located(written, files_of(registry, weights=False))
     checkpoint = str(pinned(written, folder))
@@ -125,12 +129,13 @@ def drafts(wish: Wish, registry: Registry) -> Iterator[Draft]:
     config = source.config()
     context, why = _context(wish, config)
     shapes = {name: tuple(p.shape) for name, p in source.module().named_parameters()}
-    facts = Facts(config, shapes, chipset, context, limited=wish.budget is not None)
+    kept = None if wish.adapters else source.row_bits()
+    facts = Facts(config, shapes, chipset, context, limited=wish.budget is not None, kept=kept)
     title = title_of(written)
     licence = licence_of(folder).name
     before = (
         Section("", (Line("name", wish.name or _slug(title)),)),
-        Section("model", (Line("checkpoint", checkpoint, f"licence: {licence}" if licence else ""),)),
+        Section("model", (Line("checkpoint", checkpoint, f"licence: {licence}" if licence else ""), *_merged(wish))),
         Section("target", (Line("name", wish.target),)),
     )
     after = (Section("backend", (Line("name", wish.backend or chooser.backend),)), _proof(facts.parameters))
@@ -159,6 +164,12 @@ def _context(wish: Wish, config: ModelConfig) -> tuple[int, str]:
     if config.window is not None:
         bounds.append((config.window, "as far as the narrowest layer sees, up to which alone graphs are exact"))
     return min(bounds, key=lambda bound: bound[0])
+
+
+def _merged(wish: Wish) -> tuple[Line, ...]:
+    """The line for adapters, if there are any."""
+    given = {str(folder): weight for folder, weight in wish.adapters.items()}
+    return (Line("adapter", given, "merged, each times its weight"),) if given else ()
 
 
 def _proof(parameters: int) -> Section:

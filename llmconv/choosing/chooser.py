@@ -21,6 +21,7 @@ class Facts:
     Attributes:
         shapes: of the parameters of the source's module, by name.
         context: positions that graphs are to see, within what the model knows and its layers see.
+        kept: bits of the integers, with one scale a row, that weights of the checkpoint lie in already; None of floats.
         limited: whether the size of all weights has a bound, so that drafts may differ in size.
     """
 
@@ -29,6 +30,7 @@ class Facts:
     chipset: Chipset
     context: int
     limited: bool
+    kept: int | None = None
 
     @property
     def parameters(self) -> int:

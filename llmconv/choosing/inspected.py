@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +10,7 @@ from typing import Any
 
 from llmconv.backends.backend import Progress
 from llmconv.chat.checkpoint_template import checkpoint_template
+from llmconv.choosing.adapter import adapter_facts, adapters_near, alone
 from llmconv.choosing.choose import Chosen, Wish, choose
 from llmconv.errors import LlmconvError
 from llmconv.plugins.registry import Registry
@@ -21,8 +21,6 @@ from llmconv.sources.licence import licence_of
 from llmconv.sources.model_config import ModelConfig
 from llmconv.sources.rope import Rope
 from llmconv.sources.source import Source
-
-ADAPTER = "adapter_config.json"  # as peft names it, in a folder of its own
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,9 @@ def inspect(
     target = target or registry.chipsets[0].name
     written = Path(checkpoint)
     folder = located(written, files_of(registry, weights=False))
+    if alone(folder):
+        said = [f"an adapter alone; give its base as the model, and this as --adapter {folder}"]
+        return Inspected(adapter_facts(folder, said), tuple(said), None)
     source = registry.source(registry.source_for(folder), {"checkpoint": folder})
     config = source.config()
     unusual = list(_unusual(source, config))
@@ -92,7 +93,7 @@ def inspect(
         "stored": None if checkpoint.startswith(hub.PREFIX) else _stored(source, unusual),
         **_talk(source, config, unusual),
         "licence": _licence(folder),
-        "adapters": _adapters(folder),
+        "adapters": list(adapters_near(folder if folder.is_dir() else folder.parent)),
     }
     try:
         chosen = choose(Wish(checkpoint, target), registry=registry, progress=progress)
@@ -160,16 +161,3 @@ def _licence(folder: Path) -> str | None:
     found = licence_of(folder)
     names = [file.name for file in found.files]
     return ", ".join([*([found.name] if found.name else []), *names]) or None
-
-
-def _adapters(folder: Path) -> list[str]:
-    """Folders of adapters inside the checkpoint's and beside it, with the base that each names."""
-    home = folder if folder.is_dir() else folder.parent
-    found = []
-    for file in sorted({*home.glob(f"*/{ADAPTER}"), *home.glob(ADAPTER), *home.parent.glob(f"*/{ADAPTER}")}):
-        try:
-            base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        except (OSError, ValueError, AttributeError):
-            base = None
-        found.append(f"{file.parent} (of {base or 'a base that it does not name'})")
-    return found

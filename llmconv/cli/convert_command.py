@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmconv.cli import bundles, display
+from llmconv.cli import bundles, display, options
 from llmconv.errors import RecipeError
 from llmconv.quantities import bytes_of
 
@@ -28,6 +29,7 @@ def convert(
     context: Context = CONTEXT,
     size_budget: SizeBudget = None,
     backend: Backend = None,
+    adapters: options.Adapters = None,
     output: Annotated[Path | None, typer.Option(help="The output folder; by default build/<model>.")] = None,
     verify: Annotated[
         bool | None, typer.Option("--verify/--no-verify", help="Prove the result; by default unless it is too large.")
@@ -37,13 +39,15 @@ def convert(
     """Convert a model by a recipe that is chosen for it, and prove the result; go on where an earlier run stopped."""
     from llmconv.recipe.recipe import Recipe
 
-    text = chosen(model, target, context, size_budget, backend).text
+    text = chosen(model, target, context, size_budget, backend, adapters or ()).text
     changes = [] if output is None else [f"output.folder='''{output.expanduser().absolute()}'''"]
     recipe = Recipe.loads(text, "the chosen recipe", Path.cwd(), changes)
     bundles.run(recipe, verify=verify, force=force)
 
 
-def chosen(model: str, target: str, context: int, size_budget: str | None, backend: str | None) -> Chosen:
+def chosen(
+    model: str, target: str, context: int, size_budget: str | None, backend: str | None, adapters: Sequence[str]
+) -> Chosen:
     """The recipe for what the command line says, after its notes were shown.
 
     Raises:
@@ -60,7 +64,8 @@ def chosen(model: str, target: str, context: int, size_budget: str | None, backe
     with display.progress("importing torch") as step:
         import llmconv
 
-        found = llmconv.choose(llmconv.Wish(checkpoint, target, context, budget, backend), progress=step)
+        wish = llmconv.Wish(checkpoint, target, context, budget, backend, adapters=options.weighted(adapters))
+        found = llmconv.choose(wish, progress=step)
     for note in found.draft.notes:
         display.note(note)
     return found

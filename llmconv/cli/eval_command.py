@@ -34,7 +34,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="Windows at most, spread over the text; all by default.")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="Of a window; by default 2048, or the context where that is shorter.")
+        int | None,
+        typer.Option(min=2, help="Of a window; by default 2048, or as many as the context holds."),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to a file as well.")] = None,
 ) -> None:
@@ -42,7 +43,7 @@ def evaluate(
     if json is not None:
         _check_writable(json)
     with display.progress("importing torch") as step:
-        from llmconv.decoding.decoder import widest
+        from llmconv.decoding.decoder import whole_runs, widest
         from llmconv.evaluation.evaluate import TOKENS, check_on, evaluate, windows_of
         from llmconv.evaluation.evaluator import FLOAT
         from llmconv.plugins.registry import Registry
@@ -55,7 +56,7 @@ def evaluate(
             checked, runtimes, context = subject, [], subject.config.positions
         else:
             checked, runtimes = subject.described, list(subject.backend.runtimes[:1])
-            context = widest(subject.bundle.graphs.values()).context
+            context = whole_runs(widest(subject.bundle.graphs.values()))
         names = [FLOAT, *runtimes] if on is None else _names(on, "--on")
         check_on(subject, names)
         step("read", "text")

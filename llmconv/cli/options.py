@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from llmconv.errors import RecipeError
 
 if TYPE_CHECKING:
     from llmconv.plugins.registry import Registry
@@ -82,7 +85,7 @@ def changes(
 
     found = list(assignments or [])
     if adapters:
-        each = map(_weighted, adapters)
+        each = weighted(adapters).items()
         entries = ", ".join(f"{json.dumps(str(folder), ensure_ascii=False)} = {weight}" for folder, weight in each)
         found.append(f"model.adapter={{ {entries} }}")
     if targets:
@@ -94,10 +97,26 @@ def changes(
     return found
 
 
+def weighted(adapters: Sequence[str]) -> dict[Path, float]:
+    """The adapters that the command line names, each with its weight.
+
+    Raises:
+        RecipeError: a weight is none.
+    """
+    return dict(map(_weighted, adapters))
+
+
 def _weighted(adapter: str) -> tuple[Path, float]:
-    """A folder and a weight, which is 1 where none is written."""
-    folder, _, weight = adapter.rpartition("=")
+    """A folder and a weight, which is 1 where none is written.
+
+    Raises:
+        RecipeError: the weight is none.
+    """
+    folder, _, written = adapter.rpartition("=")
     try:
-        return Path(folder).expanduser().absolute(), float(weight)
+        weight = float(written)
     except ValueError:
         return Path(adapter).expanduser().absolute(), 1.0
+    if not math.isfinite(weight):
+        raise RecipeError(f"--adapter {adapter}: the weight is a finite number")
+    return Path(folder).expanduser().absolute(), weight

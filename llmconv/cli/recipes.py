@@ -46,12 +46,13 @@ def for_(
     context: convert_command.Context = CONTEXT,
     size_budget: convert_command.SizeBudget = None,
     backend: convert_command.Backend = None,
+    adapters: options.Adapters = None,
     output: Annotated[Path | None, typer.Option(help="The file to write; by default the terminal.")] = None,
 ) -> None:
     """Write the recipe that 'llmconv convert' would choose, with the reason of each choice."""
     from llmconv.files import write_text
 
-    chosen = convert_command.chosen(model, target, context, size_budget, backend)
+    chosen = convert_command.chosen(model, target, context, size_budget, backend, adapters or ())
     if output is None:
         print(chosen.text, end="")
     elif output.exists():

@@ -97,6 +97,11 @@ def widest(graphs: Iterable[_S]) -> _S:
     return max(graphs, key=lambda graph: (graph.ar, graph.context))
 
 
+def whole_runs(graph: _Sized) -> int:
+    """How many tokens a graph that takes a past reads by itself: as many whole runs as its context holds."""
+    return graph.context // graph.ar * graph.ar
+
+
 def takes_past(runner: Runner) -> bool:
     """Whether a graph sees tokens of earlier runs."""
     return any(t.io.kind == "past_key" for t in runner.inputs.values())
@@ -109,7 +114,7 @@ def gives_all_rows(runner: Runner) -> bool:
 
 def reach(runner: Runner, count: int) -> int:
     """How many of `count` tokens a graph can read by itself: those of one run where it takes no past."""
-    count = min(count, runner.context // runner.ar * runner.ar if takes_past(runner) else runner.ar)
+    count = min(count, whole_runs(runner) if takes_past(runner) else runner.ar)
     return count if gives_all_rows(runner) else count // runner.ar * runner.ar
 
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from llmconv.decoding.decoder import Array, Decoder, gives_all_rows, widest
+from llmconv.decoding.decoder import Array, Decoder, gives_all_rows, whole_runs, widest
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.errors import BundleError, RecipeError
 from llmconv.evaluation.evaluator import FLOAT, Evaluator, Figure, figure
@@ -115,8 +115,10 @@ def _decoder(model: Subject | Checked, on: str, tokens: int) -> Iterator[Decoder
     check_on(model, [on])
     assert isinstance(model, Subject)
     spec = widest(model.bundle.graphs.values())
-    if spec.context < tokens:
-        raise BundleError(f"{model.bundle.folder}: windows of {tokens} tokens, but a context of {spec.context}")
+    if (most := whole_runs(spec)) < tokens:
+        raise BundleError(
+            f"{model.bundle.folder}: windows of {tokens} tokens, but graph '{spec.name}' reads {most} at most"
+        )
     with model.open(on, spec.name) as (runner,):
         if not gives_all_rows(runner):
             raise BundleError(

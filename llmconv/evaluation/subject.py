@@ -15,7 +15,7 @@ from llmconv.backends.backend import Backend
 from llmconv.bundle.adapters import adapter_table
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.weights import BundleStore
-from llmconv.decoding.decoder import Decoder, Runner, widest
+from llmconv.decoding.decoder import Decoder, Runner, whole_runs, widest
 from llmconv.errors import CheckpointError, PluginError, RecipeError
 from llmconv.evaluation.agreement import Comparison
 from llmconv.graph.model import Model
@@ -157,7 +157,7 @@ class Subject:
         if windows := held_out(self.described):
             return windows
         begin = self.described.tokenizer.begin
-        room = widest(self.bundle.graphs.values()).context - len(begin)
+        room = whole_runs(widest(self.bundle.graphs.values())) - len(begin)
         ids = spread_ids(self.described.config.vocabulary, range(8 * room))
         return [[*begin, *ids[i : i + room]] for i in range(0, len(ids), room)]
 

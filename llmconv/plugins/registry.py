@@ -319,7 +319,10 @@ class Registry:
             raise PluginError(f"{checkpoint}: read by sources {' and '.join(found)}; name one as model.source")
         if not checkpoint.exists():
             raise PluginError(f"{checkpoint}: no such file or folder; set model.checkpoint or pass --checkpoint")
-        raise PluginError(f"{checkpoint}: no source knows what lies there; name one as model.source")
+        raise PluginError(
+            f"{checkpoint}: no source knows what lies there; give a model's folder or file, or name the source as "
+            "model.source"
+        )
 
     def _load(self, entry: EntryPoint) -> None:
         distribution = _distribution(entry)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmconv.chat.prompt import Prompt
 from llmconv.chat.template import Message
-from llmconv.decoding.decoder import widest
+from llmconv.decoding.decoder import whole_runs, widest
 from llmconv.errors import ChatError, RecipeError
 from llmconv.prepare.resolve import Checked
 
@@ -139,6 +139,6 @@ def held_out(checked: Checked) -> list[list[int]]:
     text = checked.recipe.verify.text
     if text is None:
         return []
-    tokens = min(WINDOW, widest(checked.recipe.graphs.values()).context)
+    tokens = min(WINDOW, whole_runs(widest(checked.recipe.graphs.values())))
     stream = [i for document in read_documents(text) for i in checked.tokenizer.encode_marked(document)]
     return spread(windows(stream, checked.tokenizer.begin, tokens, text), max(1, HELD_OUT // tokens))

@@ -46,15 +46,16 @@ def perplexity_holds(subject: Subject, figures: dict[str, float]) -> Iterator[Ch
         model, weights = subject.quantized, HeldStore(subject.float_weights or subject.weights)
         runner = TorchRunner(widest(model.graphs.values()), weights, model.encodings)
         figures["activations"] = perplexity(subject.decoder(runner), subject.windows)
-    yield from _judged(figures, subject.backend.runtimes[0], measured_now=subject.checkpoint is not None)
+    on = f"{len(subject.windows)} windows of {len(subject.windows[0])} tokens"
+    yield from _judged(figures, subject.backend.runtimes[0], on, measured_now=subject.checkpoint is not None)
 
 
-def _judged(figures: dict[str, float], runtime: str, *, measured_now: bool) -> Iterator[Check]:
+def _judged(figures: dict[str, float], runtime: str, on: str, *, measured_now: bool) -> Iterator[Check]:
     if "float" not in figures:
         yield Check(6, f"perplexity on {runtime}", f"{figures['quantized']:.2f} (nothing to compare with)")
         return
     when = "" if measured_now else " (measured at conversion)"
-    yield Check(6, "perplexity of the source in float", f"{figures['float']:.2f}{when}")
+    yield Check(6, "perplexity of the source in float", f"{figures['float']:.2f} on {on}{when}")
     for kind, bound, what, advice in (
         ("activations", ACTIVATION_RATIO, "activations quantized alone, over float", RANGES),
         ("quantized", WEIGHT_RATIO, f"everything quantized, on {runtime}, over float", WEIGHTS),

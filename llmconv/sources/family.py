@@ -62,7 +62,7 @@ class Family:
     aliases: ClassVar[Mapping[str, str]] = {}
     always: ClassVar[Mapping[str, Any]] = {}
     names: ClassVar[Mapping[str, str]] = {}
-    prefixes: ClassVar[tuple[str, ...]] = ("model.", "language_model.model.", "model.language_model.")
+    prefixes: ClassVar[tuple[str, ...]] = ("model.", "language_model.model.", "model.language_model.", "")
     fused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     norm_shift: ClassVar[float] = 0.0
     paired: ClassVar[bool] = False

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import CheckpointError
+from llmconv.files import check_no_pointer
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Keys:
         Raises:
             CheckpointError: it is missing, or no table of keys.
         """
+        check_no_pointer(path)
         try:
             values: Any = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -67,7 +69,7 @@ class Keys:
         return self._number(key, self.get(key, default))
 
     def _number(self, key: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise CheckpointError(f"{self.path}: {key} must be a number, not {value!r}")
         return float(value)
 

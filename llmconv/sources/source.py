@@ -92,6 +92,13 @@ class Source(Framed, ABC):
         """How many tensors of the checkpoint are stored as what, e.g. "BF16"; nothing where the source cannot tell."""
         return {}
 
+    def row_bits(self) -> int | None:
+        """Bits of the weights that lie in the checkpoint as integers with one scale a row, as its configuration tells.
+
+        By default None: there are none, or grids may not hold them.
+        """
+        return None
+
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""

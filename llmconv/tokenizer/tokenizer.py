@@ -15,12 +15,14 @@ import tokenizers
 from sentencepiece import SentencePieceProcessor
 
 from llmconv.errors import CheckpointError
+from llmconv.files import check_no_pointer
 from llmconv.tokenizer.added_tokens import added_tokens, adds_bos, named_tokens
 from llmconv.tokenizer.gguf_to_tokenizers import convert_gguf
 from llmconv.tokenizer.sentencepiece_to_tokenizers import convert
 
 FILES = ("tokenizer.json", "tokenizer.model")
 _PROBE = "a"  # a text that what a tokenizer puts in front of texts is seen on
+_PADDING = re.compile(r"\W*pad(ding)?\W*", re.IGNORECASE)  # often added beyond the embedding, and in no text
 
 
 class Tokenizer:
@@ -49,6 +51,7 @@ class Tokenizer:
         self._encode: Callable[[str], Sequence[int]]
         self._decode: Callable[[list[int]], str]
         self._added = added_tokens(file.parent) if fast is None else {}
+        check_no_pointer(file)
         try:
             if fast is not None:
                 self._read_fast(fast)
@@ -139,10 +142,11 @@ class Tokenizer:
         """This tokenizer for a model of so many ids: a text that needs one beyond them is refused.
 
         Raises:
-            CheckpointError: a control token is beyond them.
+            CheckpointError: a control token is beyond them that is more than padding.
         """
         beyond = {name: i for name, i in self.control.items() if i >= vocabulary}
-        if beyond:
+        self.control = {name: i for name, i in self.control.items() if name not in beyond}
+        if beyond := {name: i for name, i in beyond.items() if not _PADDING.fullmatch(name)}:
             name, i = min(beyond.items(), key=lambda item: item[1])
             raise CheckpointError(f"{self.file}: token {name!r} is id {i}, and the model knows {vocabulary} ids")
         self._limit = vocabulary if self.size > vocabulary else None

@@ -1,4 +1,4 @@
-"""What a checkpoint's files are told by: numbers that are none, tensors that lie in two files, pointers for files."""
+"""What a checkpoint's files are told by: numbers that are none, tensors that lie in two files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 
 from llmconv.errors import CheckpointError
-
-LFS = b"version https://git-lfs"  # what Git has in the place of a large file that was not fetched
 
 
 def check_finite(values: torch.Tensor, file: Path, name: str) -> None:
@@ -34,18 +32,3 @@ def check_apart(known: Iterable[str], file: Path, found: Iterable[str]) -> None:
             f"{file}: tensor '{twice[0]}' lies in another file of the checkpoint as well; are they of one model? "
             "remove the files that do not belong to it"
         )
-
-
-def check_no_pointer(file: Path) -> None:
-    """Whether a file is there itself.
-
-    Raises:
-        CheckpointError: it is what Git LFS has in its place.
-    """
-    try:
-        with file.open("rb") as stream:
-            pointer = stream.read(len(LFS)) == LFS
-    except OSError:
-        return  # which whoever opens it says
-    if pointer:
-        raise CheckpointError(f"{file}: a pointer of Git LFS, not the file itself; run 'git lfs pull' beside it")

@@ -19,8 +19,9 @@ import torch
 
 from llmconv.encodings.fitting import fitted
 from llmconv.errors import CheckpointError
+from llmconv.files import check_no_pointer
 from llmconv.weights.coded import Coded
-from llmconv.weights.faults import check_apart, check_finite, check_no_pointer
+from llmconv.weights.faults import check_apart, check_finite
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)

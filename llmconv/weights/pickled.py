@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from llmconv.errors import CheckpointError
-from llmconv.weights.faults import check_apart, check_finite, check_no_pointer
+from llmconv.files import check_no_pointer
+from llmconv.weights.faults import check_apart, check_finite
 
 MAPPED_BYTES = 64 * 2**20  # read through one mapping: its pages count as this process's memory until it is closed
 
@@ -87,13 +88,19 @@ class PickleStore:
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A weight, or a range of its rows, as float32."""
         entry = self._entry(name)
-        found = self.stored(name, rows).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        found = self._part(name, entry, rows).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         check_finite(found, entry.file, name)
         return found
 
     def stored(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A tensor, or a range of its rows, in the type that the file has, as it is mapped."""
-        entry = self._entries[name]
+        entry = self._entries.get(name) or self._entry(name)
+        part = self._part(name, entry, rows)
+        if part.is_floating_point():
+            check_finite(part, entry.file, name)
+        return part
+
+    def _part(self, name: str, entry: _Entry, rows: slice | None) -> torch.Tensor:
         with self._lock:  # weights are read ahead in a thread
             mapping = self._mapped(entry.file)
             tensor = mapping.tensors.get(name)

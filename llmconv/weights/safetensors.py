@@ -6,6 +6,7 @@ import hashlib
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 
 from llmconv.errors import CheckpointError
-from llmconv.weights.faults import check_apart, check_finite, check_no_pointer
+from llmconv.files import check_no_pointer
+from llmconv.weights.faults import check_apart, check_finite
 
 _PIECE = 1 << 19  # values that are read, hashed and converted at once: small enough for a core's cache
 
@@ -72,14 +74,14 @@ class SafetensorsStore:
         """How many tensors are stored as what."""
         return Counter(entry.dtype for entry in self._entries.values())
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str, types: Mapping[str, torch.dtype] = _DTYPES) -> _Entry:
         if name not in self._entries:
             where = self.files[0].parent if self.files else "the checkpoint"
             raise CheckpointError(f"{where}: no tensor '{name}'; is the download complete?")
         entry = self._entries[name]
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in types:
             raise CheckpointError(
-                f"{entry.file}: tensor '{name}' has dtype {entry.dtype}; use one of {', '.join(_DTYPES)}"
+                f"{entry.file}: tensor '{name}' has dtype {entry.dtype}; use one of {', '.join(types)}"
             )
         return entry
 
@@ -114,9 +116,8 @@ class SafetensorsStore:
 
     def stored(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A tensor, or a range of its rows, in the type that the file has; for integers that stand for weights."""
-        entry, types = self._entries[name], _DTYPES | _OTHERS
-        if entry.dtype not in types:
-            raise CheckpointError(f"{entry.file}: tensor '{name}' has dtype {entry.dtype}, which is not implemented")
+        types = _DTYPES | _OTHERS
+        entry = self._entry(name, types)
         start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
         row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
         with entry.file.open("rb") as file:

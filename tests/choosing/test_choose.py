@@ -88,6 +88,48 @@ def test_rows_that_blocks_do_not_divide_have_none(tmp_path: Path) -> None:
     assert values(draft)["passes.w4a16.weights"] == {"*.down_proj.weight": {"block": 0}}
 
 
+def integers(bits: int, **changes: Any) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel", **changes}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": True}
+
+
+@pytest.mark.parametrize(
+    ("quantized", "kept"),
+    [
+        (integers(8), {"passes.w4a16.weight_bits": 8}),
+        (integers(4), {"passes.w4a16.quantizer": "gptq", "passes.w4a16.block": 32}),
+        (GPTQ, {"passes.w4a16.quantizer": "gptq", "passes.w4a16.block": 32}),
+        (integers(4, strategy="group", group_size=32), None),
+        (integers(8, symmetric=False), None),
+        (GPTQ | {"group_size": 128}, None),
+        (GPTQ | {"sym": False}, None),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}, None),
+    ],
+)
+def test_integers_that_a_grid_holds_are_left_on_it(
+    tmp_path: Path, quantized: dict[str, Any], kept: dict[str, Any] | None
+) -> None:
+    draft = first(Wish(checkpoint(tmp_path / "m", **LARGE, quantization_config=quantized), PHONE))
+    names = {section.path for section in draft.sections}
+    assert ("passes.rotate" in names) == (kept is None)
+    assert (kept or {}).items() <= values(draft).items()
+    assert ("its own integers" in draft.label) == (kept is not None)
+
+
+def test_adapters_to_merge_stand_in_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a = b").mkdir()
+    model = checkpoint(tmp_path / "m", quantization_config=integers(8))
+    chosen = choose(Wish(model, PHONE, context=64, adapters={tmp_path / "a = b": 0.5}))
+    assert chosen.recipe.model.adapters == {tmp_path / "a = b": 0.5}
+    assert "passes.rotate" in {section.path for section in chosen.draft.sections}  # integers are off their grid anyway
+    with pytest.raises(RecipeError, match=r"none: no such folder; give an adapter's"):
+        choose(Wish(model, PHONE, adapters={tmp_path / "none": 1.0}))
+
+
 @pytest.mark.slow
 def test_a_budget_decides_the_bits(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m", **LARGE | {"num_hidden_layers": 1, "vocab_size": 32})

@@ -36,6 +36,7 @@ def test_convert_is_what_its_written_recipe_gives(small_recipe: Path, tmp_path: 
     [
         (("no_such_model",), "no_such_model: no such file or folder, and no model's name on the hub, ORG/NAME"),
         ((".", "--size-budget", "small"), "--size-budget small: write it as 1.5GB or 800MB"),
+        ((".", "--adapter", "a=nan"), "--adapter a=nan: the weight is a finite number"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_what_cannot_be_measured_of_a_recipe(
     [
         (("--on", "torhc"), "no runtime named 'torhc'; did you mean 'torch'?"),
         ((*FEW, "--on", "genie"), "genie"),  # which gives text, not logits
-        (("--tokens", 200, "--on", "torch"), "windows of 200 tokens, but a context of 128"),
+        (("--tokens", 200, "--on", "torch"), "windows of 200 tokens, but graph 'prompt' reads 128 at most"),
     ],
 )
 def test_what_cannot_be_measured_of_a_bundle(

@@ -95,8 +95,8 @@ def awq(q: Quantized) -> dict[str, Tensor]:
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"}
 
 
-def compressed_config(bits: int, layout: str = "pack-quantized") -> dict[str, Any]:
-    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel"}
+def compressed_config(bits: int, layout: str = "pack-quantized", strategy: str = "channel") -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": strategy}
     return {**COMPRESSED, "format": layout, "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
 
 

@@ -124,6 +124,14 @@ def test_replacing_adapters_have_no_weight(tmp_path: Path, base: Path) -> None:
         DecoderSource(base, {saved: 0.5}).weights()
 
 
+@pytest.mark.parametrize("grown", ["A", "B"])
+def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path, base: Path, grown: str) -> None:
+    name = f"{LAYER}self_attn.q_proj.lora_{grown}.weight"
+    tensors = {**LOW_RANK, name: drawn(*(n if n == RANK else 2 * HIDDEN for n in LOW_RANK[name].shape))}
+    with pytest.raises(CheckpointError, match=r"the checkpoint's weight is \[16, 16\]: is it of another model\?"):
+        change(base, adapter(tmp_path / "a", tensors))
+
+
 def test_other_layouts_take_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Hugging Face's layout alone"):
         DecoderSource(write_meta(tmp_path / "base"), {adapter(tmp_path / "a"): 1.0}).config()

@@ -386,6 +386,17 @@ def test_of_a_tied_pair_the_head_alone_may_be_stored(tmp_path: Path) -> None:
     assert torch.equal(weights.read("lm_head.weight"), table)
 
 
+def test_a_decoder_that_was_saved_without_its_head(tmp_path: Path) -> None:
+    write(tmp_path, tie_word_embeddings=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop("lm_head.weight", None)
+    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    weights = DecoderSource(tmp_path).weights()
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(weights.read(name), tensors["model.embed_tokens.weight"])
+    assert torch.equal(weights.read("norm.weight"), tensors["model.norm.weight"])
+
+
 def test_files_behind_links_are_read_and_a_link_to_nothing_is_missing(tmp_path: Path) -> None:
     real, snapshot = write(tmp_path / "blobs"), tmp_path / "snapshot"
     snapshot.mkdir()

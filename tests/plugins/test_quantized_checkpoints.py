@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from quantized_files import Quantized, awq, compressed, compressed_config, gptq, quantized, rewrite
+from quantized_files import Quantized, awq, compressed, compressed_config, gptq, packed, quantized, rewrite
 from tiny_checkpoints import HIDDEN, write
 from tiny_models import STRUCTURAL, calibrated_model
 from torch import Tensor
 
-from llmconv import CheckpointError, PassError
+from llmconv import CheckpointError, PassError, Recipe, Wish, apply, choose
 from llmconv.encodings import PerBlock, PerRow, fitted
 from llmconv.graph import Model
 from llmconv.passes import PassContext, PassManager
@@ -51,6 +52,7 @@ KINDS: list[tuple[dict[str, Any], int, Write]] = [
     ({**GPTQ, "bits": 8}, 8, lambda q: gptq(q, 8)),
     ({**GPTQ, "bits": 2}, 2, lambda q: gptq(q, 2)),
     ({**GPTQ, "checkpoint_format": "gptq_v2"}, 4, lambda q: gptq(q, 4, less=0)),
+    ({**GPTQ, "format": "gptq_v2"}, 4, lambda q: gptq(q, 4, less=0)),
     (AWQ, 4, awq),
 ]
 
@@ -105,7 +107,15 @@ REFUSED = [
     ({**compressed_config(4), "format": "marlin-24"}, "format = 'marlin-24'"),
     ({**GPTQ, "bits": 3}, "of 3 bits"),
     ({**GPTQ, "checkpoint_format": "marlin"}, "'marlin'"),
+    ({**GPTQ, "format": "marlin"}, "'marlin'"),
+    ({**GPTQ, "is_marlin_format": True}, "is_marlin_format = True"),
+    ({**GPTQ, "pack_dtype": "int64"}, "pack_dtype = 'int64'"),
+    ({**GPTQ, "dynamic": {r"+:.*\.down_proj": {"bits": 8}}}, "dynamic gives some weights other bits"),
     ({**AWQ, "version": "gemv"}, "'gemv'"),
+    ({**AWQ, "version": None, "format": "gemv_fast"}, "'gemv_fast'"),
+    ({**compressed_config(4), "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "transform_config"),
+    ({**compressed_config(4), "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
+    (compressed_config(4, strategy="block"), "scales by 'block'"),
 ]
 
 
@@ -115,6 +125,31 @@ def test_others_are_refused_by_name(tmp_path: Path, config: dict[str, Any], said
         source(tmp_path / "c", config, gptq(quantized(HIDDEN, HIDDEN), 4)).weights()
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_zero_point_of_0_is_stored_as_all_ones(tmp_path: Path) -> None:
+    """Less the 1 that the first version takes off, as AutoGPTQ's own layer reads it."""
+    q = quantized(HIDDEN, HIDDEN, size=4, centred=False)
+    q.zero[::3] = 0
+    stored = gptq(q, 4)
+    stored["qzeros"] = packed((q.zero.T - 1) % 16, 4)
+    weights = source(tmp_path / "c", GPTQ, stored).weights()
+    assert torch.equal(weights.read(NAME), q.dense())
+
+
+def test_compressed_tensors_that_are_not_compressed_are_refused(tmp_path: Path) -> None:
+    q = quantized(HIDDEN, HIDDEN)
+    tensors = {"weight": q.dense(), "weight_scale": q.scale}
+    with pytest.raises(CheckpointError, match=rf"'{MODULE}\.weight' is stored in floating point"):
+        source(tmp_path / "c", compressed_config(4), tensors).weights()
+
+
+@pytest.mark.parametrize("missing", ["weight_shape", "weight_packed"])
+def test_a_part_that_is_missing_is_named(tmp_path: Path, missing: str) -> None:
+    tensors = compressed(quantized(HIDDEN, HIDDEN), 4)
+    del tensors[missing]
+    with pytest.raises(CheckpointError, match=rf"no tensor '{MODULE}\.weight"):
+        source(tmp_path / "c", compressed_config(4), tensors).weights()
 
 
 def test_scales_that_are_multiples_of_one_lie_on_a_grid_in_blocks() -> None:
@@ -234,3 +269,20 @@ def test_other_bits_are_quantized_again_and_said(tmp_path: Path, caplog: pytest.
         PassManager([*STRUCTURAL, W4A16(weight_bits=8)]).run(model, PassContext(TEXT))
     assert model.encodings.kept == ()
     assert "they have 4 bits where the recipe asks for 8 (14)" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_model_of_integers_in_one_line(small_recipe: Path, tmp_path: Path, bits: int) -> None:
+    """The recipe that is chosen keeps every one of them, and the proof says so."""
+    folder = tmp_path / "c"
+    shutil.copytree(small_recipe.parent / "tiny_llama", folder)
+    shapes = {n: p.shape for n, p in DecoderSource(folder).module().named_parameters() if n.endswith("proj.weight")}
+    made = {n.removesuffix(".weight"): compressed(quantized(*shape, bits), bits) for n, shape in shapes.items()}
+    rewrite(folder, compressed_config(bits), {f"model.{name}": own for name, own in made.items()})
+    text = choose(Wish(str(folder), "Galaxy S23 Ultra", context=64, backend="onnx")).text
+    bundle = apply(Recipe.loads(text, "chosen", tmp_path, [f"output.folder='{tmp_path / 'out'}'"]))
+    assert sorted(bundle.manifest["source"]["kept"]) == sorted(shapes)
+    (check,) = (c for c in bundle.report["proof"] if "integers" in c["name"])
+    assert check["passed"]
+    assert check["measured"] == f"{len(shapes)} of {len(shapes)}"

@@ -11,7 +11,10 @@ from tokenizers.models import BPE
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmconv import Recipe, Registry, Wish, apply, choose
+
 VOCABULARY, POSITIONS = 96, 128
+PHONE = "Galaxy S23 Ultra"
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -140,3 +143,11 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.add_special_tokens(named)
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def unproved(checkpoint: Path, output: Path, registry: Registry) -> list[str]:
+    """Convert a checkpoint up to ONNX without a recipe, and give the checks of its proof that failed."""
+    chosen = choose(Wish(str(checkpoint), PHONE, backend="onnx"), registry=registry)
+    recipe = Recipe.loads(chosen.text, checkpoint.name, checkpoint.parent, [f"output.folder='{output}'"])
+    proof = apply(recipe, registry=registry, verify=True).report["proof"]
+    return [f"{c['name']}: {c['measured']}, must be {c['bound']}" for c in proof if c["passed"] is False]

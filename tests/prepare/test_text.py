@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from small_checkpoint import write_recipe
 
 from llmconv import Recipe, RecipeError, Registry
 from llmconv.prepare.resolve import Checked, check
-from llmconv.prepare.text import calibration_samples
+from llmconv.prepare.text import calibration_samples, held_out
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
 PARAGRAPH = "A list of the values that the option takes, one after the other, in the order of the file."
@@ -83,6 +84,18 @@ def test_a_template_that_refuses_them_is_said(tmp_path: Path, caplog: pytest.Log
     made = checked(tmp_path, TEXT.encode(), {"chat_template": "{{ raise_exception('users alone') }}"})
     assert len(calibration_samples(made)) == 6
     assert "no sample is a conversation, since chat_template of tokenizer_config.json: users alone" in caplog.text
+
+
+@pytest.mark.parametrize(("ar", "context", "tokens"), [(32, 128, 128), (16, 120, 112), (128, 200, 128), (2, 51, 50)])
+def test_held_out_windows_are_what_the_prompt_graph_reads_in_whole_runs(
+    tmp_path: Path, ar: int, context: int, tokens: int
+) -> None:
+    made = checked(tmp_path, TEXT.encode())
+    (tmp_path / "held_out.txt").write_text(TEXT)
+    graphs = {"prompt": {"ar": ar, "context": context}, "token": {"ar": 1, "context": context}}
+    recipe = made.recipe.to_dict() | {"graphs": graphs, "verify": {"text": str(tmp_path / "held_out.txt")}}
+    windows = held_out(replace(made, recipe=Recipe.from_dict(recipe)))
+    assert {len(window) for window in windows} == {tokens}
 
 
 def test_text_that_is_no_utf8(tmp_path: Path) -> None:

@@ -254,6 +254,7 @@ def test_activations_are_measured_over_the_weights_that_the_passes_left() -> Non
 )
 def test_perplexity_is_judged_by_its_ratio(activations: float, quantized: float, held: tuple[bool, bool]) -> None:
     figures = {"float": 10.0, "activations": activations, "quantized": quantized}
-    shown, *judged = on_text._judged(figures, "first", measured_now=False)
-    assert shown == Check(6, "perplexity of the source in float", "10.00 (measured at conversion)")
+    shown, *judged = on_text._judged(figures, "first", "3 windows of 8 tokens", measured_now=False)
+    measured = "10.00 on 3 windows of 8 tokens (measured at conversion)"
+    assert shown == Check(6, "perplexity of the source in float", measured)
     assert tuple(c.passed for c in judged) == held

@@ -113,6 +113,13 @@ def test_a_vocabulary_smaller_than_the_tokenizer(tmp_path: Path) -> None:
         special.within(2048)
 
 
+@pytest.mark.parametrize("name", ["[PAD]", "<|padding|>"])
+def test_padding_may_lie_beyond_the_vocabulary(tmp_path: Path, name: str) -> None:
+    tokenizer = Tokenizer.find(pieces(tmp_path, added_tokens={name: 2048})).within(2048)
+    assert tokenizer.control.get("<s>") == 1
+    assert max(tokenizer.encode_marked(f"a {name}")) < 2048
+
+
 def test_a_tokenizer_json_that_lacks_the_place_of_an_added_token(tmp_path: Path) -> None:
     fast(tmp_path)
     (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 3000}')

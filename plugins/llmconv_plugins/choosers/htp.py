@@ -21,10 +21,10 @@ TEXT = "shipped:calibration/mixed.txt"
 USUAL = {
     "rotate": "outlier channels spread over all, in the weights alone",
     "balance_cache": "keys and values fill the 8 bits of their cache",
-    "kv_cache_io": "",
+    "kv_cache_io": "keys and values of earlier tokens come in, new ones go out",
     "split_heads": "one attention a head, as the NPU takes it",
-    "decompose": "",
-    "linear_to_conv": "",
+    "decompose": "into ops that the compiler takes, each value with an encoding",
+    "linear_to_conv": "as 1×1 convolutions, which the NPU computes faster and more exactly",
 }
 
 
@@ -36,20 +36,35 @@ class HTP(Chooser):
     backend: ClassVar[str] = QnnBackend.name
 
     def drafts(self, facts: Facts) -> Iterator[Draft]:
-        """Those with `rotate` first; without it where the pass refuses a model."""
-        for first in (None, Rotate.name):
+        """Those with `rotate` first, but for integers, which stay on their grid; last those without it."""
+        if facts.kept is not None:
+            yield _draft(
+                facts, f"its own integers of {facts.kept} bits", _beside_kept(facts), (Rotate.name, "balance_cache")
+            )
+        for left_out in ((), (Rotate.name,)):
             for label, lines in _grids(facts):
-                passes = [Section("passes", (Line("name", name, why),)) for name, why in USUAL.items() if name != first]
-                split = Section("passes", (Line("name", SplitModel.name), Line("parts", 1)))
-                quantize = Section("passes", (Line("name", W4A16.name), *lines))
-                yield Draft(label, (*_graphs(facts), *passes, split, quantize, _calibration(facts)))
+                yield _draft(facts, label, lines, left_out)
+
+
+def _draft(facts: Facts, label: str, lines: tuple[Line, ...], left_out: tuple[str, ...]) -> Draft:
+    passes = [Section("passes", (Line("name", name, why),)) for name, why in USUAL.items() if name not in left_out]
+    split = Section("passes", (Line("name", SplitModel.name), Line("parts", 1)))
+    quantize = Section("passes", (Line("name", W4A16.name), *lines))
+    return Draft(label, (*_graphs(facts), *passes, split, quantize, _calibration(facts)))
+
+
+def _beside_kept(facts: Facts) -> tuple[Line, ...]:
+    """The options of w4a16 for a checkpoint whose integers are kept: for weights that it has in floating point."""
+    if facts.kept == 8:
+        return (Line("weight_bits", 8, "as the checkpoint's own integers have, which are kept"),)
+    return (Line("quantizer", GPTQ.name, "of weights that are no integers yet; the others are kept"), *_blocks(facts))
 
 
 def _graphs(facts: Facts) -> tuple[Section, ...]:
     """A prompt graph that leaves most of the context to what comes before and behind; a token graph."""
     ar = 1 << (min(PROMPT, max(1, facts.context // 4)).bit_length() - 1)
     why = "tokens at once" if ar == PROMPT else f"tokens at once, in a context of {facts.context}"
-    token = Section("graphs.token", (Line("ar", 1),))
+    token = Section("graphs.token", (Line("ar", 1, "a token at a time, as answers are written"),))
     return (Section("graphs.prompt", (Line("ar", ar, why),)), token) if ar > 1 else (token,)
 
 

@@ -156,7 +156,8 @@ class Adapter:
                     more = Affine(Stored(f"{label}/{tensor}"), self._scale(found[1], self._rank(found[1])))
                     table[bias] = Sum((table.get(bias, Stored(bias)), more))
                     continue
-                table[weight] = self._merged(table.get(weight, Stored(weight)), found[1], tensor, label)
+                x = table.get(weight, Stored(weight))
+                table[weight] = self._merged(x, list(x.shape(store)), found[1], tensor, label)
 
     def _replace(self, table: dict[str, Expression], store: Checkpoint, name: str, by: Stored) -> None:
         """A tensor as a whole; a tied lm_head stays as it was where the embedding alone is replaced."""
@@ -168,8 +169,8 @@ class Adapter:
             table.setdefault("lm_head.weight", Stored(found))
         table[found] = by
 
-    def _merged(self, x: Expression, module: str, b: str, label: str) -> Expression:
-        """A weight with the low-rank change of its module."""
+    def _merged(self, x: Expression, shape: list[int], module: str, b: str, label: str) -> Expression:
+        """A weight of that shape with the low-rank change of its module."""
         first = b.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
         factors = {name: Stored(f"{label}/{name}") for name in (first, b)}
         if first not in self.store:
@@ -179,6 +180,10 @@ class Adapter:
             raise CheckpointError(
                 f"{self.store.files[0]}: '{first}' is of rank {rank}, {CONFIG} says {self._rank(module)}"
             )
+        fits = [self.store.shape(b)[0], *self.store.shape(first)[1:]]
+        if (fits[::-1] if "lora_embedding" in b else fits) != shape:  # an embedding has its inputs along the rows
+            said = f"'{b}' is for {fits}, the checkpoint's weight is {shape}: is it of another model?"
+            raise CheckpointError(f"{self.store.files[0]}: {said}")
         scale = self.weight * self._scale(module, rank)
         if "lora_embedding" in b:
             if self.keys.flag("use_dora"):

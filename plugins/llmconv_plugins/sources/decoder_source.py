@@ -135,6 +135,10 @@ class DecoderSource(Source):
         opened = self._layout.open()
         return opened.types if isinstance(opened, SafetensorsStore | GGUFStore) else {}
 
+    def row_bits(self) -> int | None:
+        """As `quantization_config` has it."""
+        return self._layout.row_bits()
+
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""
         return self._layout.tokenizer()
@@ -155,4 +159,6 @@ def _layout(checkpoint: Path) -> type[Layout] | None:
         return HuggingFace
     if (checkpoint / Meta.config_name).is_file() or any(checkpoint.glob("consolidated.*.pth")):
         return Meta
-    return GGUF if any(checkpoint.glob(f"*{SUFFIX}")) else None
+    if any(checkpoint.glob(f"*{SUFFIX}")):
+        return GGUF
+    return HuggingFace if any((checkpoint / name).is_file() for name in HuggingFace.weight_files()) else None

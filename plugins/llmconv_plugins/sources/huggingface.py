@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
 from io import StringIO
@@ -22,7 +22,7 @@ from llmconv.weights import Checkpoint, DerivedCheckpoint, Expression, PickleSto
 from llmconv_plugins.sources.adapter import CONFIG as ADAPTER
 from llmconv_plugins.sources.adapter import adapted, base_of, beside
 from llmconv_plugins.sources.formats import KEYS as QUANTIZATION
-from llmconv_plugins.sources.formats import format_of
+from llmconv_plugins.sources.formats import format_of, row_bits_of
 from llmconv_plugins.sources.layout import TALK, TOKENIZERS, Description, Layout
 from llmconv_plugins.sources.outside import OUTSIDE
 
@@ -49,6 +49,12 @@ class HuggingFace(Layout):
             if files := whole or [name for name in names if shards.fullmatch(name)]:
                 return [*found, *files]
         return found
+
+    @classmethod
+    def weight_files(cls) -> Iterator[str]:
+        """Names of files that hold weights, or list those that do; by which a folder without config.json is known."""
+        for stem, suffix in KINDS:
+            yield from (f"{stem}.{suffix}", f"{stem}.{suffix}.index.json")
 
     def table(self, name: str) -> Keys:
         """A file of the checkpoint.
@@ -144,6 +150,10 @@ class HuggingFace(Layout):
         if files := self._files("pytorch_model", "bin"):
             return PickleStore(files)
         return SafetensorsStore([self.folder / "model.safetensors"])  # which says that it is missing
+
+    def row_bits(self) -> int | None:
+        """As `quantization_config` says."""
+        return row_bits_of(self._json)
 
     def weight(self, name: str, store: Checkpoint) -> Expression:
         """As the family has it."""

@@ -82,6 +82,10 @@ class Layout(ABC):
     def open(self) -> Checkpoint:
         """The checkpoint's tensors, by their names there."""
 
+    def row_bits(self) -> int | None:
+        """As of `Source.row_bits`."""
+        return None
+
     @abstractmethod
     def weight(self, name: str, store: Checkpoint) -> Expression:
         """What a parameter of the module is, of these tensors."""

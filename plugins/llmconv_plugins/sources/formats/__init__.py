@@ -16,6 +16,10 @@ FORMATS: dict[str, Table] = {
     "gptq": gptq_awq.gptq,
     "awq": gptq_awq.awq,
 }
+ROW_BITS: dict[str, Callable[[Keys], int | None]] = {
+    "compressed-tensors": compressed_tensors.row_bits,
+    "gptq": gptq_awq.row_bits,
+}
 
 
 def format_of(config: Keys) -> tuple[Table, Keys] | None:
@@ -24,6 +28,22 @@ def format_of(config: Keys) -> tuple[Table, Keys] | None:
     Raises:
         CheckpointError: they are in a format that is not read.
     """
+    found = _said(config)
+    return None if found is None else (FORMATS[found[0]], found[1])
+
+
+def row_bits_of(config: Keys) -> int | None:
+    """Bits of integers that have one scale a row and no zero points, which a grid always holds; None of others.
+
+    Raises:
+        CheckpointError: as of `format_of`.
+    """
+    found = _said(config)
+    return None if found is None or found[0] not in ROW_BITS else ROW_BITS[found[0]](found[1])
+
+
+def _said(config: Keys) -> tuple[str, Keys] | None:
+    """The format and what the file says of it."""
     said = next((config.table(key) for key in KEYS if config.get(key)), None)
     if said is None:
         return None
@@ -33,4 +53,4 @@ def format_of(config: Keys) -> tuple[Table, Keys] | None:
             f"{config.path}: quantization_config.quant_method = {method!r} is not implemented; "
             f"{', '.join(FORMATS)} are, and the model before it was quantized"
         )
-    return FORMATS[method], said
+    return method, said

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,9 @@ from torch import Tensor
 from llmconv import CheckpointError
 from llmconv.sources import Keys
 from llmconv.weights import Checkpoint, Expression, IntegerStore, WeightStore
-from llmconv_plugins.sources.formats.packed import WORD, Packed, integers, unpacked
+from llmconv_plugins.sources.formats.packed import SEVERAL, WORD, Packed, integers, unpacked
 
+STRATEGIES = ("tensor", "channel", "group")
 LAYOUTS = ("pack-quantized", "int-quantized", "naive-quantized")
 
 
@@ -96,20 +96,50 @@ def table(config: Keys, store: Checkpoint, names: list[str]) -> Mapping[str, Exp
             f"{config.path}: quantization_config.format = {layout!r} is not implemented, only {', '.join(LAYOUTS)}; "
             "use the model before it was quantized"
         )
+    if config.table("transform_config").values:
+        raise CheckpointError(
+            f"{config.path}: quantization_config.transform_config turns values while the model runs, which is not "
+            "implemented; use the model before it was quantized"
+        )
+    if config.table("sparsity_config").get("format", "dense") != "dense":
+        raise CheckpointError(f"{config.path}: quantization_config.sparsity_config: only 'dense' is implemented")
     bits = _bits(config)
     packed = [n.removesuffix(".weight_packed") for n in names if n.endswith(".weight_packed")]
     scaled = {n.removesuffix(".weight_scale") for n in names if n.endswith(".weight_scale")}
     found: dict[str, Expression] = {f"{stem}.weight": Compressed(stem, bits, True) for stem in packed}
-    plain = scaled - set(packed)
-    return found | {f"{stem}.weight": Compressed(stem, 8, False) for stem in sorted(plain)}
+    plain = sorted(scaled - set(packed))
+    for stem in plain:
+        if integers(store).stored(f"{stem}.weight", slice(0, 1)).is_floating_point():
+            raise CheckpointError(
+                f"{config.path}: has a quantization_config, but '{stem}.weight' is stored in floating point; save the "
+                "model with save_compressed=True, or remove that key to convert it as it is"
+            )
+    return found | {f"{stem}.weight": Compressed(stem, 8, False) for stem in plain}
+
+
+def row_bits(config: Keys) -> int | None:
+    """Bits of integers that have one scale a row and no zero points; None of others."""
+    bits = _bits(config)
+    by_row = all(s.get("strategy") in ("channel", "tensor") and s.flag("symmetric", True) for s in _schemes(config))
+    return bits if by_row else None
+
+
+def _schemes(config: Keys) -> list[Keys]:
+    """What is said of each group of weights; other groups are of activations alone."""
+    groups = config.table("config_groups")
+    return [found for name in groups.values if (found := groups.table(name).table("weights")).values]
 
 
 def _bits(config: Keys) -> int:
-    groups = config.table("config_groups")
-    schemes: list[Any] = [groups.table(name).table("weights") for name in groups.values]
+    schemes = _schemes(config)
     kinds = {(s.integer("num_bits"), s.get("type", "int")) for s in schemes}
     if len(kinds) != 1:
-        raise CheckpointError(f"{config.path}: quantization_config.config_groups has weights of several widths")
+        raise CheckpointError(f"{config.path}: quantization_config.config_groups: {SEVERAL}")
+    if others := {s.get("strategy") for s in schemes} - {*STRATEGIES, None}:
+        raise CheckpointError(
+            f"{config.path}: quantization_config has scales by {others.pop()!r}, which is not implemented; "
+            f"{', '.join(STRATEGIES)} are"
+        )
     bits, kind = kinds.pop()
     if kind != "int" or WORD % bits or bits > 8:
         raise CheckpointError(

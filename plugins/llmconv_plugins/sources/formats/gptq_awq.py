@@ -14,7 +14,7 @@ from torch import Tensor
 from llmconv import CheckpointError
 from llmconv.sources import Keys
 from llmconv.weights import Checkpoint, Expression, IntegerStore, WeightStore
-from llmconv_plugins.sources.formats.packed import WORD, Packed, integers, unpacked
+from llmconv_plugins.sources.formats.packed import SEVERAL, WORD, Packed, integers, unpacked
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Gptq(Packed):
     def _zero_points(self, store: IntegerStore) -> Tensor:
         """(outputs, groups) int16."""
         found = unpacked(store.stored(f"{self.stem}.qzeros"), self.bits) + self.less
-        return found.T.contiguous()
+        return (found & ((1 << self.bits) - 1)).T.contiguous()  # 0 less 1 is stored as all ones
 
     def stored(self) -> Iterator[str]:
         """The integers."""
@@ -86,7 +86,8 @@ class Awq(Gptq):
 
 def gptq(config: Keys, store: Checkpoint, names: list[str]) -> Mapping[str, Expression]:
     """What each quantized weight is of the files' tensors, in AutoGPTQ's layout."""
-    bits, layout = config.integer("bits"), config.get("checkpoint_format", "gptq")
+    bits, layout = config.integer("bits"), config.get("checkpoint_format", config.get("format", "gptq"))
+    _check_alike(config)
     if bits not in (2, 4, 8) or layout not in ("gptq", "gptq_v2"):
         raise CheckpointError(
             f"{config.path}: quantization_config of {bits} bits in checkpoint_format = {layout!r} is not implemented; "
@@ -95,15 +96,36 @@ def gptq(config: Keys, store: Checkpoint, names: list[str]) -> Mapping[str, Expr
     return {f"{stem}.weight": Gptq(stem, bits, int(layout == "gptq")) for stem in _stems(names)}
 
 
+def row_bits(config: Keys) -> int | None:
+    """Bits of integers in AutoGPTQ's layout that have one scale a row and no zero points; None of others."""
+    by_row = config.get("group_size") == -1 and config.flag("sym", True)
+    return config.integer("bits") if by_row else None
+
+
 def awq(config: Keys, store: Checkpoint, names: list[str]) -> Mapping[str, Expression]:
     """What each quantized weight is of the files' tensors, in AutoAWQ's layout."""
-    bits, version = config.integer("bits"), config.get("version", "gemm")
+    bits, version = config.integer("bits"), config.get("version", config.get("format", "gemm"))
+    _check_alike(config)
     if bits != 4 or str(version).lower() != "gemm":
         raise CheckpointError(
             f"{config.path}: quantization_config of {bits} bits in version = {version!r} is not implemented; "
             "4 bits in 'gemm' are"
         )
     return {f"{stem}.weight": Awq(stem, bits, 0) for stem in _stems(names)}
+
+
+def _check_alike(config: Keys) -> None:
+    """Whether every quantized weight has the same bits, in words of 32.
+
+    Raises:
+        CheckpointError: names the key that says otherwise.
+    """
+    own = config.table("dynamic").values.values()  # pattern of modules -> what differs there
+    if any(isinstance(other, dict) and other.get("bits", config.get("bits")) != config.get("bits") for other in own):
+        raise CheckpointError(f"{config.path}: quantization_config.dynamic gives some weights other bits; {SEVERAL}")
+    for key, value in (("pack_dtype", f"int{WORD}"), ("is_marlin_format", False)):
+        if config.get(key, value) != value:
+            raise config.unsupported(key)
 
 
 def _stems(names: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from llmconv.encodings import fitted
 from llmconv.weights import Coded, Expression, IntegerStore, WeightStore
 
 WORD = 32  # bits of the integers that hold several
+SEVERAL = "weights of several widths are not implemented; use the model before it was quantized"
 ASYMMETRIC = "it has zero points, which QNN's weights lack"
 SCATTERED = "the columns of its groups do not lie side by side (desc_act)"
 
