@@ -1,4 +1,4 @@
-"""Kill workers, scheduler and client of conversions on Dask, again and again, until the bundle is there: the same bytes.
+"""Kill workers, scheduler and client of conversions on Dask, again and again: the bundle has the same bytes in the end.
 
 Run: python benchmarks/kill.py RECIPE FOLDER [--kills 100] [--seed 0] [--set KEY=VALUE …]
 A conversion on this machine is made first, undisturbed. Then a scheduler, two workers and a client are started; after a
@@ -114,7 +114,7 @@ def disturb(cluster: Cluster, output: Path, kills: int, seconds: float, chance: 
                 return found
             shutil.rmtree(output)
         if code is None and time.monotonic() - started > HANGS:
-            sys.exit(f"the client hangs; see the log")
+            sys.exit("the client hangs; see the log")
         if code is not None:
             found["clients started again"] += code != 0
             cluster.start("client")

@@ -23,14 +23,14 @@ pytestmark = pytest.mark.slow
 PATIENCE = 20  # seconds
 
 
-def note(folder: Path, name: str, seconds: float, _stop: threading.Event) -> Outcome:
+def note(folder: Path, name: str, seconds: float, _place: Path, _stop: threading.Event) -> Outcome:
     (folder / f"{name}.began").write_text(str(time.monotonic()))
     time.sleep(seconds)
     (folder / f"{name}.ended").write_text(str(time.monotonic()))
     return Outcome(name)
 
 
-def die_once(folder: Path, _stop: threading.Event) -> Outcome:
+def die_once(folder: Path, _place: Path, _stop: threading.Event) -> Outcome:
     with (folder / "attempts").open("a") as attempts:
         attempts.write("x")
     if len((folder / "attempts").read_text()) == 1:
@@ -39,11 +39,11 @@ def die_once(folder: Path, _stop: threading.Event) -> Outcome:
     return Outcome("made")
 
 
-def refuse(_stop: threading.Event) -> Outcome:
+def refuse(_place: Path, _stop: threading.Event) -> Outcome:
     raise BackendError("part 1: refused")
 
 
-def wait(folder: Path, stop: threading.Event) -> Outcome:
+def wait(folder: Path, _place: Path, stop: threading.Event) -> Outcome:
     (folder / "waits").touch()
     if stop.wait(PATIENCE):
         (folder / "stopped").touch()
