@@ -80,10 +80,8 @@ def _places(folder: Path, store: str | None) -> Iterator[Places]:
     else:
         own = hashlib.sha256(f"{platform.node()} {folder}".encode()).hexdigest()[:16]  # the same for the next run
         places = Store(f"{store.rstrip('/')}/{own}")
-        try:
+        with _usable(store):
             places.close()
-        except Exception as error:  # a file system's own exceptions have no common base
-            raise BackendError(f"executor.store = '{store}' cannot be used: {_line(error)}") from error
     try:
         yield places
     finally:
@@ -158,7 +156,8 @@ def _check(client: Client, folder: Path, store: str | None, places: Places, here
     name = f".{uuid4().hex}.probe"
     (folder / name).touch()
     try:
-        sent = places.send(Task("probe", 0, _nothing, folder, (name,)))
+        with _usable(store):
+            sent = places.send(Task("probe", 0, _nothing, folder, (name,)))
         for worker, seen in client.run(_seen, places, sent, on_error="return").items():
             if seen is not True:
                 where, share = (
@@ -174,6 +173,17 @@ def _check(client: Client, folder: Path, store: str | None, places: Places, here
             raise BackendError(f"Dask worker {worker} cannot run llmconv ({there}); install the same version there")
         if wrong := difference(worker, there, here):
             raise BackendError(wrong)
+
+
+@contextmanager
+def _usable(store: str | None) -> Iterator[None]:
+    """Say in a line what is wrong with a store, if there is one."""
+    try:
+        yield
+    except Exception as error:  # a file system's own exceptions have no common base
+        if store is None:
+            raise
+        raise BackendError(f"executor.store = '{store}' cannot be used: {_line(error)}") from error
 
 
 def _nothing(_folder: Path, _stop: threading.Event) -> Outcome:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
@@ -87,10 +88,13 @@ def _outcome(task: Task, future: Future) -> tuple[Outcome, Files]:
     return outcome
 
 
+_environment = cache(environment)  # what a process runs stays the same
+
+
 def _call(task: Task, topic: str, places: Places, sent: Files, here: Mapping[str, str]) -> tuple[Outcome, Files]:
     """On a worker: say that the task begins, and do it, unless it is to stop."""
     worker: Any = get_worker()
-    if wrong := difference(worker.address, environment(), here):  # of one that came later than the caller looked
+    if wrong := difference(worker.address, _environment(), here):  # of one that came later than the caller looked
         raise BackendError(wrong)
     worker.log_event(topic, task.name)
     key, stop, ended = worker.get_current_task(), threading.Event(), threading.Event()
