@@ -25,7 +25,7 @@ from llmconv.files import digest
 TIMED = ("report.json", "report.html", ".steps")  # seconds and peak memory are of the run that did the work
 WORKERS = ("worker 1", "worker 2")
 VICTIMS = ("client", "scheduler", *WORKERS)
-LONGER = 1.3  # times an undisturbed conversion, at most, between two kills
+LONGER = 0.7  # times an undisturbed conversion, at most, between two kills
 HANGS = 900  # seconds without an end of the client after which it is taken to hang
 LOOK = 0.2  # seconds
 
@@ -110,6 +110,7 @@ def disturb(cluster: Cluster, output: Path, kills: int, seconds: float, chance: 
                 sys.exit(f"{output}: not the bytes of the undisturbed conversion: {', '.join(names)}")
             if stray := sorted(p.name for p in output.parent.iterdir() if p.name not in KNOWN):
                 sys.exit(f"{output.parent}: {', '.join(stray)} stayed behind")
+            print(f"conversion {found['conversions']}: the same {len(whole)} files", flush=True)
             if not left:
                 return found
             shutil.rmtree(output)

@@ -43,8 +43,8 @@ class DaskWorkers(Workers):
         done: Done = lambda _task, _outcome: None,
     ) -> list[Outcome]:
         """As of `Workers`."""
-        topic, news = f"llmconv-{uuid4().hex}", SimpleQueue[str | Future]()
-        self._client.subscribe_topic(topic, lambda event: news.put(event[1]))
+        topic, news = f"llmconv-{uuid4().hex}", SimpleQueue[tuple[str, bool] | Future]()
+        self._client.subscribe_topic(topic, lambda event: news.put(tuple(event[1])))
         futures: dict[Future, Task] = {}
         outcomes, running = dict[int, Outcome](), list[str]()
         try:
@@ -54,8 +54,10 @@ class DaskWorkers(Workers):
                 future.add_done_callback(news.put)
             while len(outcomes) < len(tasks):
                 heard = news.get()
-                if isinstance(heard, str):
-                    running = [*(name for name in running if name != heard), heard]  # begun again where one was lost
+                if isinstance(heard, tuple):
+                    name, begins = heard
+                    running = [other for other in running if other != name]  # begun again where one was lost
+                    running += [name] if begins else []
                 else:
                     task = futures[heard]
                     running = [name for name in running if name != task.name]
@@ -96,7 +98,7 @@ def _call(task: Task, topic: str, places: Places, sent: Files, here: Mapping[str
     worker: Any = get_worker()
     if wrong := difference(worker.address, _environment(), here):  # of one that came later than the caller looked
         raise BackendError(wrong)
-    worker.log_event(topic, task.name)
+    worker.log_event(topic, (task.name, True))
     key, stop, ended = worker.get_current_task(), threading.Event(), threading.Event()
 
     def look() -> None:
@@ -112,6 +114,7 @@ def _call(task: Task, topic: str, places: Places, sent: Files, here: Mapping[str
             return outcome, places.leave(place, task.makes)
     finally:
         ended.set()
+        worker.log_event(topic, (task.name, False))
 
 
 def _wanted(worker: Worker, key: str) -> bool:

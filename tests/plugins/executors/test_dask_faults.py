@@ -7,48 +7,34 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from dask_tasks import PATIENCE, say, wait
 
 from llmconv.errors import BackendError
 from llmconv.files import digest
-from llmconv.work import Outcome, Task, environment
+from llmconv.work import Task, environment
 from llmconv_plugins.executors.dask_executor import MEMORY, Dask
 
 distributed = pytest.importorskip("distributed")
 resource = pytest.importorskip("resource")  # limits of a process, which Windows lacks
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
-PATIENCE = 120  # seconds
 CLIENT = """
 import sys, threading
 from functools import partial
 from pathlib import Path
-import test_dask_faults as tasks
+import dask_tasks as tasks
 from llmconv.work import Task
 from llmconv_plugins.executors.dask_executor import Dask
 with Dask(sys.argv[1]).open(Path(sys.argv[2]), None) as workers:
     call = partial(tasks.wait, Path(sys.argv[2]).parent)
     workers.run([Task("waits", 1, call, Path(sys.argv[2]), (), ("made",))])
 """
-
-
-def wait(notes: Path, place: Path, stop: threading.Event) -> Outcome:
-    (notes / "begun").touch()
-    stopped = stop.wait(PATIENCE)
-    (place / "made").write_text("late")  # as one that cannot be stopped at once
-    (notes / ("stopped" if stopped else "went on")).touch()
-    return Outcome(None)
-
-
-def say(_place: Path, _stop: threading.Event) -> Outcome:
-    logging.getLogger("llmconv.somewhere").warning("the table is tied")
-    return Outcome(os.getpid())
 
 
 @pytest.fixture
@@ -73,7 +59,7 @@ def test_a_task_whose_caller_was_killed_stops_and_leaves_nothing(address: str, t
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", CLIENT, address, str(folder)]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as client:
-        assert there(tmp_path / "begun")
+        assert there(tmp_path / "waits")
         client.send_signal(signal.SIGKILL)
     assert there(tmp_path / "stopped")
     assert list(folder.iterdir()) == []
@@ -99,7 +85,7 @@ def test_a_worker_of_other_versions_that_comes_later_does_nothing(address: str, 
         workers._here = {**environment(), "onnx": "of the caller"}  # type: ignore[attr-defined]  and not of the worker
         with pytest.raises(BackendError, match=r"differs: onnx is [\d.]+ there and of the caller here; install the"):
             workers.run([Task("waits", 1, partial(wait, tmp_path), tmp_path)])
-    assert not (tmp_path / "begun").exists()
+    assert not (tmp_path / "waits").exists()
 
 
 def test_kills_of_workers_scheduler_and_client_change_no_byte(small_recipe: Path, tmp_path: Path) -> None:

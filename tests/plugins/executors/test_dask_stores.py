@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from dask_tasks import double
 
 from llmconv import BackendError, Bundle, Recipe, apply
 from llmconv.files import digest
-from llmconv.work import Outcome, Task
+from llmconv.work import Task
 from llmconv_plugins.executors import dask_executor
 from llmconv_plugins.executors.dask_executor import Dask
 from llmconv_plugins.executors.places import SharedFolder, Store
@@ -25,15 +26,6 @@ distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow
 PATIENCE = 60  # seconds
 KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-def double(caller: Path, folder: Path, _stop: threading.Event) -> Outcome:
-    assert not folder.is_relative_to(caller)
-    text = (folder / "onnx" / "in.txt").read_text()
-    (folder / "qnn").mkdir()
-    (folder / "qnn" / "out.bin").write_text(2 * text)
-    (folder / "qnn" / "more.txt").write_text("of no use")
-    return Outcome(len(text))
 
 
 def task(folder: Path, text: str) -> Task:
