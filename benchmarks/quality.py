@@ -23,7 +23,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from llmconv import Recipe, Registry
 from llmconv.decoding import Decoder, TorchRunner
@@ -32,11 +32,12 @@ from llmconv.evaluation import windows_of
 from llmconv.evaluation.perplexity import perplexity
 from llmconv.graph import Graph, Model, aten, name_of, trace
 from llmconv.passes import PassContext, PassManager
+from llmconv.passes.context import WeightWriter
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.text import calibration_samples
 from llmconv.quantization import Moments, Nearest, Quantizer
 from llmconv.quantization.calibration import CALIBRATION, Calibration
-from llmconv.quantization.linears import linear_inputs
+from llmconv.quantization.linears import LinearInput, linear_inputs
 from llmconv.quantization.streaming import Keeping
 from llmconv.weights import Columns, Derived, Held, Stored, WeightStore
 from llmconv.weights.held import HeldStore
@@ -56,6 +57,20 @@ class Q40(Quantizer):
         return Encoded(numbers, torch.ones(len(weight)), 0, grid)
 
 
+class FloatInputs(Calibration):
+    """Quantizes each weight on the inputs of the float model, so that none waits for those before it."""
+
+    def _quantized(
+        self, piece: fx.GraphModule, inputs: Mapping[str, LinearInput], weights: WeightWriter
+    ) -> tuple[dict[str, Tensor], dict[str, Encoded]]:
+        """What runs afterwards is as it was; the numbers stand in place of integers, at a scale of one."""
+        exact, _ = super()._quantized(piece, inputs, weights)
+        whole = {name: Encoded(x, torch.ones(len(x)), 0, self._grids[name]) for name, x in exact.items()}
+        return exact, whole
+
+
+OF_FLOAT = "float inputs"  # how the names of methods end that look at the float model's inputs alone
+
 # method -> transforms, quantizer, its options, columns of a block
 METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
     "float": ([], "", {}, 0),
@@ -68,6 +83,8 @@ METHODS: dict[str, tuple[list[str], str, dict[str, Any], int]] = {
     "gptq": ([], "gptq", {}, 0),
     "rotate + gptq": (["rotate"], "gptq", {}, 0),
     "rotate + gptq, own inputs alone": (["rotate"], "gptq", {"toward_float": 0.0}, 0),
+    f"gptq, {OF_FLOAT}": ([], "gptq", {"toward_float": 0.0}, 0),
+    f"rotate + gptq, {OF_FLOAT}": (["rotate"], "gptq", {"toward_float": 0.0}, 0),
     "nearest, blocks of 64": ([], "nearest", {}, 64),
     "rotate + gptq, blocks of 64": (["rotate"], "gptq", {}, 64),
     "rotate + gptq, blocks of 32": (["rotate"], "gptq", {}, 32),
@@ -109,7 +126,8 @@ def measure(
     numbers: Mapping[str, Tensor] = {}
     if quantizer:
         made = Q40() if quantizer == "q4_0" else registry.create("quantizer", quantizer, options)
-        numbers = _quantized(graph, model.weights, samples, made, block)
+        kind = FloatInputs if method.endswith(OF_FLOAT) else Calibration
+        numbers = _quantized(kind, graph, model.weights, samples, made, block)
     seconds = time.monotonic() - start
     store = Derived(HeldStore(model.weights), {name: Held(x) for name, x in numbers.items()})
     reading = trace(checked.source.module(), len(windows[0]), len(windows[0]), "whole")
@@ -120,15 +138,19 @@ def measure(
 
 
 def _quantized(
-    graph: Graph, weights: WeightStore, samples: list[list[int]], quantizer: Quantizer, block: int
+    kind: type[Calibration],
+    graph: Graph,
+    weights: WeightStore,
+    samples: list[list[int]],
+    quantizer: Quantizer,
+    block: int,
 ) -> dict[str, Tensor]:
     part, taken = graph.parts[0], Keeping(weights, {})
     names = list(linear_inputs(part))
     quantizers = dict.fromkeys(names, quantizer) | {names[-1]: Nearest()}
     grids = dict.fromkeys(names, WeightEncoding(4, block).grid) | {names[-1]: WeightEncoding(8).grid}
     with TemporaryDirectory() as folder:
-        calibration = Calibration(graph, samples, Path(folder), quantizers, grids)
-        calibration.run(part, taken)
+        kind(graph, samples, Path(folder), quantizers, grids).run(part, taken)
     return {name: encoded.dequantize() for name, encoded in taken.quantized.items()}
 
 

@@ -1,6 +1,6 @@
 """Plan Llamas of 1B to 70B without their weights, and simulate each conversion's steps on 1 to 64 Dask workers.
 
-Run: python benchmarks/scale.py [--geometry 1b 7b 13b 70b] [--parts N] [--ar 128] [--memory 16e9] [--link 125e6]
+Run: python benchmarks/scale.py [--geometry 1b 7b 13b 70b] [--parts N] [--memory 16e9] [--link 125e6] [--set KEY=VALUE …]
      python benchmarks/scale.py --measured BUNDLE [BUNDLE …]
      python benchmarks/scale.py --pair RECIPE FOLDER [--set KEY=VALUE …]
 
@@ -48,7 +48,7 @@ NAMES = {
 }
 
 
-def stages_of(geometry: Geometry, parts: int, ar: int) -> list[Stage]:
+def stages_of(geometry: Geometry, parts: int, ar: int, further: Sequence[str]) -> list[Stage]:
     """The steps of the plan of a Llama of which there is but a config.json."""
     sizes = asdict(geometry)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +57,7 @@ def stages_of(geometry: Geometry, parts: int, ar: int) -> list[Stage]:
         config |= {"head_dim": geometry.head_dim, "max_position_embeddings": 4096}
         (Path(folder) / "config.json").write_text(json.dumps(config))
         changes = [f"model.checkpoint='{folder}'", f"graphs.prompt.ar={ar}", f"passes.split_model.parts={parts}"]
+        changes += further
         recipe = llmconv.Recipe.load(HERE.parent / "recipes/llama2_7b_chat_ar128.toml", changes)
         return llmconv.plan(recipe).stages
 
@@ -168,7 +169,7 @@ def main() -> None:
         show(bundle.name, measured(bundle), memory, chosen.link)
     for name in () if chosen.measured else chosen.geometry:
         parts = chosen.parts or SIZES[name].layers // 4
-        show(f"{name}, {parts} parts", stages_of(SIZES[name], parts, chosen.ar), memory, chosen.link)
+        show(f"{name}, {parts} parts", stages_of(SIZES[name], parts, chosen.ar, chosen.changes), memory, chosen.link)
 
 
 if __name__ == "__main__":

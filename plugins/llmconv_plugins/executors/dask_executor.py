@@ -128,8 +128,9 @@ def _connected(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise BackendError(f"no Dask scheduler answers at {address} ({reason}); start one: dask scheduler") from error
+        raise BackendError(
+            f"no Dask scheduler answers at {address} ({_line(error)}); start one: dask scheduler"
+        ) from error
     with client:
         yield client
 
