@@ -1,6 +1,6 @@
 """Plan Llamas of 1B to 70B without their weights, and simulate each conversion's steps on 1 to 64 Dask workers.
 
-Run: python benchmarks/scale.py [--geometry 1b 7b 13b 70b] [--parts N] [--memory 16e9] [--link 125e6] [--set KEY=VALUE …]
+Run: python benchmarks/scale.py [--geometry 1b 7b …] [--parts N] [--memory 16e9] [--link 125e6] [--set KEY=VALUE …]
      python benchmarks/scale.py --measured BUNDLE [BUNDLE …]
      python benchmarks/scale.py --pair RECIPE FOLDER [--set KEY=VALUE …]
 
