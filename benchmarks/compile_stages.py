@@ -1,9 +1,9 @@
 """What the QNN compiler spends its time on: a part of a bundle compiled once more, with its logs read.
 
 Run: python benchmarks/compile_stages.py BUNDLE [--part 1] [--graphs prompt_ar128_cl512 …]
-Prints for each graph the processor's seconds, seconds of the clock between the marks in ONNX Runtime's log, those of QNN's
-own stages, and from QNN's log of a second compilation, which that makes slower, how many ops the chip is to run and how
-many bytes it moves.
+Prints for each graph the processor's seconds, seconds of the clock between marks in ONNX Runtime's log, and those of
+QNN's own stages; and from QNN's log of a second compilation, which that makes slower, how many ops the chip is to run
+and how many bytes it moves.
 """
 
 from __future__ import annotations
