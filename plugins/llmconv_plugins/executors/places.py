@@ -15,7 +15,7 @@ from uuid import uuid4
 import fsspec
 
 from llmconv import BackendError
-from llmconv.files import digest
+from llmconv.files import digest, link
 from llmconv.work import Task
 
 Files = dict[str, str]  # of a task, by their names: where they are
@@ -71,7 +71,7 @@ class SharedFolder(Places):
         place.mkdir()
         for name, file in sent.items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).symlink_to(file)
+            link(Path(file), place / name)
         yield place
 
     def leave(self, place: Path, makes: Iterable[str]) -> Files:
