@@ -74,9 +74,10 @@ def _places(folder: Path, store: str | None) -> Iterator[Places]:
     from llmconv_plugins.executors.places import SharedFolder, Store  # noqa: PLC0415  imports fsspec
 
     if store is None:
-        places: Places = SharedFolder(folder.with_name(f".{folder.name}.tasks"))
+        shared = folder.with_name(f".{folder.name}.tasks")
+        places: Places = SharedFolder(shared)
         places.close()  # what a run that was killed has left
-        places.folder.mkdir()
+        shared.mkdir()
     else:
         own = hashlib.sha256(f"{platform.node()} {folder}".encode()).hexdigest()[:16]  # the same for the next run
         places = Store(f"{store.rstrip('/')}/{own}")
@@ -191,7 +192,7 @@ def _nothing(_folder: Path, _stop: threading.Event) -> Outcome:
     return Outcome(None)
 
 
-def _seen(places: Places, sent: Mapping[str, str]) -> bool:
+def _seen(places: Places, sent: dict[str, str]) -> bool:
     """On a worker: whether it finds a file that was sent."""
     with places.place(sent) as place:
         return all((place / name).is_file() for name in sent)

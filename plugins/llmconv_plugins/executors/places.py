@@ -6,10 +6,9 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -34,7 +33,7 @@ class Places(ABC):
         """Have workers find the files that a task reads."""
 
     @abstractmethod
-    def place(self, sent: Files) -> Any:
+    def place(self, sent: Files) -> AbstractContextManager[Path]:
         """On a worker: a folder with the files that were sent, for a block."""
 
     @abstractmethod
