@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from dask_tasks import double
 
-from llmconv import BackendError, Bundle, Recipe, apply
+import llmconv
+from llmconv.errors import BackendError
 from llmconv.files import digest
 from llmconv.work import Task
 from llmconv_plugins.executors import dask_executor
@@ -137,9 +138,9 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path, store: str, why
 
 
 def test_bundle_through_a_bucket_has_the_bytes_of_a_local_one(
-    bucket: str, small_recipe: Path, small_bundle: Bundle, tmp_path: Path
+    bucket: str, small_recipe: Path, small_bundle: llmconv.Bundle, tmp_path: Path
 ) -> None:
     changes = [f"output.folder='{tmp_path / 'b'}'", f"executor={{name='dask', store='{bucket}'}}"]
-    found = apply(Recipe.load(small_recipe, changes), verify=False)
+    found = llmconv.apply(llmconv.Recipe.load(small_recipe, changes), verify=False)
     files = [name for name in small_bundle.manifest["files"] if name.startswith(("onnx/", "qnn/"))]
     assert {n: digest(found.path(n)) for n in files} == {n: digest(small_bundle.path(n)) for n in files}
