@@ -1,7 +1,7 @@
 """Workers that do not see the output folder: files go through a store, and nothing stays there.
 
-The tests of a bucket run where there are s3fs and moto: pip install 's3fs[boto3]' 'moto[s3]' flask flask-cors. They are in
-no extra, since s3fs holds botocore to a version that others would have to follow.
+The tests of a bucket run where there are s3fs and moto: pip install 's3fs[boto3]' 'moto[s3]' flask flask-cors. They are
+in no extra, since s3fs holds botocore to a version that others would have to follow.
 """
 
 from __future__ import annotations
