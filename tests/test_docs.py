@@ -104,7 +104,7 @@ def test_the_executor_of_the_documentation_does_tasks_in_turn(tmp_path: Path, mo
     registry = Registry.of(importlib.import_module("own_executor"))
     said: list[list[str]] = []
     with registry.create("executor", "in_turn", {}).open(tmp_path, None) as workers:
-        found = workers.run([Task(name, 1, lambda _stop: Outcome(len(said))) for name in "ab"], said.append)
+        found = workers.run([Task(name, 1, lambda _folder, _stop: Outcome(len(said))) for name in "ab"], said.append)
     assert [outcome.value for outcome in found] == [1, 2]
     assert said == [["a"], ["b"]]
 

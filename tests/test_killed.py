@@ -27,6 +27,7 @@ POINTS = (
     "before the bundle takes its place",
     "while the bundle takes its place",
 )
+YEAR = 365 * 86400 * 10**9  # nanoseconds
 COMPILING = ("before qnn/part_2_of_2.bin", "after qnn/part_1_of_2.bin")
 
 pytestmark = [
@@ -86,6 +87,30 @@ def test_killed_while_parts_compile(compiled: Path, small_recipe: Path, tmp_path
     assert not output.exists()
     run(small_recipe, output, "--no-verify")
     assert_same(compiled, output)
+
+
+@pytest.mark.parametrize("jump", [-10 * YEAR, 10 * YEAR], ids=["back", "ahead"])
+def test_a_clock_that_has_jumped_meanwhile(lowered: Path, small_recipe: Path, tmp_path: Path, jump: int) -> None:
+    output = tmp_path / "out"
+    run(small_recipe, output, *SMALL, "--no-verify", kill_at="lower prompt_ar32_cl128_2_of_2")
+    for file in tmp_path.rglob("*"):
+        os.utime(file, ns=(file.stat().st_atime_ns + jump, file.stat().st_mtime_ns + jump))
+    made = records(tmp_path / ".out.work" / "bundle")
+    run(small_recipe, output, *SMALL, "--no-verify")
+    assert_same(lowered, output)
+    assert made
+    assert {name: records(output)[name] for name in made} == made  # nothing is done again
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder in which root, too, writes nothing")
+@pytest.mark.parametrize("executor", ["local", "dask"])
+def test_an_output_that_cannot_be_written(small_recipe: Path, executor: str) -> None:
+    command = [sys.executable, "-m", "llmconv", "apply", str(small_recipe), "--output", "/sys/out"]
+    done = subprocess.run([*command, "--executor", executor], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "/sys" in error
 
 
 def test_killed_while_it_takes_the_place_of_another_bundle(lowered: Path, small_recipe: Path, tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ class Stage:
         memory: bytes at its peak.
         disk: bytes that it leaves in the bundle.
         parallel: whether it may run beside other steps that may.
+        makes: the file, relative to the bundle, that the task of this step makes and its record is named by; "" where
+            it is no task.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Stage:
     memory: int
     disk: int
     parallel: bool = False
+    makes: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from llmconv.lowering.missing import require_lowerings
 from llmconv.planning.additions import Addition, Stages, additions
 from llmconv.planning.advice import advised
 from llmconv.planning.resplit import part_count_that_fits
+from llmconv.planning.schedule import Crew, schedule
 from llmconv.planning.stage_estimates import core_stages
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
@@ -106,7 +107,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Of the whole conversion, proof apart."""
-        return sum(s.seconds / (self.at_once if s.parallel else 1) for s in self.stages)
+        return schedule(self.stages, Crew(slots=self.jobs, memory=self.memory)).seconds
 
     @property
     def additions(self) -> list[Addition]:

@@ -74,7 +74,7 @@ class Threads(Workers):
                 while waiting or budget.running:
                     while waiting and len(budget.running) < self._jobs and budget.allows(waiting[0]):
                         task = waiting.pop(0)
-                        budget.running[pool.submit(task.call, stop)] = task
+                        budget.running[pool.submit(task.run, stop)] = task
                     announce([task.name for task in budget.running.values()])
                     for future in wait(budget.running, return_when=FIRST_COMPLETED).done:
                         task = budget.running.pop(future)

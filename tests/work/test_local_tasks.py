@@ -24,7 +24,7 @@ class Worker:
         self.most, self._running, self._lock = 0, 0, threading.Lock()
 
     def task(self, name: str, memory: int = 1, peak: int = 0, seconds: float = 0.05, fails: bool = False) -> Task:
-        def call(stop: threading.Event) -> Outcome:
+        def call(_folder: Path, stop: threading.Event) -> Outcome:
             with self._lock:
                 self.started.append(name)
                 self._running += 1

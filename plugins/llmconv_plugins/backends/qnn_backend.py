@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Literal
 
@@ -18,10 +18,18 @@ from llmconv_plugins.backends.onnx_backend import OnnxBackend
 from llmconv_plugins.genie.genie_files import prove_genie_files, write_genie_files, write_own_genie_files
 from llmconv_plugins.genie.on_a_phone import run_on_a_phone
 from llmconv_plugins.qnn.compile_task import Largest, compile_task, sweep
-from llmconv_plugins.qnn.compiler import CompileReport, GraphJob
+from llmconv_plugins.qnn.compiler import CompileReport
 from llmconv_plugins.qnn.context_binary import read_info
 from llmconv_plugins.qnn.estimates import binary_bytes, compile_memory, compile_seconds
-from llmconv_plugins.qnn.layout import TWIN_LIMIT, PlannedBinary, Twins, folder_of, planned_binaries
+from llmconv_plugins.qnn.layout import (
+    PlannedBinary,
+    Twins,
+    device_file,
+    folder_of,
+    planned_binaries,
+    twin_file,
+    twins_of,
+)
 from llmconv_plugins.qnn.limits import htp_limits
 from llmconv_plugins.qnn.qairt import needs, order_warning
 from llmconv_plugins.qnn.read_back import prove_binaries
@@ -63,19 +71,13 @@ class QnnBackend(Backend):
 
     def stages(self, parts: Sequence[PartSize]) -> list[Stage]:
         """Each part's compilation, and that of its twins."""
-        small = sum(part.weight_bytes for part in parts) <= TWIN_LIMIT
-        count = len(parts)
-        found = []
-        for part in parts:
-            name, size = f"compile part {part.number + 1} of {count}", binary_bytes(part)
-            found.append(Stage(name, compile_seconds(part), compile_memory(part), size, parallel=True))
-        if self.twins == "always" or (self.twins == "auto" and small):
-            for i in range(len(parts[0].graphs)):
-                for part in parts:
-                    alone = replace(part, graphs=part.graphs[i : i + 1])
-                    name, size = f"compile {alone.graphs[0].label}", binary_bytes(alone)
-                    found.append(Stage(name, compile_seconds(alone), compile_memory(alone), size, parallel=True))
-        return found
+        count, alone = len(parts), twins_of(parts, self.twins)
+        found = [(f"compile part {p.number + 1} of {count}", p, device_file(p, count)) for p in parts]
+        found += [(f"compile {twin.graphs[0].label}", twin, twin_file(twin)) for twin in alone]
+        return [
+            Stage(name, compile_seconds(p), compile_memory(p), binary_bytes(p), parallel=True, makes=file)
+            for name, p, file in found
+        ]
 
     def build(self, job: BuildJob) -> BuildResult:
         """Lower, then compile as many parts at once as cores and memory allow."""
@@ -109,12 +111,12 @@ class QnnBackend(Backend):
 
     def _key(self, job: BuildJob, binary: PlannedBinary) -> str:
         """Of everything that a binary depends on."""
-        folder, data = job.folder / ONNX_FOLDER, f"part_{binary.part + 1}_of_{len(binary.graphs[0].parts)}.data"
+        folder, data = job.folder / ONNX_FOLDER, _data(binary)
         known = job.steps.digests() if job.steps is not None else {}
         chipset = _chipset(job, binary)
         return key_of(
             onnx=[digest(folder / f"{label}.onnx") for label in binary.labels],
-            weights=known.get(f"{ONNX_FOLDER}/{data}") or digest(folder / data),
+            weights=known.get(data) or digest(job.folder / data),
             chipset=[chipset.soc_model, chipset.htp_arch],
             optimization=self.optimization,
             versions=[version("onnxruntime"), version("onnxruntime-qnn")],
@@ -140,8 +142,10 @@ class QnnBackend(Backend):
     def _task(self, job: BuildJob, binary: PlannedBinary) -> Task:
         largest, chipset = max(binary.graphs, key=lambda graph: graph.ar), _chipset(job, binary)
         return compile_task(
-            [GraphJob(job.folder / ONNX_FOLDER / f"{label}.onnx", label) for label in binary.labels],
-            job.folder / binary.file,
+            job.folder,
+            [f"{ONNX_FOLDER}/{label}.onnx" for label in binary.labels],
+            [_data(binary)],
+            binary.file,
             chipset.soc_model,
             chipset.htp_arch,
             self.optimization,
@@ -152,6 +156,11 @@ class QnnBackend(Backend):
 
 def _for_device(binaries: Sequence[PlannedBinary], chipset: Chipset) -> list[str]:
     return [b.file for b in binaries if not b.simulator and (not b.targets or chipset.model in b.targets)]
+
+
+def _data(binary: PlannedBinary) -> str:
+    """The weight file of its part."""
+    return f"{ONNX_FOLDER}/part_{binary.part + 1}_of_{len(binary.graphs[0].parts)}.data"
 
 
 def _chipset(job: BuildJob, binary: PlannedBinary) -> Chipset:

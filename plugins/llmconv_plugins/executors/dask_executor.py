@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator
+import platform
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
 from llmconv import BackendError
-from llmconv.work import Executor, Workers, environment, memory_at_hand
+from llmconv.work import Executor, Outcome, Task, Workers, environment, memory_at_hand
+from llmconv_plugins.executors.environments import difference
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from llmconv_plugins.executors.places import Places
 
 MEMORY = "MEMORY"  # the resource, bytes
 PATIENCE = 20  # seconds that a scheduler may take to answer, and workers to be there
@@ -28,11 +34,14 @@ class Dask(Executor):
 
     Attributes:
         scheduler: its address; without one, a cluster of this machine is started, and ended.
+        store: where files go to workers and back that do not see the output folder: a folder's URL, of any file system
+            that fsspec knows, such as s3://bucket/folder.
     """
 
     name: ClassVar[str] = "dask"
 
     scheduler: str | None = None
+    store: str | None = None
 
     @contextmanager
     def open(self, folder: Path, jobs: int | None) -> Iterator[Workers]:
@@ -43,14 +52,41 @@ class Dask(Executor):
             raise BackendError("executor 'dask' needs distributed: pip install 'llmconv[dask]'") from error
         from llmconv_plugins.executors.dask_workers import DaskWorkers  # noqa: PLC0415  imports it
 
+        here = environment()
         with ExitStack() as stack:
             stack.enter_context(_quiet())
+            places = stack.enter_context(_places(folder.absolute(), self.store))
             address = self.scheduler or stack.enter_context(_this_machine(jobs))
             client = stack.enter_context(_connected(address))
-            _check(client, folder)
+            _check(client, folder, self.store, places, here)
             for name in LOGGERS:
                 client.forward_logging(name, level=logging.getLogger(name).getEffectiveLevel())
-            yield DaskWorkers(client, _memories(client))
+            yield DaskWorkers(client, _memories(client), places, here)
+
+
+@contextmanager
+def _places(folder: Path, store: str | None) -> Iterator[Places]:
+    """Where workers do the tasks of a folder; nothing is left there.
+
+    Raises:
+        BackendError: the store cannot be used.
+    """
+    from llmconv_plugins.executors.places import SharedFolder, Store  # noqa: PLC0415  imports fsspec
+
+    if store is None:
+        shared = folder.with_name(f".{folder.name}.tasks")
+        places: Places = SharedFolder(shared)
+        places.close()  # what a run that was killed has left
+        shared.mkdir()
+    else:
+        own = hashlib.sha256(f"{platform.node()} {folder}".encode()).hexdigest()[:16]  # the same for the next run
+        places = Store(f"{store.rstrip('/')}/{own}")
+        with _usable(store):
+            places.close()
+    try:
+        yield places
+    finally:
+        places.close()
 
 
 @contextmanager
@@ -93,14 +129,15 @@ def _connected(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise BackendError(f"no Dask scheduler answers at {address} ({reason}); start one: dask scheduler") from error
+        raise BackendError(
+            f"no Dask scheduler answers at {address} ({_line(error)}); start one: dask scheduler"
+        ) from error
     with client:
         yield client
 
 
-def _check(client: Client, folder: Path) -> None:
-    """Whether there are workers, and each has a memory, sees the folder and runs the same code.
+def _check(client: Client, folder: Path, store: str | None, places: Places, here: Mapping[str, str]) -> None:
+    """Whether there are workers, and each has a memory, sees the files and runs the same code.
 
     Raises:
         BackendError: the first that does not.
@@ -118,28 +155,51 @@ def _check(client: Client, folder: Path) -> None:
                 f"Dask worker {worker} does not say what memory it has; start it with: "
                 f'dask worker {address} --resources "{MEMORY}=8e9"'
             )
-    probe = folder / f".{uuid4().hex}.probe"
-    probe.touch()
+    name = f".{uuid4().hex}.probe"
+    (folder / name).touch()
     try:
-        for worker, seen in client.run(_seen, str(probe), on_error="return").items():
+        with _usable(store):
+            sent = places.send(Task("probe", 0, _nothing, folder, (name,)))
+        for worker, seen in client.run(_seen, places, sent, on_error="return").items():
             if seen is not True:
-                raise BackendError(f"Dask worker {worker} does not see {folder}; share it under the same path")
+                where, share = (
+                    (folder, "share it under the same path, or name an executor.store")
+                    if store is None
+                    else (store, "have it reach that")
+                )
+                raise BackendError(f"Dask worker {worker} does not see {where} ({_line(seen)}); {share}")
     finally:
-        probe.unlink()
-    here = environment()
+        (folder / name).unlink()
     for worker, there in client.run(environment, on_error="return").items():
         if not isinstance(there, dict):
             raise BackendError(f"Dask worker {worker} cannot run llmconv ({there}); install the same version there")
-        if wrong := [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]:
-            has, wanted = there.get(wrong[0], "missing"), here.get(wrong[0], "missing")
-            more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
-            raise BackendError(
-                f"Dask worker {worker} differs: {wrong[0]} is {has} there and {wanted} here{more}; install the same"
-            )
+        if wrong := difference(worker, there, here):
+            raise BackendError(wrong)
 
 
-def _seen(file: str) -> bool:
-    return Path(file).is_file()
+@contextmanager
+def _usable(store: str | None) -> Iterator[None]:
+    """Say in a line what is wrong with a store, if there is one."""
+    try:
+        yield
+    except Exception as error:  # a file system's own exceptions have no common base
+        if store is None:
+            raise
+        raise BackendError(f"executor.store = '{store}' cannot be used: {_line(error)}") from error
+
+
+def _nothing(_folder: Path, _stop: threading.Event) -> Outcome:
+    return Outcome(None)
+
+
+def _seen(places: Places, sent: dict[str, str]) -> bool:
+    """On a worker: whether it finds a file that was sent."""
+    with places.place(sent) as place:
+        return all((place / name).is_file() for name in sent)
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _memories(client: Client) -> dict[str, float]:

@@ -121,7 +121,7 @@ def _write(bundle: Bundle, registry: Registry, model: Model, folder: Path, progr
         for stage in stages:
             if not stage.on_npu:
                 shutil.copyfile(folder / f"{stage.name}.onnx", folders[1] / f"{stage.name}.onnx")
-        compile_stages(bundle, [s.name for s in stages if s.on_npu], folder, folders[1], progress)
+        compile_stages(bundle, [s.name for s in stages if s.on_npu], folder, COMPILED, progress)
     for name in TOKENIZER:
         for place in folders:
             if (bundle.folder / name).is_file():

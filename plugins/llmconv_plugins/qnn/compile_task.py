@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from llmconv import BackendError
 from llmconv.work import Outcome, Task
@@ -26,8 +26,10 @@ class Largest:
 
 
 def compile_task(
-    jobs: Sequence[GraphJob],
-    binary: Path,
+    folder: Path,
+    graphs: Sequence[str],
+    data: Sequence[str],
+    binary: str,
     soc_model: str,
     htp_arch: str,
     optimization: int,
@@ -37,11 +39,14 @@ def compile_task(
     """A task whose outcome is a `CompileReport`.
 
     Args:
+        folder: holds all files; their names are relative to it.
+        graphs: ONNX files, each named as its graph is to be.
+        data: the weight files beside them.
         memory: estimated peak, bytes.
         largest: for what to do where the part is too large.
     """
-    call = partial(_compile, tuple(jobs), binary, soc_model, htp_arch, optimization, largest)
-    return Task(binary.stem, memory, call)
+    call = partial(_compile, tuple(graphs), binary, soc_model, htp_arch, optimization, largest)
+    return Task(PurePosixPath(binary).stem, memory, call, folder, (*graphs, *data), (binary,))
 
 
 def sweep(folder: Path) -> None:
@@ -51,19 +56,20 @@ def sweep(folder: Path) -> None:
 
 
 def _compile(
-    jobs: Sequence[GraphJob],
-    binary: Path,
+    graphs: Sequence[str],
+    binary: str,
     soc_model: str,
     htp_arch: str,
     optimization: int,
     largest: Largest | None,
+    folder: Path,
     stop: threading.Event,
 ) -> Outcome:
-    binary.parent.mkdir(parents=True, exist_ok=True)
+    jobs = [GraphJob(folder / graph, PurePosixPath(graph).stem) for graph in graphs]
+    made = folder / binary
+    made.parent.mkdir(parents=True, exist_ok=True)
     try:
-        report = compile_part(
-            jobs, binary, soc_model=soc_model, htp_arch=htp_arch, optimization=optimization, stop=stop
-        )
+        report = compile_part(jobs, made, soc_model=soc_model, htp_arch=htp_arch, optimization=optimization, stop=stop)
     except BackendError as error:
         raise BackendError(f"{error}{_remedy(str(error), largest)}") from error
     return Outcome(report, report.peak_rss_bytes)

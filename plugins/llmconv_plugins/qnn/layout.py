@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmconv.backends import BuildJob
-from llmconv.bundle import ONNX_FOLDER
 from llmconv.graph import Graph, PartSize, part_sizes, widths_of
 from llmconv.target import Chipset
 
@@ -50,29 +49,43 @@ class PlannedBinary:
 
 
 def planned_binaries(job: BuildJob, twins: Twins) -> Iterator[PlannedBinary]:
-    """Every binary: those of each device, then twins. The ONNX files are there.
+    """Every binary: those of each device, then twins.
 
     Several chipsets have a folder each. Those of one generation share their twins; of the first they lie where one
     chipset's do.
     """
-    graphs = list(job.model.graphs.values())
+    graphs = {graph.name: graph for graph in job.model.graphs.values()}
     parts = part_sizes(job.model, widths_of(job.model))
     generations: dict[str, list[str]] = {}
     for chipset in job.chipsets:
         generations.setdefault(chipset.htp_arch, []).append(chipset.model)
         for part in parts:
-            file = f"{folder_of(job, chipset)}/part_{part.number + 1}_of_{len(parts)}.bin"
-            yield PlannedBinary(file, graphs, part, (chipset.model,) if job.further else ())
-    weights = sum(f.stat().st_size for f in (job.folder / ONNX_FOLDER).glob("*.data"))
-    if twins == "never" or (twins == "auto" and weights > TWIN_LIMIT):
-        return
+            file = device_file(part, len(parts), folder_of(job, chipset))
+            yield PlannedBinary(file, list(graphs.values()), part, (chipset.model,) if job.further else ())
     for arch, models in generations.items():
         folder = SIMULATOR if arch == job.chipset.htp_arch else f"{SIMULATOR}v{arch}/"
-        for i, graph in enumerate(graphs):
-            for part in parts:
-                alone = replace(part, graphs=part.graphs[i : i + 1])
-                file = f"{folder}{graph.label(part.number)}.bin"
-                yield PlannedBinary(file, [graph], alone, tuple(models) if job.further else ())
+        for alone in twins_of(parts, twins):
+            graph = graphs[alone.graphs[0].graph]
+            yield PlannedBinary(twin_file(alone, folder), [graph], alone, tuple(models) if job.further else ())
+
+
+def device_file(part: PartSize, count: int, folder: str = "qnn") -> str:
+    """The device's binary of a part of so many."""
+    return f"{folder}/part_{part.number + 1}_of_{count}.bin"
+
+
+def twin_file(alone: PartSize, folder: str = SIMULATOR) -> str:
+    """The simulator's binary of one graph of a part."""
+    return f"{folder}{alone.graphs[0].label}.bin"
+
+
+def twins_of(parts: Sequence[PartSize], twins: Twins) -> list[PartSize]:
+    """The parts that have twins, each with one graph alone."""
+    small = sum(part.weight_bytes for part in parts) <= TWIN_LIMIT
+    if twins == "never" or (twins == "auto" and not small):
+        return []
+    count = range(len(parts[0].graphs))
+    return [replace(part, graphs=part.graphs[i : i + 1]) for i in count for part in parts]
 
 
 def folder_of(job: BuildJob, chipset: Chipset) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,43 +10,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from dask_tasks import die_once, note, refuse, wait
 
 from llmconv import BackendError, Bundle, Recipe, apply
 from llmconv.files import digest
-from llmconv.work import Outcome, Task, Workers
+from llmconv.work import Task, Workers
 from llmconv_plugins.executors import dask_executor
 from llmconv_plugins.executors.dask_executor import MEMORY, Dask
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow
 PATIENCE = 20  # seconds
-
-
-def note(folder: Path, name: str, seconds: float, _stop: threading.Event) -> Outcome:
-    (folder / f"{name}.began").write_text(str(time.monotonic()))
-    time.sleep(seconds)
-    (folder / f"{name}.ended").write_text(str(time.monotonic()))
-    return Outcome(name)
-
-
-def die_once(folder: Path, _stop: threading.Event) -> Outcome:
-    with (folder / "attempts").open("a") as attempts:
-        attempts.write("x")
-    if len((folder / "attempts").read_text()) == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    (folder / "made").write_text("whole")
-    return Outcome("made")
-
-
-def refuse(_stop: threading.Event) -> Outcome:
-    raise BackendError("part 1: refused")
-
-
-def wait(folder: Path, stop: threading.Event) -> Outcome:
-    (folder / "waits").touch()
-    if stop.wait(PATIENCE):
-        (folder / "stopped").touch()
-    raise BackendError("stopped")
 
 
 @pytest.fixture(scope="module")
