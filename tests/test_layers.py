@@ -22,7 +22,8 @@ TESTS = CORE.parent / "tests"
 
 # From the ground up: a room imports from rows below its own, and within its row from itself alone.
 ROWS = """
-errors files heap naming quantities
+errors
+files heap naming quantities
 target encodings
 plugins tokenizer weights
 work

@@ -11,7 +11,7 @@ from llmconv_plugins.sources.families.compared import Compared
 class Mistral(Compared):
     """Llama whose every layer sees a window, unless the file says null."""
 
-    types: ClassVar = ("mistral",)
+    types: ClassVar[tuple[str, ...]] = ("mistral",)
     defaults: ClassVar = {
         **{"sliding_window": 4096, "max_position_embeddings": 131072, "num_key_value_heads": 8},
         **{"bos_token_id": 1, "eos_token_id": 2},
