@@ -91,7 +91,7 @@ def _gptq(why: str) -> tuple[Line, ...]:
 
 def _blocks(facts: Facts) -> tuple[Line, ...]:
     """The lines for blocks, where QNN computes them: in rows whose length they divide. Nothing where it is none."""
-    linears = {name: shape[1] for name, shape in facts.shapes.items() if len(shape) == 2}
+    linears = {name: shape[1] for name, shape in facts.shapes.items() if len(shape) == 2 and "embed" not in name}
     odd = {name for name, columns in linears.items() if columns % BLOCK}
     if len(odd) == len(linears):
         return ()
