@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from safetensors.numpy import load_file
 
 from llmconv.bundle.adapters import adapter_table
@@ -16,6 +15,7 @@ from llmconv.bundle.bundle import ROPE, SOURCE, Bundle
 from llmconv.decoding.decoder import Array, Decoder, LongText, Runner
 from llmconv.decoding.dialog import DecoderDialog, Dialog
 from llmconv.decoding.generate import Sampler
+from llmconv.graph.model import ROTARIES
 from llmconv.plugins.frame import Framed
 from llmconv.sources.sampling import Sampling
 from llmconv.sources.source import Source
@@ -89,11 +89,11 @@ def rope_table(bundle: Bundle, rows: int | None = None) -> dict[str, Array]:
     found = dict(load_file(bundle.path(ROPE)))
     if rows is None:
         return found
+    encodings = {t.kind: t.encoding for g in bundle.graphs.values() for part in g.parts for t in part.inputs}
     tables: dict[str, Array] = {}
-    for prefix, rope in zip(("", "local_"), bundle.config.ropes, strict=False):
-        angles = np.arange(rows)[:, None] * np.array(rope.frequencies)
-        for name, table in ((f"{prefix}rope_cos", np.cos(angles)), (f"{prefix}rope_sin", np.sin(angles))):
-            tables[name] = (rope.factor * table).astype(np.float32)
+    for kinds, rope in zip(ROTARIES.values(), bundle.config.ropes, strict=False):
+        filled = rope.filled(rows, encodings.get(kinds[0]))
+        tables |= {kind: table.numpy() for kind, table in zip(kinds, filled, strict=True)}
     return {name: tables[name] for name in found}
 
 

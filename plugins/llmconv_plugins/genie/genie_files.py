@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from llmconv import BackendError, Bundle, CheckpointError
 from llmconv.backends import BuildJob
 from llmconv.bundle import Check, folder_of
@@ -47,7 +45,6 @@ BESIDE = {  # what metadata.json says of them
     TOKENIZER: "The tokenizer, in the form of Hugging Face's tokenizers.",
     TOKENIZER_CONFIG: "The chat template, and the tokens that it names.",
 }
-ROPE_TOLERANCE = 1e-3  # of a cosine; float32 angles at position 4096 are off by less
 
 
 class UnfitError(Exception):
@@ -183,9 +180,5 @@ def _check_rope(graph: Graph, ropes: Sequence[Rope]) -> None:
     for (cos, sin), rope in zip(ROTARIES.values(), ropes, strict=False):
         if rope.factor < 1:
             raise UnfitError(f"cos and sin are multiplied by {rope.factor:g}, and Genie has factors above 1 alone")
-        frequencies = torch.tensor(rope.frequencies, dtype=torch.float64)
-        angles = torch.arange(graph.context, dtype=torch.float64)[:, None] * frequencies
-        for kind, table in ((cos, angles.cos()), (sin, angles.sin())):
-            found, wanted = graph.rope.get(kind), rope.factor * table
-            if found is None or found.shape != wanted.shape or (found - wanted).abs().max() > ROPE_TOLERANCE:
-                raise UnfitError(f"the graphs' rotary embedding is not that of theta {rope.theta:g}, the source's")
+        if not rope.gives(graph.rope.get(cos), graph.rope.get(sin)):
+            raise UnfitError(f"the graphs' rotary embedding is not that of theta {rope.theta:g}, the source's")

@@ -68,15 +68,17 @@ def tables_of_genie(bundle: Bundle, positional: object, folder: Path) -> dict[st
 
 
 def assert_same(bundle: Bundle, tables: dict[str, np.ndarray], prefix: str, rope: Rope, angles: torch.Tensor) -> None:
-    """A step of the 16-bit encoding apart at most, which is where two ways to round a half part; factors above 1 are
-    clipped by an encoding made for 1, in Genie as here.
+    """What every host here fills in, number by number where nothing is stretched; else a step of the 16-bit encoding
+    apart at most, as always of the true table. Factors above 1 are clipped by an encoding made for 1, in Genie as here.
     """
     encodings = {t.name: t.encoding for t in bundle.graphs["token"].parts[0].inputs}
-    for name, table in ((f"{prefix}cos", angles.cos()), (f"{prefix}sin", angles.sin())):
+    names, exact = (f"{prefix}cos", f"{prefix}sin"), (angles.cos(), angles.sin())
+    for name, table, filled in zip(names, exact, rope.filled(len(angles), encodings[names[0]]), strict=True):
         encoding = encodings[name]
         assert encoding is not None
         genies = torch.from_numpy(tables[name].astype(np.int32)).reshape(angles.shape)
         assert (genies - encoding.quantize(table.float() * rope.factor)).abs().max() <= 1
+        assert (genies - encoding.quantize(filled)).abs().max() <= (0 if rope.is_plain else 1)
         assert genies.unique().numel() > LONGEST  # a table it is
 
 
