@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llmconv.target import Chipset
 
 _NAME = re.compile(r"\w+")  # of a recipe that is installed, and no file's
+_OUTSIDE = ("output.", "executor.")  # settings of where files go and who does the work, not of what is in a bundle
 
 
 class Recipe(Section):
@@ -181,7 +182,8 @@ class Recipe(Section):
         made = cls.from_dict({"name": name, **values}, where)
         require_installed(made.requires)
         changes = [f"--backend {backend}"] if backend is not None else []
-        changes += [f"--set {change}" for change in overrides if not change.startswith("output.")]
+        done = (change for change in overrides if not change.startswith(_OUTSIDE))
+        changes += [f"--set {change}" for change in done]
         made._text = "".join(f"# with {' '.join(change.split())}\n" for change in changes) + text
         return made
 
