@@ -270,13 +270,11 @@ def test_schema_holds_every_option_of_every_pass_and_backend(registry: Registry)
         by_name = {item["properties"]["name"]["const"]: item for item in place["oneOf"]}
         assert by_name.keys() == known.keys()
         for name, entry in known.items():
-            assert set(by_name[name]["properties"]) == {
-                "name",
-                *(f.name for f in fields(entry.plugin) if not f.name.startswith("_")),
-            }
+            options = [f.name for f in fields(entry.plugin) if not f.name.startswith("_")]
+            assert set(by_name[name]["properties"]) == {"name", *options}
             assert by_name[name]["required"] == ["name", *required_options(entry.plugin)]
             assert by_name[name]["description"]
-            for option in (f.name for f in fields(entry.plugin)):
+            for option in options:
                 assert by_name[name]["properties"][option]["description"], f"{name}.{option}: say it under Attributes"
 
 
