@@ -47,6 +47,7 @@ def prove(
     subject = Subject(bundle, registry or Registry.load(), progress)
     figures: dict[str, float] = dict(bundle.report.get("perplexity", {}))
     precision: dict[str, Any] = {"runtimes": []}
+    built = given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list)
     with collector_spared(), OtherRuntimes(subject, precision) as others:
         before = _run(
             source_is_right(subject, figures),
@@ -55,7 +56,6 @@ def prove(
             integers_kept(subject),
             lowering_holds(subject, precision, (others.record, partial(measure_quantized, subject, figures))),
         )
-        built = given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list)
         after = _run(adapters_hold(subject), built, perplexity_holds(subject, figures))
         checks = [*before, *others.checks(), *after]  # others, which run beside all this, are waited for last
     proof = [c.to_dict() for c in checks]
