@@ -29,6 +29,7 @@ from llmconv.bundle.bundle import (
 )
 from llmconv.bundle.graph_spec import graph_spec
 from llmconv.bundle.part_files import PartFiles
+from llmconv.bundle.rope_tables import rope_tables
 from llmconv.bundle.specs import ONNX_FOLDER, graph_to_dict
 from llmconv.chat.checkpoint_template import continuation
 from llmconv.chat.template import ChatTemplate
@@ -323,8 +324,7 @@ def _copy_inputs(checked: Checked, model: Model, folder: Path) -> None:
         (folder / SOURCE / name).write_bytes(content)
     for file in licence_of(checked.source.checkpoint).files:
         shutil.copyfile(file, folder / SOURCE / file.name)
-    rope = max((graph for graph in model.graphs.values() if graph.rope), key=lambda graph: graph.context).rope
-    (folder / ROPE).write_bytes(save({kind: table.contiguous() for kind, table in rope.items()}))
+    (folder / ROPE).write_bytes(save(rope_tables(model)))
     if checked.recipe.text is not None:
         (folder / RECIPE).write_text(checked.recipe.text, encoding="utf-8")
     if checked.recipe.verify.text is not None:

@@ -153,7 +153,6 @@ class W4A16(Pass):
             for part in _parts(model):
                 _requantize_cache(part)
         if model.encodings is not None:  # of a bundle that is being proved
-            _fill_ropes(model)
             return True
         if CALIBRATION not in model.graphs or not context.samples:
             raise PassError("no calibration text; set calibration.text in the recipe")
@@ -176,7 +175,6 @@ class W4A16(Pass):
             weights[name_of(lookup.args[0])] = shared
         kept = tuple(name for name, rule in rules.items() if rule.quantizer == KEEP)
         model.encodings = Encodings(values, weights, quantized, kept)
-        _fill_ropes(model)
         return True
 
     def _values(self, model: Model, ranges: dict[str, Range], magnitudes: Magnitudes) -> dict[str, Encoding]:
@@ -288,17 +286,6 @@ def _fixed(model: Model) -> dict[str, Range]:
     for part in _parts(model):
         fixed |= {name_of(n): _FIXED_OPS[n.target] for n in part.graph.nodes if n.target in _FIXED_OPS}
     return fixed
-
-
-def _fill_ropes(model: Model) -> None:
-    """The tables of cos and sin become what a host fills in, where the model's configuration describes them."""
-    assert model.encodings is not None
-    for graph in model.graphs.values():
-        nodes = {node.meta[IO_META].kind: node for part in graph.parts for node in inputs_of(part).values()}
-        for (cos, sin), rope in zip(ROTARIES.values(), model.config.ropes if model.config else (), strict=False):
-            if rope.gives(graph.rope.get(cos), graph.rope.get(sin)):
-                filled = rope.filled(graph.context, model.encodings.values[name_of(nodes[cos])])
-                graph.rope |= zip((cos, sin), filled, strict=True)
 
 
 def _cache_names(model: Model) -> set[str]:
