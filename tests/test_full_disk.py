@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-resource = pytest.importorskip("resource")  # limits of a process, which Windows lacks
+from converting import apply_bounded
 
 
 @pytest.mark.slow
@@ -34,12 +32,5 @@ def test_the_next_run_goes_on_from_the_last_finished_part(tiny_recipe: Path, tmp
 
 
 def run(recipe: Path, output: Path, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """`llmconv apply` up to ONNX, in a process that cannot write a file of more than `limit` bytes."""
-
-    def bound() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--backend", "onnx", "--no-verify"]
-    command += ["--set", "calibration.samples=4", "--output", str(output)]
-    return subprocess.run(command, capture_output=True, text=True, preexec_fn=bound, check=False)
+    """Up to ONNX."""
+    return apply_bounded(recipe, output, limit, "--backend", "onnx", "--set", "calibration.samples=4")

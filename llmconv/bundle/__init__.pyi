@@ -5,6 +5,7 @@ from .adapters import refuse_adapters as refuse_adapters
 from .check import Check as Check
 from .graph_spec import graph_spec as graph_spec
 from .part_file import Placed as Placed
+from .rope_tables import rope_tables as rope_tables
 from .specs import ONNX_FOLDER as ONNX_FOLDER
 from .specs import GraphSpec as GraphSpec
 from .specs import PartSpec as PartSpec

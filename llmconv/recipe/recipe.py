@@ -182,8 +182,7 @@ class Recipe(Section):
         made = cls.from_dict({"name": name, **values}, where)
         require_installed(made.requires)
         changes = [f"--backend {backend}"] if backend is not None else []
-        done = (change for change in overrides if not change.startswith(_OUTSIDE))
-        changes += [f"--set {change}" for change in done]
+        changes += [f"--set {change}" for change in overrides if not change.startswith(_OUTSIDE)]
         made._text = "".join(f"# with {' '.join(change.split())}\n" for change in changes) + text
         return made
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmconv import PassError
+from llmconv.bundle import rope_tables
 from llmconv.decoding import MASKED
 from llmconv.encodings import Encoding
 from llmconv.graph import IO, Graph, Model, inputs_of, io_of, name_of, outputs_of, shape_of
@@ -78,7 +79,7 @@ def before(graph: Graph, model: Model, vocabulary: int) -> onnx.ModelProto:
     start = b.start()
     last = np.array([graph.context - 1], np.int64)
     positions = b.emit("Min", b.emit("Add", start, np.arange(graph.ar, dtype=np.int64)), last)
-    for kind, table in graph.rope.items():
+    for kind, table in rope_tables(model).items():
         rows = _integers(table, model, nodes[kinds[kind]])
         shape = shape_of(nodes[kinds[kind]])
         value = b.emit("Reshape", b.emit("Gather", rows, positions, axis=0), _ints(*shape))

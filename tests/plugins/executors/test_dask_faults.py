@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from converting import apply_bounded
 from dask_tasks import PATIENCE, say, wait
 
 from llmconv.errors import BackendError
@@ -21,7 +22,6 @@ from llmconv.work import Task, environment
 from llmconv_plugins.executors.dask_executor import MEMORY, Dask
 
 distributed = pytest.importorskip("distributed")
-resource = pytest.importorskip("resource")  # limits of a process, which Windows lacks
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 CLIENT = """
@@ -119,12 +119,5 @@ def contents(bundle: Path) -> dict[str, str]:
 
 
 def run(recipe: Path, output: Path, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """`llmconv apply` on a cluster of its own, all of whose processes write no file of more than `limit` bytes."""
-
-    def bound() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--no-verify", "--executor", "dask"]
-    command += ["--set", "backend.twins=never", "--output", str(output)]
-    return subprocess.run(command, capture_output=True, text=True, preexec_fn=bound, check=False)
+    """On a cluster of its own."""
+    return apply_bounded(recipe, output, limit, "--executor", "dask", "--set", "backend.twins=never")
