@@ -1,10 +1,10 @@
 """Perplexity of a recipe in several forms of 4 bits, everything quantized, on ONNX Runtime, over the float model's.
 
-Run: python benchmarks/bars.py RECIPE FOLDER [--rows channel blocks_64 …] [--windows 24] [--tokens 256]
+Run: python benchmarks/bars.py RECIPE FOLDER [--rows recipe channel …] [--windows 24] [--tokens 256]
 
 Each row is a conversion by `llmconv apply` into FOLDER, which an interrupted run goes on from, and `llmconv eval` on
-the recipe's held-out text; seconds are the processor's, of the conversion. `mixed_64` gives 8 bits to the weights that
-`llmconv sensitivity` names for 10 % more bytes than `blocks_64` has, whose row comes first.
+the recipe's held-out text; seconds are the processor's, of the conversion. `mixed` gives 8 bits to the weights that
+`llmconv sensitivity` names for 10 % more bytes than the recipe's, whose row comes first.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from llmconv import Recipe
 from llmconv.bundle.weights import BundleStore
 
 TUNED = "passes.w4a16.tuning_steps=120"
-# row -> what it sets of the recipe; `mixed_64` has the lines that sensitivity gives as well
+# row -> what it sets of the recipe; `mixed` has the lines that sensitivity gives
 ROWS = {
     "recipe": [],
     "channel": ["passes.w4a16.block=0"],
-    "blocks_64": ["passes.w4a16.block=64"],
-    "mixed_64": ["passes.w4a16.block=64"],
+    "mixed": [],
+    "tuned": [TUNED],
     "channel_tuned": ["passes.w4a16.block=0", TUNED],
-    "blocks_64_tuned": ["passes.w4a16.block=64", TUNED],
 }
 LLMCONV = [sys.executable, "-m", "llmconv"]
 CHOSEN = re.compile(r'^"[^"]+" = \{ bits = 8 \}$', re.MULTILINE)
@@ -54,10 +53,10 @@ def run(command: list[str], log: Path) -> Used:
 
 
 def mixed(folder: Path) -> list[str]:
-    """The lines of 8 bits for `blocks_64`, as an override; it is converted by then."""
+    """The lines of 8 bits for the recipe's bundle, as an override; it is converted by then."""
     log = folder / "sensitivity.log"
     if not log.is_file() or not CHOSEN.search(log.read_text()):
-        run([*LLMCONV, "sensitivity", str(folder / "blocks_64"), "--budget", "10"], log)
+        run([*LLMCONV, "sensitivity", str(folder / "recipe"), "--budget", "10"], log)
     lines = CHOSEN.findall(log.read_text())
     return [f"passes.w4a16.weights={{ {', '.join(lines)} }}"]
 
@@ -86,7 +85,7 @@ def main() -> None:
     print("| row | perplexity | ratio | weights, MB | processor seconds | largest process |\n|---|---|---|---|---|---|")
     for row in given.rows:
         bundle = given.folder / row
-        overrides = ROWS[row] + (mixed(given.folder) if row == "mixed_64" else [])
+        overrides = ROWS[row] + (mixed(given.folder) if row == "mixed" else [])
         sets = [word for one in overrides for word in ("--set", one)]
         command = [*LLMCONV, "apply", str(given.recipe), "--backend", "onnx", "--no-verify", "--output", str(bundle)]
         used = run([*command, *sets], bundle.with_suffix(".log"))

@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 BUNDLE = "bundle"  # the step that is finished last; its value is the manifest's sha256
 
 
+@collector_spared()
 def apply(
     recipe: Recipe,
     *,
@@ -214,8 +215,7 @@ def _convert(
             further=chipsets[1:],
             onnx_passes=checked.onnx_passes,
         )
-        with collector_spared():
-            result = given(backend, f"{type(backend).__name__}.build", backend.build(job), BuildResult)
+        result = given(backend, f"{type(backend).__name__}.build", backend.build(job), BuildResult)
     steps.drop_unasked()
     progress("bundle", "manifest")
     _copy_inputs(checked, model, folder)

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmconv.errors import LlmconvError, PassError
 from llmconv.graph.model import Graph, Model
+from llmconv.heap import trim
 from llmconv.passes.base import Pass, said
 from llmconv.passes.context import PassContext
 from llmconv.passes.contract import Snapshot, enforce
@@ -18,7 +19,7 @@ from llmconv.passes.observer import Observers
 from llmconv.passes.verifier import Verifier
 from llmconv.plugins.frame import ANYTHING, blame, third_party
 from llmconv.work.collector import collector_paused
-from llmconv.work.machine import give_back_memory, peak_memory
+from llmconv.work.machine import peak_memory
 
 Announce = Callable[[str], None]
 
@@ -134,7 +135,7 @@ class PassManager:
             with collector_paused() if p.structural else nullcontext():
                 if self.verifier is not None and (p.needs_calibration or not p.structural):
                     self.verifier.forget()  # calibration holds weights of its own
-                    give_back_memory()
+                    trim()
                 start = time.perf_counter()
                 says = said(p.run(model, context))
                 seconds = time.perf_counter() - start
@@ -145,7 +146,7 @@ class PassManager:
                 now = enforce(before, now, model, _maker(p))
             errors, noise = self._errors(model, bound), self._noise(model, p.floor)
             if self.verifier is not None:
-                give_back_memory()  # what reading weights has taken
+                trim()  # what reading weights has taken
         nodes = {g.name: (counts.get(g.name, 0), _count(g)) for g in model.graphs.values()}
         report = PassReport(p.name, seconds, where is not None, nodes, errors, bound, noise, peak_memory())
         return report, now

@@ -19,6 +19,7 @@ from llmconv.work.collector import collector_spared
 from llmconv.work.steps import Steps
 
 
+@collector_spared()
 def prepare(
     checked: Checked,
     weights: WeightStore,
@@ -60,8 +61,7 @@ def prepare(
     wanted = {name: graph for name, graph in model.graphs.items() if name != CALIBRATION}
     shown = replace(model, graphs=wanted)
     laid_out(shown, manager.widths(shown))
-    with collector_spared():
-        reports += manager.run(model, context, done=manager.structural)
+    reports += manager.run(model, context, done=manager.structural)
     model.graphs.pop(CALIBRATION, None)
     return model, context, reports
 

@@ -23,6 +23,7 @@ from llmconv.work.collector import collector_spared
 from llmconv.work.machine import give_back_memory
 
 
+@collector_spared()
 def prove(
     bundle: Bundle,
     *,
@@ -48,7 +49,7 @@ def prove(
     figures: dict[str, float] = dict(bundle.report.get("perplexity", {}))
     precision: dict[str, Any] = {"runtimes": []}
     built = given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list)
-    with collector_spared(), OtherRuntimes(subject, precision) as others:
+    with OtherRuntimes(subject, precision) as others:
         before = _run(
             source_is_right(subject, figures),
             passes_hold(subject, passes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 import psutil
 
 from llmconv.heap import trim
-from llmconv.work.collector import collect
 
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60  # what an old cgroup says for "no limit" is larger
@@ -40,7 +40,7 @@ class Memory:
 
 def give_back_memory() -> None:
     """Return memory that is free inside this process to the system, before child processes need it; glibc can."""
-    collect()  # the graph that calibration ran on may be among what was frozen
+    gc.collect()
     trim()
 
 
