@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -234,9 +234,10 @@ class Decoder:
             return False
         return self.length == 0 or (takes_past(runner) and self._cached <= past)
 
-    def inputs_for(self, runner: Runner, chunk: Sequence[int]) -> Arrays:
-        """What a graph is given to read at most `ar` tokens after those read before."""
-        return {name: self._fill(runner, name, tensor, chunk) for name, tensor in runner.inputs.items()}
+    def inputs_for(self, runner: Runner, chunk: Sequence[int], names: Collection[str] | None = None) -> Arrays:
+        """What a graph is given to read at most `ar` tokens after those read before; of its inputs all by default."""
+        wanted = runner.inputs if names is None else {name: runner.inputs[name] for name in names}
+        return {name: self._fill(runner, name, tensor, chunk) for name, tensor in wanted.items()}
 
     def _run(self, runner: Runner, chunk: Sequence[int]) -> Array:
         outputs = runner.run(self.inputs_for(runner, chunk))

@@ -50,8 +50,13 @@ class HostInputs:
     def __init__(self, graph: Graph, adapter: str | None = None) -> None:
         self._host = TorchRunner(graph, DictStore({}))
         self._decoder = decoder.Decoder([self._host], graph.host_tables(), adapter=graph.adapter_table(adapter))
+        self._ids = [name for name, tensor in self._host.inputs.items() if tensor.io.kind == "input_ids"]
+        self._others: dict[str, torch.Tensor] = {}  # which are alike for all texts
 
     def of(self, tokens: Sequence[int]) -> dict[str, torch.Tensor]:
         """Tensors by I/O name."""
-        given = self._decoder.inputs_for(self._host, tokens)
-        return {name: torch.from_numpy(value) for name, value in given.items()}
+        given = self._decoder.inputs_for(self._host, tokens, self._ids if self._others else None)
+        found = {name: torch.from_numpy(value) for name, value in given.items()}
+        if not self._others:
+            self._others = {name: value for name, value in found.items() if name not in self._ids}
+        return self._others | found

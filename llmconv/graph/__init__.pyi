@@ -31,6 +31,7 @@ from .ops import CAPPED_ATTENTION as CAPPED_ATTENTION
 from .ops import ELEMENTWISE as ELEMENTWISE
 from .ops import MOVEMENT as MOVEMENT
 from .ops import NORMS as NORMS
+from .ops import REARRANGEMENT as REARRANGEMENT
 from .ops import REQUANTIZE as REQUANTIZE
 from .ops import RESHAPE as RESHAPE
 from .ops import SDPA as SDPA

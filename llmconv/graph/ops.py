@@ -29,8 +29,10 @@ RESHAPE = {
     aten.unsqueeze.default,
     aten.view.default,
 }
+# Ops whose result holds all numbers of their one input, and no others.
+REARRANGEMENT = AXES | RESHAPE | {aten.expand.default}
 # Ops whose result holds their inputs' numbers, unchanged.
-MOVEMENT = AXES | RESHAPE | {aten.cat.default, aten.expand.default, aten.select.int, aten.slice.Tensor}
+MOVEMENT = REARRANGEMENT | {aten.cat.default, aten.select.int, aten.slice.Tensor}
 # Ops that compute each element by itself, so that they take any layout that all operands share.
 ELEMENTWISE = {
     aten.add.Tensor,

@@ -15,7 +15,7 @@ from llmconv.decoding.torch_runner import HostInputs
 from llmconv.encodings.grid import Encoded, Grid
 from llmconv.errors import PassError
 from llmconv.graph.model import Graph, aten, inputs_of, io_of, name_of, outputs_of
-from llmconv.graph.ops import weight_of
+from llmconv.graph.ops import REARRANGEMENT, REQUANTIZE, weight_of
 from llmconv.graph.run import Observer, Program
 from llmconv.passes.context import WeightWriter
 from llmconv.plugins.frame import plugin_code
@@ -32,6 +32,7 @@ BATCH_TOKENS = 1024  # that run at once: their values are all that memory holds 
 BATCH_NUMBERS = 1 << 24  # of the widest value, such as logits over a vocabulary, that run at once
 
 Range = tuple[float, float]
+_SAME_NUMBERS = REARRANGEMENT | {REQUANTIZE}
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ class Calibration:
         found, inputs, hidden = _Ranges(ranges), linear_inputs(part), _hidden(part)
 
         def observe(node: fx.Node, value: Tensor) -> None:
-            found.observe(node, value)
-            if node.op != "placeholder":  # which a piece before has shown
+            if node.op != "placeholder":
+                found.observe(node, value)
                 observer(node, value)
+            elif i == 0:  # what later ones take, this one or another has shown
+                found.observe(node, value)
 
         for i, piece in enumerate(pieces[start:], start):
             exact, quantized = self._quantized(piece, inputs, weights)
@@ -269,7 +272,10 @@ class _Ranges(dict[str, Range]):
     """The smallest and largest number of each value so far."""
 
     def observe(self, node: fx.Node, value: Tensor) -> None:
-        self.add(name_of(node), value)
+        if node.target in _SAME_NUMBERS and (known := self.get(name_of(node.all_input_nodes[0]))) is not None:
+            self[name_of(node)] = known
+        else:
+            self.add(name_of(node), value)
 
     def add(self, name: str, value: Tensor) -> None:
         low, high = (float(x) for x in torch.aminmax(value))

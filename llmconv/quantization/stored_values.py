@@ -24,6 +24,7 @@ class StoredValues:
         self._numbers = count()
         self._paths: dict[str, Path] = {}
         self._writing: dict[str, BinaryIO] = {}
+        self._reading: dict[str, _File] = {}
         self._strides: dict[str, tuple[int, ...]] = {}  # an op's sums depend on them
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
@@ -47,6 +48,7 @@ class StoredValues:
         for file in self._writing.values():
             file.close()
         self._writing.clear()
+        self._reading.clear()
         for name in self._paths.keys() - set(names):
             path = self._paths.pop(name)
             if path.parent == self._folder:  # not one of an earlier run, which may be needed again
@@ -54,13 +56,19 @@ class StoredValues:
 
     def read(self, name: str, sample: int) -> torch.Tensor:
         """A value of one sample, laid out as it was added."""
-        stored = torch.from_numpy(np.asarray(np.load(self._paths[name], mmap_mode="c")[sample]))
-        stride = self._strides.get(name, stored.stride())
-        return torch.empty_strided(stored.shape, stride, dtype=stored.dtype).copy_(stored)
+        found = self._reading.get(name)
+        if found is None:
+            found = self._reading[name] = _File(self._paths[name])
+        value = found.read(sample)
+        stride = self._strides.get(name, value.stride())
+        if stride == value.stride():
+            return value
+        return torch.empty_strided(value.shape, stride, dtype=value.dtype).copy_(value)
 
     def move(self, name: str, new: str, path: Path | None = None) -> None:
         """Give a value another name, and from now on a plain layout; where `path` is given, its file as well."""
         self._strides.pop(name, None)
+        self._reading.pop(name, None)
         old = self._paths.pop(name)
         self._paths[new] = old if path is None else old.replace(path)
 
@@ -78,3 +86,20 @@ class StoredValues:
         """Each value's name, file and layout, for a run that is to go on from here; `open` takes them."""
         for name, path in self._paths.items():
             yield name, path, self._strides.get(name)
+
+
+class _File:
+    """A value's file, whose samples are read one by one; its header is looked at once."""
+
+    def __init__(self, path: Path) -> None:
+        mapped = np.load(path, mmap_mode="r")
+        self._path, self._start = path, mapped.offset
+        self._shape, self._dtype = mapped.shape[1:], mapped.dtype
+
+    def read(self, sample: int) -> torch.Tensor:
+        found = np.empty(self._shape, self._dtype)
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._start + sample * found.nbytes)
+            if file.readinto(found.reshape(-1).view(np.uint8)) != found.nbytes:
+                raise OSError(f"{self._path}: ends within sample {sample + 1}")
+        return torch.from_numpy(found)

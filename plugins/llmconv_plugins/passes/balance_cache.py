@@ -9,14 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from llmconv.graph import ATTENTION, MOVEMENT, Model, aten, name_of, shape_of
+from llmconv.graph import ATTENTION, REARRANGEMENT, Model, aten, name_of, shape_of
 from llmconv.passes import PassContext
 from llmconv.quantization import observe_samples
 from llmconv_plugins.passes.channels import around, weights_of
 from llmconv_plugins.passes.scaling import Ends, ScalingPass, read_by_heads
 
 LEAST = 1e-3  # of the largest channel: one that never says anything is not blown up
-_ALONG = MOVEMENT - {aten.cat.default, aten.slice.Tensor, aten.select.int}  # leaves each channel of a head where it is
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,6 @@ def _turned(value: object) -> fx.Node | None:
 def _behind(value: object) -> fx.Node:
     """Back through what leaves the channels of heads as they are."""
     assert isinstance(value, fx.Node)
-    while value.target in _ALONG:
+    while value.target in REARRANGEMENT:
         (value,) = value.all_input_nodes
     return value
