@@ -88,6 +88,7 @@ def passes_hold(subject: Subject, reports: Sequence[PassReport] | None) -> Itera
     rows = [subject.decoder(r).read(tokens[: few(r, len(tokens))]) for r in runners]
     count = min(len(r) for r in rows)
     error = max(relative_error(rows[0][:count], r[:count]) for r in rows)
-    del weights, runners
+    del weights, runners, model
+    give_back_memory()  # graphs, which hold each other
     name = f"graphs against each other at each of {count} positions, KV cache"
     yield at_most(2, name, error, again[-1].bound if again else FLOAT_TOLERANCE)

@@ -9,6 +9,7 @@ from typing import Any
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check
 from llmconv.evaluation.subject import Subject
+from llmconv.heap import trim
 from llmconv.passes.manager import PassReport
 from llmconv.plugins.frame import given
 from llmconv.plugins.registry import Registry
@@ -20,7 +21,6 @@ from llmconv.proof.on_runtimes import lowering_holds
 from llmconv.proof.on_text import measure_quantized, perplexity_holds
 from llmconv.report import page
 from llmconv.work.collector import collector_spared
-from llmconv.work.machine import give_back_memory
 
 
 @collector_spared()
@@ -70,5 +70,5 @@ def _run(*steps: Iterable[Check]) -> list[Check]:
     checks: list[Check] = []
     for step in steps:
         checks += step
-        give_back_memory()
+        trim()
     return checks
