@@ -138,7 +138,8 @@ def drafts(wish: Wish, registry: Registry) -> Iterator[Draft]:
         Section("model", (Line("checkpoint", checkpoint, f"licence: {licence}" if licence else ""), *_merged(wish))),
         Section("target", (Line("name", wish.target),)),
     )
-    after = (Section("backend", (Line("name", wish.backend or chooser.backend),)), _proof(facts.parameters))
+    backend = Line("name", wish.backend or chooser.backend, "as asked for" if wish.backend else "what the target takes")
+    after = (Section("backend", (backend,)), _proof(facts.parameters))
     short = (f"graphs see {context} positions, {why}",) if context < wish.context else ()
     for draft in chooser.drafts(facts):
         made = replace(draft, sections=(*before, *draft.sections, *after), title=title, notes=(*short, *draft.notes))
@@ -177,7 +178,7 @@ def _proof(parameters: int) -> Section:
         why = f"{parameters / 1e9:.1f} billion parameters in float32 would take more memory than a laptop has"
         return Section("verify", (Line("passes", False, why),))
     text = Line("text", HELD_OUT, "no part of the calibration text; English documentation")
-    return Section("verify", (Line("passes", True), text))
+    return Section("verify", (Line("passes", True, "in float32, which fits a laptop's memory"), text))
 
 
 def _seconds(found: Plan) -> float:

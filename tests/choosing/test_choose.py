@@ -53,6 +53,12 @@ def test_a_tiny_model_has_8_bits_in_one_part(tmp_path: Path) -> None:
     assert chosen.recipe == Recipe.loads(chosen.text, "again", Path("/"))
 
 
+def test_every_setting_has_its_reason(tmp_path: Path) -> None:
+    choices = choose(Wish(checkpoint(tmp_path / "m"), PHONE, context=64)).draft.choices()
+    without = {setting for setting, _, why in choices if not why}
+    assert {setting for setting in without if setting.rpartition(".")[2] != "name"} <= {"model.checkpoint"}
+
+
 def test_the_same_sizes_give_the_same_recipe(tmp_path: Path) -> None:
     wish = Wish(checkpoint(tmp_path / "m"), PHONE, context=64)
     assert choose(wish).text == choose(wish).text

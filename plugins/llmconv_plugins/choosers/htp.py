@@ -105,11 +105,15 @@ def _blocks(facts: Facts) -> tuple[Line, ...]:
 
 
 def _calibration(facts: Facts) -> Section:
+    tokens = min(TOKENS, facts.context)
+    widest = max((shape[1] for shape in facts.shapes.values() if len(shape) == 2), default=1)
+    each = f"{SAMPLES * tokens} tokens in all, {SAMPLES * tokens / widest:.1f} for each input of the widest linear"
+    long = "a page of text each" if tokens == TOKENS else "as many as the graphs see"
     return Section(
         "calibration",
         (
             Line("text", TEXT, "prose, code, conversations; the last in the chat template, where there is one"),
-            Line("samples", SAMPLES),
-            Line("tokens", min(TOKENS, facts.context)),
+            Line("samples", SAMPLES, each),
+            Line("tokens", tokens, long),
         ),
     )
