@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import ceil
 from types import MappingProxyType
 from typing import Any
 
@@ -55,18 +54,14 @@ def chosen_on_samples(
     return found
 
 
-def observe_samples(model: Model, context: PassContext, observer: Observer, most: int | None = None) -> None:
+def observe_samples(model: Model, context: PassContext, observer: Observer) -> None:
     """Show every float value of every sample, as the float model computes it.
 
     The samples pass through the calibration graph piece by piece, so that memory does not grow with them.
-
-    Args:
-        most: samples that are enough; those at equal distances are taken.
     """
-    graph, samples = model.graphs[CALIBRATION], context.samples
-    apart = 1 if most is None else ceil(len(samples) / most)
+    graph = model.graphs[CALIBRATION]
     with context.scratch() as folder:
-        calibration = Calibration(graph, samples[::apart], folder)
+        calibration = Calibration(graph, context.samples, folder)
         for part in graph.parts:
             calibration.run(part, Keeping(model.weights, {}), observer)
 

@@ -15,7 +15,6 @@ from llmconv.quantization import observe_samples
 from llmconv_plugins.passes.channels import around, weights_of
 from llmconv_plugins.passes.scaling import Ends, ScalingPass, read_by_heads
 
-SAMPLES = 16  # are enough to see which channels are large
 LEAST = 1e-3  # of the largest channel: one that never says anything is not blown up
 
 
@@ -54,7 +53,7 @@ class BalanceCache(ScalingPass):
                 seen = _sizes(value, ends)
                 largest[ends.value] = torch.maximum(largest.get(ends.value, seen), seen)
 
-        observe_samples(model, context, observe, SAMPLES)
+        observe_samples(model, context, observe)
         return {value: _over_mean(sizes) for value, sizes in largest.items()}
 
 
