@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from llmconv.errors import CheckpointError
+from llmconv.files import check_no_pointer
 
 CONFIG, ADDED, SPECIAL = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
@@ -67,6 +68,7 @@ def read_table(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         return {}
+    check_no_pointer(file)
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

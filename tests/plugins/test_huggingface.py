@@ -229,6 +229,15 @@ def empty_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
 
 
+def index_of_elsewhere(folder: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "../other/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pointer_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
 def unknown_dtype(folder: Path) -> None:
     file = folder / "model-00002-of-00003.safetensors"
     data = file.read_bytes()
@@ -244,7 +253,9 @@ def unknown_dtype(folder: Path) -> None:
         (truncate_shard, r"00002-of-00003\.safetensors: truncated: tensor '.*' ends at byte \d+ of \d+"),
         (truncate_header, r"00002-of-00003\.safetensors: truncated inside its header; download it again"),
         (empty_shard, r"00002-of-00003\.safetensors: not a safetensors file; download it again"),
-        (break_index, r"index\.json: damaged; download it again"),
+        (break_index, r"index\.json: not JSON \(Expecting value"),
+        (index_of_elsewhere, r"index\.json: names '\.\./other/model\.safetensors', which is no file of this folder"),
+        (pointer_index, r"index\.json: a pointer of Git LFS, not the file itself; run 'git lfs pull'"),
         (empty_index, r"index\.json: damaged; download it again"),
         (unknown_dtype, r"00002-of-00003\.safetensors: tensor '.*' has dtype F8X; use one of F64, F32, F16, BF16"),
     ],
