@@ -100,6 +100,6 @@ class _File:
         found = np.empty(self._shape, self._dtype)
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._start + sample * found.nbytes)
-            if file.readinto(found.reshape(-1).view(np.uint8)) != found.nbytes:
+            if file.readinto(found.reshape(-1).view(np.uint8).data) != found.nbytes:
                 raise OSError(f"{self._path}: ends within sample {sample + 1}")
         return torch.from_numpy(found)

@@ -81,8 +81,8 @@ def collector_paused() -> Iterator[None]:
 def collector_spared() -> Iterator[None]:
     """Keep the garbage collector from walking what is there now, and seldom have it walk what is made meanwhile.
 
-    For a whole conversion or proof: what imports leave, 300,000 objects, is not garbage, and walking it was half the
-    time of a tiny model's; of 7B, graphs are a million, and walking them again and again a third of calibration.
+    For a whole conversion or proof: what imports leave, 300,000 objects, is not garbage; walking it was a quarter of
+    the time of a tiny model's; of 7B, graphs are a million, and walking them again and again a third of calibration.
     """
     with _spared():
         yield
