@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import llmconv.apply_recipe
-from llmconv import Bundle, BundleError, Recipe, Registry, apply
+from llmconv import Bundle, BundleError, CheckpointError, Recipe, Registry, apply, prove
 
 SETTINGS = ("backend.name=onnx", "calibration.samples=4")
 
@@ -83,6 +83,17 @@ def test_a_damaged_bundle_is_refused_in_a_line(made: Bundle, small_recipe: Path)
     with pytest.raises(BundleError, match="not empty"):
         again(small_recipe, made.folder)
     manifest.write_text(text)
+
+
+def test_a_checkpoint_that_was_damaged_since_is_named_before_a_reference_fails_at_it(
+    made: Bundle, small_recipe: Path
+) -> None:
+    file = small_recipe.parent / "tiny_llama" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated"):
+        prove(made)
+    file.write_bytes(whole)
 
 
 def test_the_backend_is_checked_once_and_not_where_it_was_before(

@@ -35,9 +35,10 @@ def source_is_right(subject: Subject, figures: dict[str, float]) -> Iterator[Che
         yield Check(1, name, subject.gone)
         return
     source, ids = subject.checkpoint.source, subject.windows[0]
+    weights = HeldStore(subject.weights)  # which says what is damaged; a reference may fail at it
     expected = _by_reference(source, ids)
     graph = trace(source.module(), len(ids), len(ids), "source")
-    decoder = Decoder([TorchRunner(graph, HeldStore(subject.weights))], None)
+    decoder = Decoder([TorchRunner(graph, weights)], None)
     if isinstance(expected, str):
         yield Check(1, name, f"not run: {expected}")
     else:
