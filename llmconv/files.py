@@ -11,7 +11,7 @@ from typing import Any
 
 from llmconv.errors import CheckpointError
 
-__all__ = ["digest", "link", "stays_inside", "write_json"]
+__all__ = ["check_no_pointer", "digest", "link", "stays_inside", "write_json"]
 LFS = b"version https://git-lfs"  # what Git has in the place of a large file that was not fetched
 
 

@@ -137,11 +137,11 @@ class Calibration:
         found, inputs, hidden = _Ranges(ranges), linear_inputs(part), _hidden(part)
 
         def observe(node: fx.Node, value: Tensor) -> None:
-            if node.op != "placeholder":
+            computed = node.op != "placeholder"
+            if computed or i == 0:  # what later pieces are given, an earlier one has shown
                 found.observe(node, value)
+            if computed:
                 observer(node, value)
-            elif i == 0:  # what later ones take, this one or another has shown
-                found.observe(node, value)
 
         for i, piece in enumerate(pieces[start:], start):
             exact, quantized = self._quantized(piece, inputs, weights)

@@ -253,7 +253,7 @@ def unknown_dtype(folder: Path) -> None:
         (truncate_shard, r"00002-of-00003\.safetensors: truncated: tensor '.*' ends at byte \d+ of \d+"),
         (truncate_header, r"00002-of-00003\.safetensors: truncated inside its header; download it again"),
         (empty_shard, r"00002-of-00003\.safetensors: not a safetensors file; download it again"),
-        (break_index, r"index\.json: not JSON \(Expecting value"),
+        (break_index, r"index\.json: damaged; download it again"),
         (index_of_elsewhere, r"index\.json: names '\.\./other/model\.safetensors', which is no file of this folder"),
         (pointer_index, r"index\.json: a pointer of Git LFS, not the file itself; run 'git lfs pull'"),
         (empty_index, r"index\.json: damaged; download it again"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from llmconv import CheckpointError, Sampling
-from llmconv.files import stays_inside
+from llmconv.files import check_no_pointer, stays_inside
 from llmconv.sources import Family, Keys
 from llmconv.weights import Checkpoint, DerivedCheckpoint, Expression, PickleStore, SafetensorsStore
 from llmconv_plugins.sources.adapter import CONFIG as ADAPTER
@@ -166,13 +167,15 @@ class HuggingFace(Layout):
         """
         index, single = self.folder / f"{stem}.{suffix}.index.json", self.folder / f"{stem}.{suffix}"
         if index.is_file():
-            weight_map = self.table(index.name).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-                raise CheckpointError(f"{index}: damaged; download it again")
-            shards = sorted(set(weight_map.values()))
-            if outside := [shard for shard in shards if not stays_inside(shard)]:
+            check_no_pointer(index)
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                outside = [shard for shard in shards if not stays_inside(shard)]
+                files = [self.folder / shard for shard in shards]
+            except (ValueError, LookupError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"{index}: damaged; download it again") from error
+            if outside:
                 raise CheckpointError(f"{index}: names '{outside[0]}', which is no file of this folder")
-            files = [self.folder / shard for shard in shards]
             if single.is_file() and not any(file.is_file() for file in files):
                 logger.warning("%s: names files that are not there; %s is read instead", index, single.name)
                 return [single]
