@@ -118,6 +118,11 @@ def test_what_is_not_merged_is_refused_by_name(
     assert "\n" not in str(refused.value)
 
 
+def test_a_model_in_place_of_an_adapter(base: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no adapter, without adapter_config\.json; give a folder"):
+        DecoderSource(base, {base: 1.0}).weights()
+
+
 def test_replacing_adapters_have_no_weight(tmp_path: Path, base: Path) -> None:
     saved = adapter(tmp_path / "a", {"base_model.model.lm_head.weight": drawn(VOCABULARY, HIDDEN)})
     with pytest.raises(CheckpointError, match="give it alone, without a weight"):

@@ -107,6 +107,8 @@ class Adapter:
     @cached_property
     def store(self) -> SafetensorsStore | PickleStore:
         """Its tensors."""
+        if not (self.folder / CONFIG).is_file():
+            raise CheckpointError(f"{self.folder}: no adapter, without {CONFIG}; give a folder that PEFT has saved")
         file = next((self.folder / name for name in FILES if (self.folder / name).is_file()), self.folder / FILES[0])
         return PickleStore([file]) if file.suffix == ".bin" else SafetensorsStore([file])
 
