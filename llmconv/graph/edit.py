@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,11 +93,17 @@ def insert(
 
     Like nodes of a graph (same op, constants, shapes) share one value, since layers and heads are alike.
     """
-    node = graph.call_function(target)
+    node = graph.create_node("call_function", target, name=_fx_name(target))
     _set_arguments(node, args, kwargs or {})
     node.meta[NAME] = name
     node.meta["val"] = inferred(node)
     return node
+
+
+@cache
+def _fx_name(target: Callable[..., Any]) -> str:
+    """What fx may call the nodes of an op; it would spell it out anew for each."""
+    return re.sub(r"\W", "_", target.__name__)
 
 
 def _set_arguments(node: fx.Node, args: Any, kwargs: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from llmconv.errors import PassError
-from llmconv.graph.edit import copy_node, copy_of, finish, graph_module, nodes_between, set_outputs
+from llmconv.graph.edit import copy_node, copy_of, graph_module, nodes_between, set_outputs
 from llmconv.graph.model import IO, IO_META, NAME, Graph, inputs_of, io_of, name_of, output_node, outputs_of
 
 
@@ -76,7 +76,6 @@ def _copied(
     part = graph_module(whole, graph)
     output_node(part).meta[NAME] = "output"
     set_outputs(part, made, io)
-    finish(part)
     return part
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,7 +77,7 @@ def enforce(before: Snapshot, now: Snapshot, model: Model, name: str) -> Snapsho
         _stamp(fresh, known, name)
         for node in dict.fromkeys([*fresh, *(user for n in fresh for user in n.users)]):
             _check_node(node, graph, model)
-        _check_names(graph, known)
+        _check_names(graph, entries, old)
     return replace(now, graphs={**now.graphs, **finished})
 
 
@@ -206,13 +205,14 @@ def _shown(form: Any) -> str:
     return str(form)
 
 
-def _check_names(graph: Graph, known: dict[fx.Node, Entry]) -> None:
+def _check_names(graph: Graph, entries: list[list[Entry]], old: list[list[Entry]]) -> None:
     """No two values of a graph share a structural name, unless they did before."""
-    twice = set(_names_twice(n for part in graph.parts for n in part.graph.nodes)) - set(_names_twice(known))
+    if twice := _names_twice(entries):
+        twice -= _names_twice(old)
     if twice:
-        raise PassError(f"graph '{graph.name}': two values are named '{sorted(twice)[0]}'; names must be unique")
+        raise PassError(f"graph '{graph.name}': two values are named '{min(twice)}'; names must be unique")
 
 
-def _names_twice(nodes: Iterator[fx.Node] | dict[fx.Node, Entry]) -> list[str]:
-    counts = Counter(n.meta[NAME] for n in nodes if n.op == "call_function" and NAME in n.meta)
-    return [name for name, count in counts.items() if count > 1]
+def _names_twice(parts: list[list[Entry]]) -> set[str]:
+    names = [entry[4] for entry in _flat(parts) if entry[0].op == "call_function" and entry[4] is not None]
+    return {name for name, count in Counter(names).items() if count > 1} if len(set(names)) < len(names) else set()

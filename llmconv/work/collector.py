@@ -44,7 +44,14 @@ def _pause() -> Undo:
     if not gc.isenabled():
         return _nothing
     gc.disable()
-    return gc.enable
+
+    def undo() -> None:
+        if not gc.get_freeze_count():  # else what the program has frozen would be unfrozen
+            gc.freeze()  # and with the next line all of it is old, which else were walked first of all
+            gc.unfreeze()
+        gc.enable()
+
+    return undo
 
 
 def _spare() -> Undo:
