@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
+
+import torch
 
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check, at_least
@@ -55,7 +58,8 @@ class OtherRuntimes:
     """Repeats on each other runtime what the first has run, one graph after the other, or all at once of a small model.
 
     A simulator is a process of its own that computes on one core. So it begins as soon as there is something to repeat,
-    and is waited for when all else is done. Used as a context manager: an error in the block, and Ctrl-C, end it.
+    and is waited for when all else is done; torch leaves it a core, since threads that must wait for one take longer
+    than fewer threads do. Used as a context manager: an error in the block, and Ctrl-C, end it.
 
     Args:
         precision: takes how far apart runtimes are, tensor by tensor.
@@ -74,13 +78,21 @@ class OtherRuntimes:
             )
             for name, bundle in product(names, every)
         ]
-        self._stop, self._opened = threading.Event(), ExitStack()
+        self._stop, self._opened, self._threads = threading.Event(), ExitStack(), torch.get_num_threads()
+
+    @cached_property
+    def _at_once(self) -> int:
+        return len(self.subject.bundle.graphs) if self.subject.elements <= SIDE_BY_SIDE else 1
+
+    @property
+    def _able(self) -> list[_Other]:
+        return [other for other in self._others if other.lacking is None]
 
     def __enter__(self) -> OtherRuntimes:
         with ExitStack() as stack:
             self._folder = Path(stack.enter_context(TemporaryDirectory(prefix="llmconv-")))
-            at_once = len(self.subject.bundle.graphs) if self.subject.elements <= SIDE_BY_SIDE else 1
-            self._pool = stack.enter_context(ThreadPoolExecutor(at_once, "other-runtime"))
+            self._pool = stack.enter_context(ThreadPoolExecutor(self._at_once, "other-runtime"))
+            stack.callback(torch.set_num_threads, self._threads)
             self._stack = stack.pop_all()
         return self
 
@@ -94,8 +106,7 @@ class OtherRuntimes:
 
     def record(self, name: str, runner: Runner) -> None:
         """Run a graph on the first runtime, and begin to repeat that on the others."""
-        able = [other for other in self._others if other.lacking is None]
-        if not able:
+        if not self._able:
             return
         folder = self._folder / str(len(list(self._folder.iterdir())))
         folder.mkdir()
@@ -106,7 +117,8 @@ class OtherRuntimes:
             _read_held_out(decoder, self.subject.windows, min(GREEDY_POSITIONS, max(1, runs) * ar))
         else:
             _continue_greedily(decoder, self.subject.windows[0], runs)
-        for other in able:
+        torch.set_num_threads(max(1, self._threads - self._at_once))
+        for other in self._able:
             other.found[name] = self._pool.submit(self._repeat, other, name, recorder.recorded())
 
     def _repeat(self, other: _Other, name: str, recorded: Recorded) -> Apart:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from llmconv.bundle.check import Check, at_least
-from llmconv.decoding.decoder import Array, Arrays, Runner
+from llmconv.decoding.decoder import Array, Arrays, Runner, widest
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.encodings.noise import Noise
 from llmconv.encodings.value import Encodings
@@ -98,9 +98,10 @@ def _in_torch(subject: Subject, name: str, rounding: RoundingNoise) -> tuple[lis
     """Tokens, a graph's logits for them, and what rounding its activations changes."""
     model, found = subject.quantized, Comparison()
     graph = model.graphs[name]
+    observer = rounding.observe if graph is widest(model.graphs.values()) else None  # whose tokens are most
     once = graph.ar >= LOWERING_TOKENS  # read by a single run; its weights are not worth their memory
     weights = HeldStore(model.weights, 0 if once else HELD)
-    rounded = TorchRunner(graph, weights, model.encodings, rounding.observe)
+    rounded = TorchRunner(graph, weights, model.encodings, observer)
     pair = PairedRunner(
         _WithIntegers(rounded, graph, model.encodings),
         _WithIntegers(TorchRunner(graph, weights), graph, model.encodings),

@@ -56,6 +56,8 @@ def open_session(file: Path) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # folds constants
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # fuses no roundings with ops, folds weights'
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+    # threads that wait else take the time of others on their core, such as a simulator's: it doubled that of a run
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # takes more than it needs
     options.log_severity_level = 3
     try:
