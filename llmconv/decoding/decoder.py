@@ -211,7 +211,7 @@ class Decoder:
             runner = self._choose(len(tokens))
             chunk, tokens = tokens[: runner.ar], tokens[runner.ar :]
             rows.append(self._run(runner, chunk))
-        return np.concatenate(rows)
+        return np.concatenate(rows) if len(rows) > 1 else rows[0]
 
     def _choose(self, count: int) -> Runner:
         fits = [r for r in self.runners if self._fits(r, count)]

@@ -120,4 +120,4 @@ def to_integers(x: torch.Tensor, scale: torch.Tensor | float, zero_point: int, l
 
 def to_floats(ints: torch.Tensor, scale: torch.Tensor | float, zero_point: int) -> torch.Tensor:
     """Floats of integers."""
-    return (ints.float() - zero_point) * scale
+    return (ints.float() - zero_point).mul_(scale)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.decoding.decoder import Decoder
+from llmconv.heap import trim
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
@@ -49,4 +50,5 @@ def perplexity(decoder: Decoder, windows: Sequence[Sequence[int]]) -> float:
         for i in range(0, len(window) - 1, width):  # logits of a run at a time
             some = window[i : i + width + 1]
             found.append(surprises(decoder.read(list(some[:width])), some))
+        trim()  # logits, between which smaller values lie: else memory grows from window to window
     return float(np.exp(np.concatenate(found).mean()))

@@ -14,14 +14,13 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check, at_least
 from llmconv.decoding.decoder import Decoder, Runner, reach
 from llmconv.evaluation.agreement import Comparison, PairedRunner, Recorded, Recorder
 from llmconv.evaluation.subject import Subject
 from llmconv.proof.on_runtimes import APART, RANGES, cost_of
+from llmconv.work.side_by_side import threads_left
 
 SIMULATOR_SQNR = 45.0  # dB, the HTP's integer arithmetic against float arithmetic between the same roundings
 KV_OFF = 0.01  # share of 8-bit keys and values that may be more than one step off
@@ -78,7 +77,7 @@ class OtherRuntimes:
             )
             for name, bundle in product(names, every)
         ]
-        self._stop, self._opened, self._threads = threading.Event(), ExitStack(), torch.get_num_threads()
+        self._stop, self._opened = threading.Event(), ExitStack()
 
     @cached_property
     def _at_once(self) -> int:
@@ -92,7 +91,6 @@ class OtherRuntimes:
         with ExitStack() as stack:
             self._folder = Path(stack.enter_context(TemporaryDirectory(prefix="llmconv-")))
             self._pool = stack.enter_context(ThreadPoolExecutor(self._at_once, "other-runtime"))
-            stack.callback(torch.set_num_threads, self._threads)
             self._stack = stack.pop_all()
         return self
 
@@ -117,7 +115,8 @@ class OtherRuntimes:
             _read_held_out(decoder, self.subject.windows, min(GREEDY_POSITIONS, max(1, runs) * ar))
         else:
             _continue_greedily(decoder, self.subject.windows[0], runs)
-        torch.set_num_threads(max(1, self._threads - self._at_once))
+        if not any(other.found for other in self._able):
+            self._stack.enter_context(threads_left(self._at_once))
         for other in self._able:
             other.found[name] = self._pool.submit(self._repeat, other, name, recorder.recorded())
 

@@ -16,7 +16,6 @@ from llmconv.evaluation.agreement import Comparison, PairedRunner
 from llmconv.evaluation.rounding import RoundingNoise
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.model import Graph, name_of, outputs_of
-from llmconv.heap import trim
 from llmconv.passes.verifier import few
 from llmconv.weights.held import HELD, HeldStore
 from llmconv.work.machine import give_back_memory
@@ -46,10 +45,11 @@ def lowering_holds(
     for name in subject.quantized.graphs:
         subject.progress("prove", f"{name} on {first}")
         tokens, expected, cost = _in_torch(subject, name, rounding)
-        trim()  # the graph's weights, before the runtime holds its own
+        give_back_memory()  # the graph's weights, and graphs of earlier steps, before the runtime holds its own
         subject.rounding[name] = cost
         yield Check(3, f"{name}: what rounding all activations costs the logits", f"{cost.logits.sqnr:.1f} dB")
         with subject.open(first, name) as (runner,):
+            give_back_memory()  # a session leaves as much again of what it was made from
             ratio = Noise().add(expected, subject.decoder(runner).read(tokens)).sqnr
             for ask in also:
                 ask(name, runner)

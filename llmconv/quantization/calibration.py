@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +26,7 @@ from llmconv.quantization.quantizer import Quantizer
 from llmconv.quantization.segments import segments
 from llmconv.quantization.stored_values import StoredValues
 from llmconv.weights.store import DictStore, WeightStore
+from llmconv.work.side_by_side import side_by_side
 
 CALIBRATION = "calibration"  # the graph without past, as long as a sample, that passes see beside the recipe's own
 
@@ -148,10 +150,15 @@ class Calibration:
             later = {name for following in pieces[i + 1 :] for name in inputs_of(following)} | set(hidden.values())
             rounded = {name: encoded.dequantize() for name, encoded in quantized.items()}
             held = _Held(weights, found, _tables(piece), self._encoded, weights=rounded)
-            self._pass_through(piece, held, self._own, later, observe)
+            own = partial(self._pass_through, piece, held, self._own, later, observe)
             if self._float is not None and (hidden or any(map(self._needs_float, pieces[i + 1 :]))):
-                self._pass_through(piece, DictStore({**held.exact, **exact}), self._float, later)
-            del held, exact, rounded  # before whoever takes the piece holds anything of it
+                for name in self.weights(piece):
+                    held.read(name)
+                exact |= held.exact
+                side_by_side(own, partial(self._pass_through, piece, DictStore(exact), self._float, later))
+            else:
+                own()
+            del held, own, exact, rounded  # before whoever takes the piece holds anything of it
             if i + 1 == len(pieces):
                 for name, value in hidden.items():
                     for stored in self.streams:

@@ -9,7 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ class GGUFStore:
 
     Headers are read and checked when the store is made; bytes only when a weight is asked for.
 
+    Attributes:
+        metadata: every key with its number, text or list.
+
     Raises:
         CheckpointError: a file is missing, damaged, of another version or byte order; a tensor that is asked for is
             missing or of a type that `gguf` does not dequantize.
@@ -80,7 +83,7 @@ class GGUFStore:
             for t in reader.tensors:
                 shape = tuple(int(size) for size in reversed(t.shape))
                 self._entries[t.name] = _Entry(file, t.tensor_type, shape, t.data)
-        self._fields = readers[0].fields
+        self.metadata = self._contents(readers[0].fields)
         count = self.metadata.get("split.tensors.count", len(self._entries))
         if count != len(self._entries):
             raise CheckpointError(
@@ -101,11 +104,10 @@ class GGUFStore:
         """How many tensors are stored as what."""
         return Counter(str(entry.kind.name) for entry in self._entries.values())
 
-    @cached_property
-    def metadata(self) -> Mapping[str, Any]:
-        """Every key with its number, text or list."""
+    def _contents(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the metadata say; not their places in the file, of which a vocabulary has a million."""
         try:
-            return {name: field.contents() for name, field in self._fields.items()}
+            return {name: field.contents() for name, field in fields.items()}
         except (ValueError, LookupError, TypeError) as error:
             raise CheckpointError(f"{self.files[0]}: damaged metadata ({error}); download it again") from error
 

@@ -1,0 +1,43 @@
+"""Two runs of torch at once: many small ops gain more by it than by threads that share each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def threads_left(others: int) -> Iterator[None]:
+    """Have torch leave a core to each of so many others: threads that must wait for one take longer than fewer do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - others))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def side_by_side(first: Callable[[], None], second: Callable[[], None]) -> None:
+    """Do both at once, each with half of torch's threads; where torch has but one, the first and then the second.
+
+    Numbers are those of that many threads, on which the order of sums in torch depends.
+
+    Args:
+        first: runs in the caller's thread.
+
+    Raises:
+        Exception: whatever one of them raises, once both have ended.
+    """
+    threads = torch.get_num_threads()
+    half = threads // 2
+    if not half:
+        first()
+        second()
+        return
+    with threads_left(threads - half), ThreadPoolExecutor(1, "second", torch.set_num_threads, (half,)) as pool:
+        other = pool.submit(second)
+        first()
+        other.result()

@@ -1,0 +1,64 @@
+"""Two runs of torch at once share its threads, and leave them as they were."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llmconv.work.side_by_side import side_by_side, threads_left
+
+WAIT = 20  # seconds, far more than a thread takes to begin
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("threads", "others", "left"), [(8, 1, 7), (2, 1, 1), (1, 1, 1), (2, 5, 1)])
+def test_others_are_left_a_core_each_and_torch_at_least_one(threads: int, others: int, left: int) -> None:
+    torch.set_num_threads(threads)
+    with threads_left(others):
+        assert torch.get_num_threads() == left
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("threads", "each"), [(4, 2), (3, 1), (2, 1)])
+def test_both_run_at_once_on_half_of_the_threads(threads: int, each: int) -> None:
+    torch.set_num_threads(threads)
+    met, seen = threading.Barrier(2), []
+
+    def run() -> None:
+        met.wait(WAIT)  # raises where the other does not come
+        seen.append(torch.get_num_threads())
+
+    side_by_side(run, run)
+    assert seen == [each, each]
+    assert torch.get_num_threads() == threads
+
+
+def test_one_thread_does_one_after_the_other() -> None:
+    torch.set_num_threads(1)
+    seen: list[str] = []
+    side_by_side(lambda: seen.append("first"), lambda: seen.append("second"))
+    assert seen == ["first", "second"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("fails", [0, 1])
+def test_what_one_raises_is_raised_and_the_threads_are_as_before(threads: int, fails: int) -> None:
+    torch.set_num_threads(threads)
+
+    def failing() -> None:
+        raise KeyError("value")
+
+    work = [lambda: None, lambda: None]
+    work[fails] = failing
+    with pytest.raises(KeyError):
+        side_by_side(*work)
+    assert torch.get_num_threads() == threads
