@@ -107,10 +107,23 @@ class Calibration:
         """The weights whose quantizers look at inputs; a piece begins with them."""
         return {name for name, quantizer in self._quantizers.items() if quantizer.needs_inputs}
 
-    def run(self, part: fx.GraphModule, weights: WeightWriter, observer: Observer = _nobody) -> dict[str, Range]:
-        """`walk` through a whole part; gives the ranges of its values."""
+    def run(
+        self,
+        part: fx.GraphModule,
+        weights: WeightWriter,
+        observer: Observer = _nobody,
+        names: Collection[str] | None = None,
+    ) -> dict[str, Range]:
+        """`walk` through a whole part, or of the last part to the last of some values; gives the ranges of its values.
+
+        Args:
+            names: of those values, where not all are asked for.
+        """
         ranges: dict[str, Range] = {}
-        for done in self.walk(part, self.pieces(part), weights, observer):
+        pieces = self.pieces(part)
+        if names is not None and not _hidden(part):
+            pieces = pieces[: max((i for i, piece in enumerate(pieces, 1) if _computes(piece, names)), default=0)]
+        for done in self.walk(part, pieces, weights, observer):
             ranges = done.ranges
         return ranges
 
@@ -337,6 +350,10 @@ def _widest(piece: fx.GraphModule) -> int:
     """How many numbers the largest value has that is computed from a sample."""
     values = [n.meta["val"] for n in piece.graph.nodes if n.op == "call_function" and weight_of(n) is None]
     return max((value.numel() for value in values if isinstance(value, Tensor)), default=0)
+
+
+def _computes(piece: fx.GraphModule, names: Collection[str]) -> bool:
+    return any(n.op == "call_function" and name_of(n) in names for n in piece.graph.nodes)
 
 
 def _hidden(part: fx.GraphModule) -> dict[str, str]:

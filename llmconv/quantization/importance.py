@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -54,16 +54,22 @@ def chosen_on_samples(
     return found
 
 
-def observe_samples(model: Model, context: PassContext, observer: Observer) -> None:
+def observe_samples(
+    model: Model, context: PassContext, observer: Observer, names: Collection[str] | None = None
+) -> None:
     """Show every float value of every sample, as the float model computes it.
 
     The samples pass through the calibration graph piece by piece, so that memory does not grow with them.
+
+    Args:
+        names: the values that the observer looks at, by structural name, where it does not look at all: what comes
+            after the last of them, such as the product with lm_head, is not computed.
     """
     graph = model.graphs[CALIBRATION]
     with context.scratch() as folder:
         calibration = Calibration(graph, context.samples, folder)
         for part in graph.parts:
-            calibration.run(part, Keeping(model.weights, {}), observer)
+            calibration.run(part, Keeping(model.weights, {}), observer, names)
 
 
 def channel_shares(model: Model, context: PassContext) -> dict[str, Tensor]:
@@ -75,7 +81,7 @@ def channel_shares(model: Model, context: PassContext) -> dict[str, Tensor]:
     graph, found = model.graphs[CALIBRATION], _Shares()
     for part in graph.parts:
         found.read |= {read.value: read for read in linear_inputs(part).values()}
-    observe_samples(model, context, found.observe)
+    observe_samples(model, context, found.observe, found.read)
     tokens = graph.ar * len(context.samples)
     return {name: (total / tokens).float() for name, total in found.totals.items()}
 

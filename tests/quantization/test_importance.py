@@ -40,6 +40,18 @@ def test_every_value_of_every_sample_is_shown() -> None:
         assert len(found[read.value]) == len(SAMPLES)
 
 
+def test_what_comes_after_the_last_value_that_is_asked_for_is_not_computed() -> None:
+    model = causal()
+    (part,) = model.graphs[CALIBRATION].parts
+    every, asked = seen(model), next(iter(linear_inputs(part).values())).value
+    found: dict[str, list[Tensor]] = {}
+    context = PassContext(SAMPLES)
+    observe_samples(model, context, lambda node, x: found.setdefault(name_of(node), []).append(x), [asked])
+    assert len(found) < len(every)
+    for mine, theirs in zip(found[asked], every[asked], strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_each_token_counts_alike() -> None:
     model = causal()
     (part,) = model.graphs[CALIBRATION].parts

@@ -53,7 +53,7 @@ class BalanceCache(ScalingPass):
                 seen = _sizes(value, ends)
                 largest[ends.value] = torch.maximum(largest.get(ends.value, seen), seen)
 
-        observe_samples(model, context, observe)
+        observe_samples(model, context, observe, by_value)
         return {value: _over_mean(sizes) for value, sizes in largest.items()}
 
 
