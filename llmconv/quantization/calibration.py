@@ -190,13 +190,14 @@ class Calibration:
             weight = weights.read(name)
             weights.write(name, weight, quantized[name] if name in self._looking else self._encoded(name, weight))
 
-    def _batches(self, widest: int = 0) -> list[range]:
+    def _batches(self, widest: int = 0, streams: int = 1) -> list[range]:
         """Samples that run together.
 
         Args:
             widest: how many numbers one of them has in a value.
+            streams: that run beside each other, on as many batches.
         """
-        size = max(1, min(BATCH_TOKENS // self._ar, BATCH_NUMBERS // max(1, widest)))
+        size = max(1, min(BATCH_TOKENS // (self._ar * streams), BATCH_NUMBERS // max(1, widest)))
         return [range(i, min(i + size, len(self._samples))) for i in range(0, len(self._samples), size)]
 
     def _needs_float(self, piece: fx.GraphModule) -> bool:
@@ -218,7 +219,7 @@ class Calibration:
     ) -> None:
         """Run a piece on every sample, from what is stored to what is stored."""
         program = Program(piece, weights, observer=observer)
-        for batch in self._batches(_widest(piece)):
+        for batch in self._batches(_widest(piece), len(self.streams)):
             for outputs in program.run([self._inputs(piece, sample, stored) for sample in batch]):
                 stored.add(outputs)
         stored.finish(later)
