@@ -87,4 +87,4 @@ def dequantize(value: NDArray[np.generic], spec: TensorSpec) -> NDArray[np.gener
         return value
     import torch  # noqa: PLC0415  as above
 
-    return spec.encoding.dequantize(torch.from_numpy(np.require(value, requirements="CW"))).numpy()
+    return spec.encoding.dequantize(torch.from_numpy(np.require(value, requirements=("C", "W")))).numpy()
