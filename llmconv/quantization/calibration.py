@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
 from types import MappingProxyType
 
 import torch
@@ -168,7 +169,7 @@ class Calibration:
                 for name in self.weights(piece):
                     held.read(name)
                 exact |= held.exact
-                side_by_side(own, partial(self._pass_through, piece, DictStore(exact), self._float, later))
+                side_by_side(own, partial(self._pass_through, piece, DictStore(exact), self._float, later, None))
             else:
                 own()
             del held, own, exact, rounded  # before whoever takes the piece holds anything of it
@@ -216,10 +217,13 @@ class Calibration:
         stored: StoredValues,
         later: Collection[str],
         observer: Observer | None = None,
+        over: Event | None = None,
     ) -> None:
-        """Run a piece on every sample, from what is stored to what is stored."""
+        """Run a piece on every sample, from what is stored to what is stored, unless that is over before."""
         program = Program(piece, weights, observer=observer)
         for batch in self._batches(_widest(piece), len(self.streams)):
+            if over is not None and over.is_set():
+                return
             for outputs in program.run([self._inputs(piece, sample, stored) for sample in batch]):
                 stored.add(outputs)
         stored.finish(later)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 
 import torch
 
@@ -20,24 +21,30 @@ def threads_left(others: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def side_by_side(first: Callable[[], None], second: Callable[[], None]) -> None:
+def side_by_side(first: Callable[[], None], second: Callable[[Event], None]) -> None:
     """Do both at once, each with half of torch's threads; where torch has but one, the first and then the second.
 
     Numbers are those of that many threads, on which the order of sums in torch depends.
 
     Args:
-        first: runs in the caller's thread.
+        first: runs in the caller's thread, which Ctrl-C interrupts.
+        second: is given what is set once nobody needs it any more, since the first has failed or was interrupted.
 
     Raises:
         Exception: whatever one of them raises, once both have ended.
     """
+    over = Event()
     threads = torch.get_num_threads()
     half = threads // 2
     if not half:
         first()
-        second()
+        second(over)
         return
     with threads_left(threads - half), ThreadPoolExecutor(1, "second", torch.set_num_threads, (half,)) as pool:
-        other = pool.submit(second)
-        first()
+        other = pool.submit(second, over)
+        try:
+            first()
+        except BaseException:
+            over.set()
+            raise
         other.result()

@@ -33,7 +33,7 @@ def test_both_run_at_once_on_half_of_the_threads(threads: int, each: int) -> Non
     torch.set_num_threads(threads)
     met, seen = threading.Barrier(2), []
 
-    def run() -> None:
+    def run(_over: object = None) -> None:
         met.wait(WAIT)  # raises where the other does not come
         seen.append(torch.get_num_threads())
 
@@ -45,7 +45,7 @@ def test_both_run_at_once_on_half_of_the_threads(threads: int, each: int) -> Non
 def test_one_thread_does_one_after_the_other() -> None:
     torch.set_num_threads(1)
     seen: list[str] = []
-    side_by_side(lambda: seen.append("first"), lambda: seen.append("second"))
+    side_by_side(lambda: seen.append("first"), lambda _over: seen.append("second"))
     assert seen == ["first", "second"]
 
 
@@ -54,11 +54,22 @@ def test_one_thread_does_one_after_the_other() -> None:
 def test_what_one_raises_is_raised_and_the_threads_are_as_before(threads: int, fails: int) -> None:
     torch.set_num_threads(threads)
 
-    def failing() -> None:
-        raise KeyError("value")
+    def run(which: int) -> None:
+        if which == fails:
+            raise KeyError("value")
 
-    work = [lambda: None, lambda: None]
-    work[fails] = failing
     with pytest.raises(KeyError):
-        side_by_side(*work)
+        side_by_side(lambda: run(0), lambda _over: run(1))
     assert torch.get_num_threads() == threads
+
+
+def test_the_second_is_told_that_the_first_was_interrupted() -> None:
+    torch.set_num_threads(2)
+    told: list[bool] = []
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(interrupted, lambda over: told.append(over.wait(WAIT)))
+    assert told == [True]
