@@ -24,7 +24,7 @@ def threads_left(others: int) -> Iterator[None]:
 def side_by_side(first: Callable[[], None], second: Callable[[Event], None]) -> None:
     """Do both at once, each with half of torch's threads; where torch has but one, the first and then the second.
 
-    Numbers are those of that many threads, on which the order of sums in torch depends.
+    Numbers are those of that many threads, on which the order of a sum in torch may depend.
 
     Args:
         first: runs in the caller's thread, which Ctrl-C interrupts.
