@@ -1,6 +1,6 @@
 """Time `llmconv plan` of the popular recipes and of llama2_7b_chat, whole commands, from config.json alone.
 
-Run: python benchmarks/plans.py [RECIPE ...], or for one of them, in this process, a row a step: --steps RECIPE.
+Run: python benchmarks/plans.py [RECIPE ...], or, for one of them, to lay out all layers, a row a step: --steps RECIPE.
 Prints seconds of the processor and of the clock; on a machine that does other work as well, both are too long.
 """
 
@@ -65,9 +65,9 @@ def step(name: str) -> Iterator[None]:
 
 
 def steps(file: Path, setting: str) -> None:
-    """The work of one plan, step by step; the checks after each pass, of which one is made twice, count to it."""
+    """Lay out all layers, as `apply` does, step by step; the checks after each pass, one made twice, count to it."""
     from llmconv import Recipe, Registry
-    from llmconv.graph import Model, trace
+    from llmconv.graph import Model, part_sizes, trace
     from llmconv.passes import PassManager
     from llmconv.planning.plan import Device, make
     from llmconv.prepare.resolve import check
@@ -91,7 +91,7 @@ def steps(file: Path, setting: str) -> None:
     with step("sizes and limits"):
         backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
         device = Device(backend, recipe.chipsets(registry), None, registry.lowerings_by(recipe.lowerings))
-        make(checked, model, manager.widths(model), device)
+        make(checked, model, part_sizes(model, manager.widths(model)), device)
     row("all", time.process_time() - START[0], time.perf_counter() - START[1])
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     """Read the command line, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names in recipes/; by default all that are known")
-    parser.add_argument("--steps", action="store_true", help="of one recipe, what each step of its plan takes")
+    parser.add_argument("--steps", action="store_true", help="of one recipe, what each step of laying out all takes")
     args = parser.parse_args()
     if args.steps and len(args.recipes) != 1:
         parser.error("--steps takes one RECIPE")

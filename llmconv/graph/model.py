@@ -91,7 +91,7 @@ class Graph:
         """What the host fills the inputs of an adapter with; nothing for none."""
         return {} if adapter is None else {name: x.numpy() for name, x in self.adapters[adapter].items()}
 
-    def label(self, part: int) -> str:
+    def label(self, part: int, count: int | None = None) -> str:
         """The graph's name inside a binary and on disk; Genie orders parts by it, GenieX reads its numbers.
 
         GenieX takes letters alone before `ar`, so that what follows them in the graph's name is left out; `ar` and
@@ -99,9 +99,10 @@ class Graph:
 
         Args:
             part: counts from 0.
+            count: of parts; those that the graph has by default.
         """
         role = re.split(r"[^A-Za-z]", self.name, maxsplit=1)[0] or self.name
-        return f"{role}_ar{self.ar}_cl{self.context}_{part + 1}_of_{len(self.parts)}"
+        return f"{role}_ar{self.ar}_cl{self.context}_{part + 1}_of_{count or len(self.parts)}"
 
 
 @dataclass

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from typing import Literal, NamedTuple
 
 from torch import fx
 
@@ -89,6 +91,40 @@ def widths_of(model: Model) -> dict[str, float]:
     return values | {name: encoding.width for name, encoding in model.encodings.weights.items()}
 
 
+class Item(NamedTuple):
+    """What a part is made of: a weight, a layer that keeps keys and values, a graph's input, output or other node.
+
+    Attributes:
+        graph: of an input, an output or a node; empty for what all graphs share.
+        place: the layer that it stands for where others were not laid out, else None.
+    """
+
+    what: Literal["weight", "layer", "input", "output", "node"]
+    graph: str
+    name: str
+    place: int | None = None
+
+
+class Held(NamedTuple):
+    """What an item takes.
+
+    Attributes:
+        bytes: of a weight, packed, or of an input or output in one run.
+        elements: of a weight.
+        table, head: of a weight: whether it is looked up and not multiplied with, and whether it gives the logits.
+        io: of an input or output.
+    """
+
+    bytes: int = 0
+    elements: int = 0
+    table: bool = False
+    head: bool = False
+    io: IO | None = None
+
+
+Contents = dict[Item, Held]
+
+
 def part_sizes(model: Model, widths: Mapping[str, float]) -> list[PartSize]:
     """The size of every part.
 
@@ -96,24 +132,61 @@ def part_sizes(model: Model, widths: Mapping[str, float]) -> list[PartSize]:
         widths: bits of values and weights, by structural name; 32 where a name is missing.
     """
     graphs = list(model.graphs.values())
-    return [_part(i, graphs, widths) for i in range(len(graphs[0].parts))]
+    count = len(graphs[0].parts)
+    return [size_of(contents_of(graphs, i, widths), graphs, i, count) for i in range(count)]
 
 
-def _part(number: int, graphs: list[Graph], widths: Mapping[str, float]) -> PartSize:
-    weights = {name_of(n): n for g in graphs for n in g.parts[number].graph.find_nodes(op="get_attr")}
-    tables = {name for name, n in weights.items() if all(u.target is aten.embedding.default for u in n.users)}
-    stored = {name: weight_bytes(n, widths) for name, n in weights.items()}
-    elements = [math.prod(shape_of(n)) for n in weights.values()]
-    layers = {io.layer for g in graphs for io in io_of(g.parts[number])[1].values() if io.layer is not None}
+def contents_of(graphs: Sequence[Graph], number: int, widths: Mapping[str, float]) -> Contents:
+    """What a part of all graphs is made of; arguments as of `part_sizes`."""
+    found, head = Contents(), _head(graphs[0].parts[number])
+    for graph in graphs:
+        part = graph.parts[number]
+        for node in part.graph.find_nodes(op="get_attr"):
+            name, looked_up = name_of(node), all(u.target is aten.embedding.default for u in node.users)
+            weight = Held(weight_bytes(node, widths), prod(shape_of(node)), looked_up, name in head)
+            found[Item("weight", "", name)] = weight
+        io_in, io_out = io_of(part)
+        for name, node in inputs_of(part).items():
+            found[Item("input", graph.name, name)] = Held(_value_bytes(node, widths), io=io_in[name])
+        for name, node in outputs_of(part).items():
+            found[Item("output", graph.name, name)] = Held(_value_bytes(node, widths), io=io_out[name])
+        found |= {Item("layer", "", str(io.layer)): Held() for io in io_out.values() if io.layer is not None}
+        nodes = (n for n in part.graph.nodes if n.op not in ("placeholder", "output"))
+        found |= {Item("node", graph.name, f"{n.op} {name_of(n)}"): Held() for n in nodes}
+    return found
+
+
+def size_of(contents: Contents, graphs: Sequence[Graph], number: int, count: int) -> PartSize:
+    """The size of a part, one of `count`, that is made of these."""
+    held: dict[tuple[str, str], list[Held]] = defaultdict(list)
+    for item, one in contents.items():
+        held[item.what, item.graph].append(one)
+    weights = held["weight", ""]
     return PartSize(
         number,
-        len(layers),
-        sum(stored.values()),
-        sum(stored[name] for name in tables),
-        sum(stored[name] for name in _head(graphs[0].parts[number])),
-        sum(elements),
-        max(elements, default=0),
-        tuple(_graph(g, number, widths) for g in graphs),
+        len(held["layer", ""]),
+        sum(w.bytes for w in weights),
+        sum(w.bytes for w in weights if w.table),
+        sum(w.bytes for w in weights if w.head),
+        sum(w.elements for w in weights),
+        max((w.elements for w in weights), default=0),
+        tuple(
+            _graph(g, g.label(number, count), held["input", g.name], held["output", g.name], len(held["node", g.name]))
+            for g in graphs
+        ),
+    )
+
+
+def _graph(graph: Graph, label: str, inputs: list[Held], outputs: list[Held], others: int) -> GraphSize:
+    return GraphSize(
+        graph.name,
+        label,
+        graph.ar,
+        graph.context,
+        sum(port.bytes for port in inputs),
+        sum(port.bytes for port in outputs),
+        sum(port.bytes for port in (*inputs, *outputs) if port.io is not None and port.io.layer is not None),
+        len(inputs) + others + 1,  # the output node
     )
 
 
@@ -154,28 +227,6 @@ def weight_bytes(node: fx.Node, widths: Mapping[str, float]) -> int:
     shape, bits = shape_of(node), widths.get(name_of(node), FLOAT_BITS)
     scales = shape[0] if bits < 16 else 1 if bits == 16 else 0  # float32, one a row below 16 bits
     return math.ceil(math.prod(shape) * bits / 8) + 4 * scales
-
-
-def _graph(graph: Graph, number: int, widths: Mapping[str, float]) -> GraphSize:
-    part = graph.parts[number]
-    io_in, io_out = io_of(part)
-    ins = {n: _value_bytes(node, widths) for n, node in inputs_of(part).items()}
-    outs = {n: _value_bytes(node, widths) for n, node in outputs_of(part).items()}
-    cache = sum(size[n] for size, io in ((ins, io_in), (outs, io_out)) for n in size if _cached(io[n]))
-    return GraphSize(
-        graph.name,
-        graph.label(number),
-        graph.ar,
-        graph.context,
-        sum(ins.values()),
-        sum(outs.values()),
-        cache,
-        len(part.graph.nodes),
-    )
-
-
-def _cached(io: IO) -> bool:
-    return io.layer is not None
 
 
 def _value_bytes(node: fx.Node, widths: Mapping[str, float]) -> int:

@@ -34,6 +34,9 @@ class Pass(ABC):
             largest logit; None where the pass chooses encodings: its graphs in float must then compute what they did.
         floor: what the logits must hold over the noise of the encodings that the pass chooses, SQNR in dB.
         splits: the option that sets how many parts a graph becomes, of a pass that splits; a plan advises on it.
+        by_place: the options by which it treats layers that are alike differently, as those are whose places these
+            name; without them a plan lays out some layers of each kind, and counts the others. None where it may do so
+            whatever its options, so that a plan lays out all.
     """
 
     name: ClassVar[str]
@@ -41,6 +44,7 @@ class Pass(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     needs_calibration: ClassVar[bool] = False
     splits: ClassVar[str | None] = None
+    by_place: ClassVar[tuple[str, ...] | None] = None
     tolerance: ClassVar[float | None] = 3e-5  # float32 rounding, 6e-8 a sum, over some hundred sums that are reordered
     floor: ClassVar[float | None] = None
 
@@ -79,6 +83,23 @@ class Pass(ABC):
     @abstractmethod
     def run(self, model: Model, context: PassContext) -> bool:
         """Rewrite the model in place; say truthfully whether anything changed."""
+
+
+@dataclass(frozen=True)
+class SplitPass(Pass):
+    """A pass that cuts graphs between layers, and can say where without the graphs."""
+
+    @abstractmethod
+    def lengths(self, layer_bytes: Sequence[int]) -> Sequence[int]:
+        """How many layers each part holds.
+
+        Args:
+            layer_bytes: of each layer's weights; an embedding counts to the first, lm_head to the last.
+        """
+
+    @abstractmethod
+    def layer_by_layer(self, layers: int) -> SplitPass:
+        """The pass with other options, so that it makes each of a model's layers a part."""
 
 
 def said(changed: Any) -> bool:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from llmconv.backends.backend import Backend, Stage
 from llmconv.backends.limit import Limit
-from llmconv.errors import ResourceError
+from llmconv.errors import LlmconvError, ResourceError
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import PartSize, part_sizes
 from llmconv.lowering.lower import LoweringTable
 from llmconv.lowering.missing import require_lowerings
 from llmconv.planning.additions import Addition, Stages, additions
 from llmconv.planning.advice import advised
+from llmconv.planning.by_kind import sizes_by_kind
 from llmconv.planning.resplit import part_count_that_fits
 from llmconv.planning.schedule import Crew, schedule
 from llmconv.planning.stage_estimates import core_stages
@@ -181,19 +183,29 @@ def plan(recipe: Recipe, *, registry: Registry | None = None, jobs: int | None =
     chipsets = recipe.chipsets(registry)
     backend: Backend = registry.create("backend", recipe.backend.name, recipe.backend.options)
     checked = check(recipe, registry, weights=False)
-    return make(checked, *lay_out(checked), Device(backend, chipsets, jobs, registry.lowerings_by(recipe.lowerings)))
+    device = Device(backend, chipsets, jobs, registry.lowerings_by(recipe.lowerings))
+    return make(checked, *_laid_out(checked), device)
 
 
-def make(checked: Checked, model: Model, widths: Mapping[str, float], device: Device) -> Plan:
+def _laid_out(checked: Checked) -> tuple[Model, list[PartSize]]:
+    """The parts, and a model of their ops: that of some layers of each kind where this will do, else the whole."""
+    with suppress(LlmconvError):  # of few layers; what is wrong with all comes up again below
+        if found := sizes_by_kind(checked):
+            return found
+    model, widths = lay_out(checked)
+    return model, part_sizes(model, widths)
+
+
+def make(checked: Checked, model: Model, parts: list[PartSize], device: Device) -> Plan:
     """The plan of a recipe whose graphs are laid out.
 
     Args:
-        widths: bits of values and weights, by structural name.
+        model: has every op of the graphs.
 
     Raises:
         LoweringError: the backend lowers, and an op has no lowering.
     """
-    backend, parts, (chipset, *further) = device.backend, part_sizes(model, widths), device.chipsets
+    backend, (chipset, *further) = device.backend, device.chipsets
     if backend.lowers:
         require_lowerings(model, device.lowerings)
 
@@ -227,13 +239,16 @@ def _kept_bytes(folder: Path) -> int:
 
 
 def preflight(checked: Checked, model: Model, widths: Mapping[str, float], device: Device) -> None:
-    """Check the plan of laid-out graphs before the work starts; arguments as of `make`.
+    """Check the plan of laid-out graphs before the work starts.
+
+    Args:
+        widths: bits of values and weights, by structural name.
 
     Raises:
         LoweringError: as of `make`.
         ResourceError: disk or memory are short, or a part exceeds what the target holds.
     """
-    made = make(checked, model, widths, device)
+    made = make(checked, model, part_sizes(model, widths), device)
     made.require()
     for limit in made.worst():
         if limit.verdict == "warning":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from llmconv.graph.model import Model
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager
@@ -47,9 +49,13 @@ def lay_out(checked: Checked) -> tuple[Model, dict[str, float]]:
         return model, manager.widths(model)
 
 
-def shapes_alone(checked: Checked) -> Model:
-    """The recipe's graphs before any pass, with weights that cannot be read."""
-    module = checked.source.module()
+def shapes_alone(checked: Checked, module: nn.Module | None = None) -> Model:
+    """The recipe's graphs before any pass, with weights that cannot be read.
+
+    Args:
+        module: in place of the source's.
+    """
+    module = module or checked.source.module()
     graphs = {name: trace(module, g.ar, g.context, name) for name, g in checked.recipe.graphs.items()}
     return Model(graphs, ShapeStore(module), checked.config)
 

@@ -12,6 +12,9 @@ import llmconv
 from llmconv import Recipe, Registry
 from llmconv.choosing.choose import drafts
 from llmconv.choosing.parts import parted
+from llmconv.graph import part_sizes
+from llmconv.planning.by_kind import sizes_by_kind
+from llmconv.prepare import check, lay_out
 from llmconv.recipe import shipped
 
 SETTING = "passes.split_model.parts"
@@ -52,3 +55,15 @@ def test_the_plan_holds_for_the_phone(name: str, tmp_path: Path) -> None:
     made = llmconv.plan(Recipe.load(RECIPES / f"{name}.toml", [f"model.checkpoint='{tmp_path}'"]))
     assert [limit.message(made.chipset.name) for limit in made.limits if limit.verdict != "ok"] == []
     assert len(made.parts) == parts_of(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama3_2_1b", "qwen2_5_1_5b", "gemma3_1b"])
+def test_a_plan_from_a_few_layers_is_that_of_all(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(POPULAR[name].config))
+    its = check(
+        Recipe.load(RECIPES / f"{name}.toml", [f"model.checkpoint='{tmp_path}'"]), Registry.load(), weights=False
+    )
+    found = sizes_by_kind(its)
+    assert found is not None
+    assert found[1] == part_sizes(*lay_out(its))

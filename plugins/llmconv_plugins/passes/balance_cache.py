@@ -34,6 +34,7 @@ class BalanceCache(ScalingPass):
     """
 
     name: ClassVar[str] = "balance_cache"
+    by_place: ClassVar[tuple[str, ...] | None] = ()
     runs_after: ClassVar[tuple[str, ...]] = ("rotate", "smooth")  # which change what values there are
     before: ClassVar[str] = "kv_cache_io"
 

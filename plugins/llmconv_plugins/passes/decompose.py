@@ -27,6 +27,7 @@ class Decompose(RewritePass):
     """
 
     name: ClassVar[str] = "decompose"
+    by_place: ClassVar[tuple[str, ...] | None] = ()
     runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads")
     targets: ClassVar[tuple[torch._ops.OpOverload, ...]] = (
         *(SDPA, CAPPED_ATTENTION, aten.silu.default),

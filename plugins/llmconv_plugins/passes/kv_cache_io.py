@@ -95,6 +95,7 @@ class KVCacheIO(GraphPass):
     """
 
     name: ClassVar[str] = "kv_cache_io"
+    by_place: ClassVar[tuple[str, ...] | None] = ()
 
     logits: Literal["all", "last"] = "all"
     contract: Literal["genie", "genai"] = "genie"

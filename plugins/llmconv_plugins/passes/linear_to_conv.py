@@ -23,6 +23,7 @@ class LinearToConv(GraphPass):
     """
 
     name: ClassVar[str] = "linear_to_conv"
+    by_place: ClassVar[tuple[str, ...] | None] = ()
     runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads")
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:

@@ -37,6 +37,7 @@ class Rotate(Pass):
     """
 
     name: ClassVar[str] = "rotate"
+    by_place: ClassVar[tuple[str, ...] | None] = ()
     tolerance: ClassVar[float | None] = 1e-4
 
     seed: int = 0

@@ -40,6 +40,7 @@ class Smooth(ScalingPass):
     """
 
     name: ClassVar[str] = "smooth"
+    by_place: ClassVar[tuple[str, ...] | None] = ()
     runs_after: ClassVar[tuple[str, ...]] = ("rotate",)  # which folds norms into what reads them
     before: ClassVar[str] = "split_heads and what follows it"
 

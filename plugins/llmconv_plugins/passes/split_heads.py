@@ -38,6 +38,7 @@ class SplitHeads(GraphPass):
     """
 
     name: ClassVar[str] = "split_heads"
+    by_place: ClassVar[tuple[str, ...] | None] = ()
 
     def rewrite(self, part: fx.GraphModule, graph: Graph) -> bool:
         """Split every attention of the part, then write its KV outputs as a concat of heads."""

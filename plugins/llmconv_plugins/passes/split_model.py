@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import fx
@@ -23,12 +23,12 @@ from llmconv.graph import (
     split_graph,
     weight_bytes,
 )
-from llmconv.passes import Pass, PassContext
+from llmconv.passes import PassContext, SplitPass
 from llmconv.sources import ModelConfig
 
 
 @dataclass(frozen=True)
-class SplitModel(Pass):
+class SplitModel(SplitPass):
     """Cut between layers, where one residual value carries all that comes after.
 
     Given:  graphs of one part each
@@ -47,6 +47,7 @@ class SplitModel(Pass):
     needs: ClassVar[tuple[str, ...]] = ("kv_cache_io",)
     runs_after: ClassVar[tuple[str, ...]] = ("split_heads", "linear_to_conv")
     splits: ClassVar[str | None] = "parts"
+    by_place: ClassVar[tuple[str, ...] | None] = ()
 
     parts: int = 1
     layers: tuple[int, ...] | None = None
@@ -66,6 +67,14 @@ class SplitModel(Pass):
             split_graph(graph, cuts)
         return bool(cuts)
 
+    def lengths(self, layer_bytes: Sequence[int]) -> Sequence[int]:
+        """As the recipe says, or balanced."""
+        return self.layers or balance(layer_bytes, self.parts)
+
+    def layer_by_layer(self, layers: int) -> SplitModel:
+        """With as many parts as layers."""
+        return replace(self, parts=1, layers=(1,) * layers)
+
     def _check(self, layers: int) -> None:
         if self.layers is None and not 1 <= self.parts <= layers:
             raise PassError(f"split_model.parts = {self.parts}, but the model has {layers} layers; use 1 to {layers}")
@@ -79,7 +88,7 @@ class SplitModel(Pass):
 
     def _choose(self, context: PassContext, part: fx.GraphModule, boundaries: list[fx.Node]) -> list[str]:
         self._check(len(boundaries) + 1)
-        sizes = self.layers or balance(_layer_bytes(part, boundaries, context.widths()), self.parts)
+        sizes = self.lengths(_layer_bytes(part, boundaries, context.widths()))
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
         return [name_of(boundaries[end - 1]) for end in ends]
 

@@ -93,6 +93,7 @@ class W4A16(Pass):
     runs_after: ClassVar[tuple[str, ...]] = ("kv_cache_io", "split_heads", "decompose", "lora_inputs", "linear_to_conv")
     needs_calibration: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
+    by_place: ClassVar[tuple[str, ...] | None] = ("scheme", "weights")
 
     weight_bits: Bits = 4
     block: Columns = 0

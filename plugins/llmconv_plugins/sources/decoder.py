@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -166,6 +168,16 @@ class DecoderModule(nn.Module):
         self.norm = norm(a, a.hidden)
         self.lm_head = nn.Linear(a.hidden, a.vocabulary, bias=a.head_bias)
         self.rope_of, self.cap = a.rope_of or (0,) * a.layers, a.logits_cap
+
+    @property
+    def kinds(self) -> Sequence[int | None]:
+        """Of each layer: the table that turns it; in all else layers are alike."""
+        return self.rope_of
+
+    def keep(self, layers: Sequence[int]) -> None:
+        """Drop all other layers."""
+        self.layers = nn.ModuleList(self.layers[i] for i in layers)
+        self.rope_of = tuple(self.rope_of[i] for i in layers)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         x = self.embed_tokens(input_ids)  # (1, T, C)
