@@ -12,10 +12,10 @@ from torch import Tensor, fx
 from llmconv.encodings.value import Encoding, Encodings, Rounding
 from llmconv.graph.alike import Group, groups_of, operands
 from llmconv.graph.calls import Call, Unit, Values, caller, nodes_of
-from llmconv.graph.model import IO_META, inputs_of, is_weight, name_of, outputs_of, shape_of
+from llmconv.graph.model import IO_META, aten, inputs_of, is_weight, name_of, outputs_of, shape_of
 from llmconv.graph.ops import MOVEMENT
 from llmconv.weights.held import HeldStore
-from llmconv.weights.store import WeightStore
+from llmconv.weights.store import WeightStore, look_up
 
 ROUNDED = ("past_key", "past_value")  # inputs that runs with the same encodings have given
 Observer = Callable[[fx.Node, Tensor], None]
@@ -26,7 +26,7 @@ class Program:
     """A part that can be run on several inputs at once; the part must not change meanwhile.
 
     What each head does alike is one op on all heads where that gives the same numbers. Of weights that a `HeldStore`
-    holds, their rows and shapes are made in the first run alone.
+    holds, their rows and shapes are made in the first run alone; of embedding tables it reads the rows that are asked.
 
     Args:
         observer: called with each floating-point value before it is quantized.
@@ -43,11 +43,12 @@ class Program:
         self.weights, self.encodings, self.observer = weights, encodings, observer
         self._inputs, self._outputs = inputs_of(part), outputs_of(part)
         groups = groups_of(part.graph, lambda node: self._encoding(node) is None)
-        units = _in_order(part, groups)
+        tables = _tables(part) if isinstance(weights, HeldStore) else set()
+        units = [unit for unit in _in_order(part, groups) if unit not in tables]
         reads = [_read_by(unit, groups) for unit in units]
         dead = _last_uses(units, reads, keep=set(self._outputs.values()))
         apart = {node for read in (*reads, self._outputs.values()) for node in read if isinstance(node, fx.Node)}
-        self._steps = [self._step(*given, groups, apart) for given in zip(units, dead, strict=True)]
+        self._steps = [self._step(*given, groups, apart, tables) for given in zip(units, dead, strict=True)]
         self._given = {node: self._finish((node,)) for node in self._inputs.values()}
         self._kept: dict[Unit, Tensor] = {}
 
@@ -79,12 +80,20 @@ class Program:
             self._steps = [step for step in self._steps if step.unit not in self._kept]
         return [{name: values[node][i] for name, node in self._outputs.items()} for i in range(count)]
 
-    def _step(self, unit: Unit, dead: Sequence[Unit], groups: Mapping[fx.Node, Group], apart: set[fx.Node]) -> _Step:
+    def _step(
+        self,
+        unit: Unit,
+        dead: Sequence[Unit],
+        groups: Mapping[fx.Node, Group],
+        apart: set[fx.Node],
+        tables: set[Unit],
+    ) -> _Step:
         nodes = nodes_of(unit)
+        looks_up = not tables.isdisjoint(nodes[0].all_input_nodes)
         return _Step(
             unit,
             nodes,
-            caller(unit, groups),
+            _looking_up(nodes[0], self.weights) if looks_up else caller(unit, groups),
             dead,
             weight=str(nodes[0].target) if nodes[0].op == "get_attr" else None,
             shared=is_weight(nodes[0]),
@@ -161,6 +170,17 @@ class _Step:
     shared: bool
     apart: bool
     finish: Finish | None
+
+
+def _tables(part: fx.GraphModule) -> set[Unit]:
+    """Weights that are looked up and nothing else."""
+    weights = part.graph.find_nodes(op="get_attr")
+    return {w for w in weights if all(user.target is aten.embedding.default for user in w.users)}
+
+
+def _looking_up(node: fx.Node, weights: WeightStore) -> Call:
+    table, ids = node.all_input_nodes
+    return lambda values, i: look_up(weights, str(table.target), values[ids][i])
 
 
 def _apart(value: Tensor, nodes: Sequence[fx.Node]) -> Sequence[Tensor]:

@@ -40,7 +40,7 @@ class Verifier:
     def __init__(self, source: Graph, weights: WeightStore, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
         self._held = HeldStore(weights)
-        self.expected = Decoder([TorchRunner(source, weights)], None).read(self.tokens)
+        self.expected = Decoder([TorchRunner(source, HeldStore(weights, 0))], None).read(self.tokens)
         if np.isnan(self.expected).any():
             raise CheckpointError(
                 f"the checkpoint's own logits are NaN before any pass{_not_finite(source, weights)}; "

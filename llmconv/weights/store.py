@@ -108,6 +108,13 @@ class StoreUnion:
         return (self.rest, name) if self.rest is not None and store not in self.stores else (self.stores[store], own)
 
 
+def look_up(store: WeightStore, name: str, ids: torch.Tensor) -> torch.Tensor:
+    """Rows of a weight by their numbers, (…) to (…, columns) float32; no others are read."""
+    asked = ids.flatten().tolist()
+    rows = {i: store.read(name, slice(i, i + 1)) for i in dict.fromkeys(asked)}
+    return torch.cat([rows[i] for i in asked]).reshape(*ids.shape, -1)
+
+
 class ShapeStore:
     """The shapes of a module's parameters; reading one is an error."""
 

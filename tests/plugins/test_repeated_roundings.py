@@ -35,11 +35,12 @@ def op_by_op(file: str) -> Any:
     return ort.InferenceSession(file, options, ["CPUExecutionProvider"])
 
 
+@pytest.mark.parametrize("floats", [True, False])
 @pytest.mark.parametrize("graph", ["prompt", "token"])
-def test_every_output_is_the_same_bit_by_bit(small_bundle: Bundle, graph: str) -> None:
+def test_every_output_is_the_same_bit_by_bit(small_bundle: Bundle, graph: str, floats: bool) -> None:
     for part in small_bundle.graphs[graph].parts:
         file = small_bundle.path(part.onnx)
-        exact, fast = op_by_op(str(file)), open_session(file)
+        exact, fast = op_by_op(str(file)), open_session(file, floats=floats)
         for seed in range(3):
             expected, found = run(exact, seed), run(fast, seed)
             assert expected.keys() == found.keys()

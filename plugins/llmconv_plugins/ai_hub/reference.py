@@ -73,7 +73,7 @@ def run_reference(job: BuildJob, graph: Graph, folder: Path) -> Reference:
     made = Reference(folder, spec.parts)
 
     def run_part(i: int, inputs: Arrays) -> Arrays:
-        outputs = run_session(open_session(job.folder / spec.parts[i].onnx), inputs)
+        outputs = run_session(open_session(job.folder / spec.parts[i].onnx, floats=False), inputs)
         made.keep(i, inputs, outputs)
         return outputs
 

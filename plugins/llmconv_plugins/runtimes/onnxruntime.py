@@ -16,10 +16,17 @@ from llmconv_plugins.runtimes.joined_heads import with_joined_heads
 from llmconv_plugins.runtimes.late_dequantize import with_rows_dequantized
 from llmconv_plugins.runtimes.repeated_roundings import without_repeated_roundings
 
+# Tokens in a run: SmolLM2's products of 128 tokens take twice as long as dequantizing its weights, which as floats take
+# 600 MB in place of 200; those of one token take a fifth of it.
+DEQUANTIZED_FROM = 64
+
 
 @dataclass(frozen=True)
 class OnnxRuntime(GraphRuntime):
-    """Runs the bundle's ONNX files number by number as they say, weights dequantized once."""
+    """Runs the bundle's ONNX files number by number as they say.
+
+    Weights stay floats in memory for graphs that read few tokens in a run; the others dequantize them in each.
+    """
 
     name: ClassVar[str] = "onnxruntime"
 
@@ -34,17 +41,20 @@ def _open(bundle: Bundle, graphs: list[GraphSpec]) -> Iterator[list[Runner]]:
 
 
 def _runner(bundle: Bundle, graph: GraphSpec) -> Runner:
-    sessions = [open_session(bundle.path(part.onnx)) for part in graph.parts]
+    floats = graph.ar < DEQUANTIZED_FROM
+    sessions = [open_session(bundle.path(part.onnx), floats=floats) for part in graph.parts]
     return PartsRunner(graph, lambda i, inputs: run_session(sessions[i], inputs))
 
 
-def open_session(file: Path) -> Any:
+def open_session(file: Path, *, floats: bool) -> Any:
     """ONNX Runtime's session over one ONNX file, which gives every number that the file says.
 
-    Weights are dequantized when the session is made and stay floats in memory, but for the embedding table, of which
-    each run dequantizes its rows; roundings that repeat another are left out, and what heads do alike is one op; no
-    rounding is moved or fused. So the results are bit by bit those of the
-    file run op by op.
+    Each run dequantizes the rows of the embedding table that it looks up; roundings that repeat another are left out,
+    and what heads do alike is one op; no rounding is moved or fused. So the results are bit by bit those of the file
+    run op by op.
+
+    Args:
+        floats: whether weights are dequantized when the session is made and stay in memory so, and not in each run.
 
     Raises:
         BackendError: it refuses the file.
@@ -53,7 +63,8 @@ def open_session(file: Path) -> Any:
     import onnxruntime as ort  # noqa: PLC0415  likewise
 
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # folds constants
+    level = ort.GraphOptimizationLevel  # the first folds constants
+    options.graph_optimization_level = level.ORT_ENABLE_BASIC if floats else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # fuses no roundings with ops, folds weights'
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
     # threads that wait else take the time of others on their core, such as a simulator's: it doubled that of a run
