@@ -30,13 +30,20 @@ from llmconv.chat.session import open_session
 from llmconv.evaluation.subject import Subject
 from llmconv.files import digest
 
-# Of fifty short questions the nine whose first 16 greedy tokens in float are the surest (the likeliest token's logit
-# at least 0.42 above the next; the median of the fifty is 0.16, which any rounding turns), and the one that all ask.
+# The one that all ask, and of 145 short questions the nine that float answers rightly and is surest of: the likeliest
+# token's logit is at least 0.90 above the next at each of the first 16. Most questions have a token where it is 0.1 or
+# less, which any rounding turns. Behind them those that were asked before, chosen so of fifty, at least 0.42 above.
 WORDS = {
     "What is the capital of France?": "Paris",
     "What is the plural of mouse?": "mice",
     "Repeat after me: the cat sat on the mat.": "cat",
+    "What is the plural of foot?": "feet",
+    "What is the capital of South Korea?": "Seoul",
+    "What is the plural of child?": "children",
+    "What is the capital of the Netherlands?": "Amsterdam",
+    "What is the capital of Kenya?": "Nairobi",
     "What is the capital of Japan?": "Tokyo",
+    "What is the capital of Cuba?": "Havana",
     "What is the capital of Germany?": "Berlin",
     "What is the tallest mountain in the world?": "Everest",
     "How many days are in a week?": "7",
@@ -164,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--runtimes", nargs="+", default=["torch", "onnxruntime"])
-    parser.add_argument("--questions", type=int, default=len(WORDS))
+    parser.add_argument("--questions", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--answers", type=Path, help="a folder that keeps them")
     args = parser.parse_args()

@@ -180,8 +180,9 @@ def check_output(folder: Path, force: bool) -> None:
     Raises:
         BundleError: the folder holds something, and `force` was not given; or holds something that is no bundle.
     """
-    if folder.is_file():
-        raise BundleError(f"{folder}: is a file; choose another output folder")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BundleError(f"{there}: is a file; choose another output folder")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not force:

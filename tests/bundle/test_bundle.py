@@ -118,8 +118,9 @@ def test_output_that_is_free(tmp_path: Path, force: bool) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_output_that_is_a_file(tmp_path: Path, force: bool) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(BundleError, match="is a file; choose another output folder"):
-        check_output(tmp_path / "out", force)
+    for folder in (tmp_path / "out", tmp_path / "out" / "within" / "it", Path("/dev/null/x")):
+        with pytest.raises(BundleError, match="(out|null): is a file; choose another output folder"):
+            check_output(folder, force)
 
 
 def test_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
