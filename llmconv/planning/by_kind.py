@@ -9,7 +9,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import accumulate, pairwise
-from typing import Protocol, runtime_checkable
 
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import Contents, Item, PartSize, contents_of, size_of
@@ -17,22 +16,8 @@ from llmconv.passes.base import Pass, SplitPass
 from llmconv.passes.manager import PassManager
 from llmconv.prepare.resolve import Checked
 from llmconv.prepare.trace import shapes_alone
+from llmconv.sources.repeating import Repeating
 from llmconv.work.collector import collector_paused
-
-
-@runtime_checkable
-class Repeating(Protocol):
-    """A source's module that can do without some of its layers.
-
-    Attributes:
-        kinds: of each layer; layers of a kind differ in the numbers of their weights alone.
-    """
-
-    @property
-    def kinds(self) -> Sequence[Hashable]: ...
-
-    def keep(self, layers: Sequence[int]) -> None:
-        """Drop all others."""
 
 
 def sizes_by_kind(checked: Checked) -> tuple[Model, list[PartSize]] | None:

@@ -5,5 +5,6 @@ from .family import SLIDING as SLIDING
 from .family import Family as Family
 from .keys import Keys as Keys
 from .model_config import ModelConfig as ModelConfig
+from .repeating import Repeating as Repeating
 from .rope import Rope as Rope
 from .source import Source as Source

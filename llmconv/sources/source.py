@@ -69,7 +69,8 @@ class Source(Framed, ABC):
 
         Attention is causal `scaled_dot_product_attention` on (B, H, T, D); one submodule named `rotary` maps
         position_ids to (cos, sin), each (1, 1, tokens, half of the channels of a head that are turned); where some
-        layers have a table of their own, a second one is named `rotary_local`.
+        layers have a table of their own, a second one is named `rotary_local`. A plan lays out few layers of one that
+        is `Repeating`, where the passes allow it.
         """
 
     @abstractmethod

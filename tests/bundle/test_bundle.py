@@ -119,7 +119,7 @@ def test_output_that_is_free(tmp_path: Path, force: bool) -> None:
 def test_output_that_is_a_file(tmp_path: Path, force: bool) -> None:
     (tmp_path / "out").write_text("mine")
     for folder in (tmp_path / "out", tmp_path / "out" / "within" / "it", Path("/dev/null/x")):
-        with pytest.raises(BundleError, match="(out|null): is a file; choose another output folder"):
+        with pytest.raises(BundleError, match=r"(out|null): is a file; choose another output folder"):
             check_output(folder, force)
 
 
