@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from llmconv.errors import PassError
 from llmconv.graph.model import Graph, aten, inputs_of, io_of, name_of, outputs_of
 from llmconv.graph.ops import REARRANGEMENT, REQUANTIZE, weight_of
 from llmconv.graph.run import Observer, Program
+from llmconv.heap import trim
 from llmconv.passes.context import WeightWriter
 from llmconv.plugins.frame import plugin_code
 from llmconv.quantization.linears import LinearInput, linear_inputs
@@ -160,6 +162,8 @@ class Calibration:
                 observer(node, value)
 
         for i, piece in enumerate(pieces[start:], start):
+            if any(prod(weights.shape(name)) > BATCH_NUMBERS for name in self.weights(piece)):
+                trim()  # such a weight is not to lie beside what pieces before have freed
             exact, quantized = self._quantized(piece, inputs, weights)
             later = {name for following in pieces[i + 1 :] for name in inputs_of(following)} | set(hidden.values())
             rounded = {name: encoded.dequantize() for name, encoded in quantized.items()}

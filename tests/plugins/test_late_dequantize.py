@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from llmconv import Bundle
-from llmconv_plugins.runtimes.late_dequantize import with_rows_dequantized
+from llmconv_plugins.runtimes.late_dequantize import with_rows_dequantized, with_weights_first
 
 DRAW = np.random.default_rng(0)
 TABLE = DRAW.integers(0, 1 << 16, (6, 4)).astype(np.uint16)
@@ -72,3 +72,15 @@ def test_the_table_of_a_bundle_stays_integers(small_bundle: Bundle) -> None:
     (lookup,) = (node for node in made.graph.node if node.op_type == "Gather")
     kinds = {t.name: t.data_type for t in made.graph.initializer}
     assert kinds[lookup.input[0]] == onnx.TensorProto.UINT16
+
+
+def test_weights_stand_before_what_is_computed(small_bundle: Bundle) -> None:
+    """The order in which ONNX Runtime takes operands; the values themselves: test_repeated_roundings.py."""
+    file = small_bundle.path(small_bundle.graphs["prompt"].parts[-1].onnx)
+    made = with_weights_first(onnx.load(str(file), load_external_data=False))
+    stored = {tensor.name for tensor in made.graph.initializer}
+    of_weights = [node.op_type == "DequantizeLinear" and node.input[0] in stored for node in made.graph.node]
+    assert 0 < sum(of_weights) < len(of_weights)
+    assert of_weights == sorted(of_weights, reverse=True)
+    before = onnx.load(str(file), load_external_data=False).graph.node
+    assert sorted(n.SerializeToString() for n in before) == sorted(n.SerializeToString() for n in made.graph.node)

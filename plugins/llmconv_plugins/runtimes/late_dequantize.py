@@ -1,4 +1,4 @@
-"""Dequantize the rows that an ONNX graph looks up, not the whole table: as floats it would take twice the memory."""
+"""Dequantize late: of a table the rows that are looked up, of weights each right before it is used."""
 
 from __future__ import annotations
 
@@ -35,4 +35,19 @@ def with_rows_dequantized(model: onnx.ModelProto) -> onnx.ModelProto:
         made.append(helper.make_node("DequantizeLinear", [node.output[0], *found.input[1:]], [result]))
     del graph.node[:]
     graph.node.extend(node for node in made if not (node.op_type == "DequantizeLinear" and node.output[0] in gone))
+    return model
+
+
+def with_weights_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, changed, so that ONNX Runtime dequantizes a weight right before the op that takes it.
+
+    It goes from an op to its operands, and computes those first that stand last in the file: behind the values that
+    come before it, all weights would be floats before the first op runs.
+    """
+    graph = model.graph
+    stored = {t.name for t in graph.initializer}
+    nodes = sorted(graph.node, key=lambda node: not stored.issuperset(filter(None, node.input)) or not node.input)
+    moved = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(moved)
     return model

@@ -13,7 +13,7 @@ from llmconv.bundle import GraphSpec
 from llmconv.decoding import Arrays, Runner
 from llmconv.runtimes import GraphRuntime, PartsRunner
 from llmconv_plugins.runtimes.joined_heads import with_joined_heads
-from llmconv_plugins.runtimes.late_dequantize import with_rows_dequantized
+from llmconv_plugins.runtimes.late_dequantize import with_rows_dequantized, with_weights_first
 from llmconv_plugins.runtimes.repeated_roundings import without_repeated_roundings
 
 # Tokens in a run: SmolLM2's products of 128 tokens take twice as long as dequantizing its weights, which as floats take
@@ -74,6 +74,8 @@ def open_session(file: Path, *, floats: bool) -> Any:
     try:
         model = with_rows_dequantized(onnx.load(str(file), load_external_data=False))
         model = with_joined_heads(without_repeated_roundings(model))
+        if not floats:
+            model = with_weights_first(model)
         return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
         raise BackendError(f"{file.name}: ONNX Runtime refuses it: {str(error).splitlines()[0]}") from error
