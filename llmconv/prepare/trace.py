@@ -55,7 +55,7 @@ def shapes_alone(checked: Checked, module: nn.Module | None = None) -> Model:
     Args:
         module: in place of the source's.
     """
-    module = module or checked.source.module()
+    module = checked.source.module() if module is None else module
     graphs = {name: trace(module, g.ar, g.context, name) for name, g in checked.recipe.graphs.items()}
     return Model(graphs, ShapeStore(module), checked.config)
 
