@@ -3,8 +3,8 @@
 Run: python benchmarks/runtimes.py BUNDLE [--runtimes torch onnxruntime genai qnn genie] [--questions 10] [--tokens 32]
          [--answers FOLDER]
 A question counts where the answer holds a word that float's greedy answer holds; two answers agree where their first 16
-greedy tokens are the same (fewer where one ends earlier). Simulators take some seconds a token: ask them for 16 tokens,
-each in a process of its own, and keep the answers; the last run makes one table of all that is kept.
+greedy tokens are the same, the end of the answer among them. Simulators take some seconds a token: ask them for 16
+tokens, each in a process of its own, and keep the answers; the last run makes one table of all that is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -135,20 +135,20 @@ def reference(subject: Subject) -> Any:
 
 
 def same(a: list[int], b: list[int]) -> bool:
-    """Whether two answers begin alike."""
-    count = min(COMPARED, len(a), len(b))
-    return a[:count] == b[:count]
+    """Whether two answers begin alike, or are the same if they end sooner."""
+    return a[:COMPARED] == b[:COMPARED]
 
 
-def tie(model: Any, prompt: list[int], a: list[int], b: list[int]) -> str:
+def tie(model: Any, prompt: list[int], answers: Sequence[list[int]], eos: int) -> str:
     """Where two answers part: how many tokens they share, and float's logits of the two that follow."""
+    a, b = ([*ids, eos] for ids in answers)
     at = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + a[:at]])).logits[0, -1]
     return f"{at} tokens, then {logits[a[at]]:.2f} against {logits[b[at]]:.2f}"
 
 
-def show(every: list[Answers], first: Answers, exact: Model, prompts: Prompts) -> None:
+def show(every: list[Answers], first: Answers, exact: Model, prompts: Prompts, eos: int) -> None:
     """A row a runtime, then where each parts from the first of them."""
     print(f"| runtime | tokens/s | words of {len(prompts)} | as float | as {first.name} |")
     print("|---|---|---|---|---|")
@@ -163,7 +163,7 @@ def show(every: list[Answers], first: Answers, exact: Model, prompts: Prompts) -
         for question, prompt in prompts.items():
             a, b = first.given[question]["ids"], found.given[question]["ids"]
             if not same(a, b):
-                print(f"{found.name}, {question!r}: as {first.name} for {tie(exact(), prompt, a, b)}")
+                print(f"{found.name}, {question!r}: as {first.name} for {tie(exact(), prompt, (a, b), eos)}")
 
 
 def main() -> None:
@@ -190,7 +190,7 @@ def main() -> None:
     in_float(every[0], exact, subject, prompts, args.tokens)
     for found in every[1:]:
         on_runtime(found, subject, prompts, args.tokens)
-    show(every, every[1], exact, prompts)
+    show(every, every[1], exact, prompts, bundle.config.eos[0])
 
 
 if __name__ == "__main__":
