@@ -57,6 +57,11 @@ def weight_of(node: fx.Node) -> fx.Node | None:
     return node if node.op == "get_attr" else None
 
 
+def is_table(weight: fx.Node) -> bool:
+    """Whether a weight is looked up and nothing else."""
+    return all(user.target is aten.embedding.default for user in weight.users)
+
+
 def uses_of(weight: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """What computes with a weight, through its slices and reshapes, and the node that it is called by there."""
     for user in weight.users:

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from llmconv.encodings.value import Encoding, Encodings, Rounding
 from llmconv.graph.alike import Group, groups_of, operands
 from llmconv.graph.calls import Call, Unit, Values, caller, nodes_of
-from llmconv.graph.model import IO_META, aten, inputs_of, is_weight, name_of, outputs_of, shape_of
-from llmconv.graph.ops import MOVEMENT
+from llmconv.graph.model import IO_META, inputs_of, is_weight, name_of, outputs_of, shape_of
+from llmconv.graph.ops import MOVEMENT, is_table
 from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore, look_up
 
@@ -174,8 +174,7 @@ class _Step:
 
 def _tables(part: fx.GraphModule) -> set[Unit]:
     """Weights that are looked up and nothing else."""
-    weights = part.graph.find_nodes(op="get_attr")
-    return {w for w in weights if all(user.target is aten.embedding.default for user in w.users)}
+    return set(filter(is_table, part.graph.find_nodes(op="get_attr")))
 
 
 def _looking_up(node: fx.Node, weights: WeightStore) -> Call:

@@ -23,7 +23,7 @@ from llmconv.graph.model import (
     shape_of,
     value_of,
 )
-from llmconv.graph.ops import ATTENTION, aten, weight_of
+from llmconv.graph.ops import ATTENTION, aten, is_table, weight_of
 
 FLOAT_BITS = 32  # of what no pass gives a width
 
@@ -142,8 +142,8 @@ def contents_of(graphs: Sequence[Graph], number: int, widths: Mapping[str, float
     for graph in graphs:
         part = graph.parts[number]
         for node in part.graph.find_nodes(op="get_attr"):
-            name, looked_up = name_of(node), all(u.target is aten.embedding.default for u in node.users)
-            weight = Held(weight_bytes(node, widths), prod(shape_of(node)), looked_up, name in head)
+            name = name_of(node)
+            weight = Held(weight_bytes(node, widths), prod(shape_of(node)), is_table(node), name in head)
             found[Item("weight", "", name)] = weight
         io_in, io_out = io_of(part)
         for name, node in inputs_of(part).items():

@@ -13,11 +13,9 @@ from itertools import accumulate, pairwise
 from llmconv.graph.model import Model
 from llmconv.graph.sizes import Contents, Item, PartSize, contents_of, size_of
 from llmconv.passes.base import Pass, SplitPass
-from llmconv.passes.manager import PassManager
 from llmconv.prepare.resolve import Checked
-from llmconv.prepare.trace import shapes_alone
+from llmconv.prepare.trace import lay_out
 from llmconv.sources.repeating import Repeating
-from llmconv.work.collector import collector_paused
 
 
 def sizes_by_kind(checked: Checked) -> tuple[Model, list[PartSize]] | None:
@@ -31,8 +29,10 @@ def sizes_by_kind(checked: Checked) -> tuple[Model, list[PartSize]] | None:
         LlmconvError: that model cannot be laid out, whatever becomes of the whole one.
     """
     splitting = [p for p in checked.passes if isinstance(p, SplitPass)]
+    if len(splitting) != 1 or any(map(_by_place, checked.passes)):
+        return None
     module = checked.source.module()
-    if len(splitting) != 1 or any(map(_by_place, checked.passes)) or not isinstance(module, Repeating):
+    if not isinstance(module, Repeating):
         return None
     kinds = list(module.kinds)
     chosen = _some_of_each(kinds)
@@ -41,10 +41,7 @@ def sizes_by_kind(checked: Checked) -> tuple[Model, list[PartSize]] | None:
     module.keep(chosen)
     alone: list[Pass] = [p.layer_by_layer(len(chosen)) if isinstance(p, SplitPass) else p for p in checked.passes]
     few = replace(checked, passes=alone, config=replace(checked.config, layers=len(chosen)))
-    with collector_paused():
-        manager, model = PassManager(alone), shapes_alone(few, module)
-        manager.run(model, stop=manager.structural)
-        widths = manager.widths(model)
+    model, widths = lay_out(few, module)
     graphs = list(model.graphs.values())
     laid_out = {layer: contents_of(graphs, i, widths) for i, layer in enumerate(chosen)}
     layers = _all_layers(laid_out, kinds)

@@ -34,8 +34,11 @@ def trace_graphs(checked: Checked, weights: WeightStore) -> Model:
     return Model(graphs, weights, checked.config)
 
 
-def lay_out(checked: Checked) -> tuple[Model, dict[str, float]]:
+def lay_out(checked: Checked, module: nn.Module | None = None) -> tuple[Model, dict[str, float]]:
     """The recipe's graphs after the structural passes, from the checkpoint's configuration alone.
+
+    Args:
+        module: in place of the source's.
 
     Returns:
         The model, whose weights cannot be read, and the bits that the other passes will give to values and weights.
@@ -44,7 +47,7 @@ def lay_out(checked: Checked) -> tuple[Model, dict[str, float]]:
         PassError: a pass cannot be applied, or reads a weight.
     """
     with collector_paused():
-        manager, model = PassManager(checked.passes), shapes_alone(checked)
+        manager, model = PassManager(checked.passes), shapes_alone(checked, module)
         manager.run(model, stop=manager.structural)
         return model, manager.widths(model)
 

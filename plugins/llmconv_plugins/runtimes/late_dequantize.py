@@ -47,7 +47,6 @@ def with_weights_first(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     stored = {t.name for t in graph.initializer}
     nodes = sorted(graph.node, key=lambda node: not stored.issuperset(filter(None, node.input)) or not node.input)
-    moved = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
-    graph.node.extend(moved)
+    graph.node.extend(nodes)
     return model
