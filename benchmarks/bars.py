@@ -1,9 +1,9 @@
 """Perplexity of a recipe in several forms of 4 bits, everything quantized, on ONNX Runtime, over the float model's.
 
-Run: python benchmarks/bars.py RECIPE FOLDER [--rows recipe channel …] [--windows 24] [--tokens 256]
+Run: python benchmarks/bars.py RECIPE FOLDER [--rows recipe channel …] [--windows 24] [--tokens 256] [--text FILE]
 
 Each row is a conversion by `llmconv apply` into FOLDER, which an interrupted run goes on from, and `llmconv eval` on
-the recipe's held-out text; seconds are the processor's, of the conversion. `mixed` gives 8 bits to the weights that
+the recipe's held-out text, or another; seconds are the processor's, of the conversion. `mixed` gives 8 bits to the weights that
 `llmconv sensitivity` names for 10 % more bytes than the recipe's, whose row comes first.
 """
 
@@ -22,6 +22,7 @@ from llmconv import Recipe
 from llmconv.bundle.weights import BundleStore
 
 TUNED = "passes.w4a16.tuning_steps=120"
+BY_LAYER = 'passes.w4a16.tuned="layer"'
 # row -> what it sets of the recipe; `mixed` has the lines that sensitivity gives
 ROWS = {
     "recipe": [],
@@ -29,6 +30,8 @@ ROWS = {
     "mixed": [],
     "tuned": [TUNED],
     "channel_tuned": ["passes.w4a16.block=0", TUNED],
+    "layer_tuned": [TUNED, BY_LAYER],
+    "channel_layer_tuned": ["passes.w4a16.block=0", TUNED, BY_LAYER],
 }
 LLMCONV = [sys.executable, "-m", "llmconv"]
 CHOSEN = re.compile(r'^"[^"]+" = \{ bits = 8 \}$', re.MULTILINE)
@@ -78,8 +81,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--text", type=Path)
     given = parser.parse_args()
-    text = Recipe.load(given.recipe).verify.text
+    text = given.text or Recipe.load(given.recipe).verify.text
     assert text is not None
     given.folder.mkdir(parents=True, exist_ok=True)
     print("| row | perplexity | ratio | weights, MB | processor seconds | largest process |\n|---|---|---|---|---|---|")

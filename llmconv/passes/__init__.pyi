@@ -3,6 +3,7 @@ from .base import GraphPass as GraphPass
 from .base import Pass as Pass
 from .base import RewritePass as RewritePass
 from .base import SplitPass as SplitPass
+from .base import Training as Training
 from .base import Use as Use
 from .context import PassContext as PassContext
 from .manager import PassManager as PassManager

@@ -23,6 +23,19 @@ Create = Callable[[Kind, str, Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
+class Training:
+    """What a pass trains on the calibration text, for the plan.
+
+    Attributes:
+        windows: how many samples all steps together take.
+        whole: whether the model is held at once, and not a layer at a time.
+    """
+
+    windows: int
+    whole: bool
+
+
+@dataclass(frozen=True)
 class Pass(ABC):
     """Rewrites a model's graphs. A subclass is a frozen dataclass; its fields are the recipe's options.
 
@@ -52,6 +65,11 @@ class Pass(ABC):
     def structural(self) -> bool:
         """Whether the pass rewrites graphs alone, and chooses no encodings."""
         return self.tolerance is not None
+
+    @property
+    def trains(self) -> Training | None:
+        """What the pass trains; None of most."""
+        return None
 
     def check(self, config: ModelConfig) -> None:  # noqa: B027  most passes work at any size
         """Find what cannot work with a model of these sizes, before any work starts.

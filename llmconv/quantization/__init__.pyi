@@ -20,6 +20,9 @@ from .scheme import Scheme as Scheme
 from .scheme import SchemePreset as SchemePreset
 from .sharing import sharing_groups as sharing_groups
 from .streaming import calibrate as calibrate
+from .student import WINDOWS as WINDOWS
 from .tuning import Known as Known
+from .tuning import Tuned as Tuned
 from .tuning import tune as tune
 from .tuning import tuned_once as tuned_once
+from .tuning_layers import tune_layers as tune_layers

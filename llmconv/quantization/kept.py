@@ -101,17 +101,20 @@ class Kept:
         ranges: dict[str, Range],
         calibration: Calibration,
         quantized: Mapping[str, Encoded],
-    ) -> None:
+    ) -> Mapping[str, Encoded]:
         """Record a part that has run, its border first: a part that is finished can be gone on from.
 
         Args:
             quantized: of its weights, those that no file has taken.
+
+        Returns:
+            The same; where they lie on disk now, read from there when they are asked for.
         """
         hashes = {name: sha for name, sha in self.context.hashed().items() if name not in self.context.hashes}
         self.context.hashes.update(hashes)
         steps = self.context.steps
         if steps is None:
-            return
+            return quantized
         if border := self._border_files(part, calibration):
             calibration.keep(self.parts[part], border)
             steps.finish(self._border_step(part), self.key, border, True)
@@ -119,6 +122,7 @@ class Kept:
         value = {"ranges": ranges, "magnitudes": self.magnitudes.to_dict(), "weights": weights, "hashes": hashes}
         steps.finish(self._step(part), self.key, list(files), value, known=files)
         self._forget_pieces(part, pieces)
+        return self._quantized_of(load_file(next(iter(files)))) if self.context.sink is None else quantized
 
     def resume_pieces(
         self, part: int, pieces: Sequence[fx.GraphModule], calibration: Calibration, store: WeightWriter

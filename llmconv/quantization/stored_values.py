@@ -43,12 +43,16 @@ class StoredValues:
         np.lib.format.write_array_header_1_0(file, {"shape": shape, "descr": descr, "fortran_order": False})
         return file
 
-    def finish(self, names: Collection[str]) -> None:
-        """All samples have been added; keep the values of these names alone."""
+    def close(self) -> None:
+        """All samples have been added: they can be read."""
         for file in self._writing.values():
             file.close()
         self._writing.clear()
         self._reading.clear()
+
+    def finish(self, names: Collection[str]) -> None:
+        """`close`, and keep the values of these names alone."""
+        self.close()
         for name in self._paths.keys() - set(names):
             path = self._paths.pop(name)
             if path.parent == self._folder:  # not one of an earlier run, which may be needed again

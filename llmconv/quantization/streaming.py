@@ -60,7 +60,7 @@ def calibrate(
                     if piece.number + 1 < len(pieces):
                         kept.finish_piece(i, piece, calibration)
             made = {name: quantized[name] for name in order if name in quantized}
-            kept.finish(i, len(pieces), found, calibration, made)
+            quantized |= kept.finish(i, len(pieces), found, calibration, made)
             ranges |= found
     kept.forget_borders()
     return ranges, quantized

@@ -14,6 +14,7 @@ from torch import fx
 
 import llmconv
 from llmconv import Bundle, Plan, Recipe, Registry, ResourceError, hookimpl
+from llmconv.backends import Stage
 from llmconv.graph import Graph, Model, bytes_a_token
 from llmconv.passes import GraphPass, PassContext
 from llmconv.planning import plan as planning
@@ -235,6 +236,19 @@ def test_backend_that_stops_at_onnx_has_no_limits_of_a_device(planned: Planned) 
     plan = planned("backend.name=onnx")
     assert plan.limits == []
     assert [s.name for s in plan.stages] == ["trace and passes", "calibrate", "lower to ONNX"]
+
+
+def test_tuning_is_a_stage_of_its_own(planned: Planned) -> None:
+    def stages(*overrides: str) -> dict[str, Stage]:
+        return {s.name: s for s in planned("backend.name=onnx", *overrides).stages}
+
+    steps = "passes.w4a16.tuning_steps=100"
+    assert "tune" not in stages()
+    whole, by_layer, short = (
+        stages(steps, *more)["tune"] for more in ([], ["passes.w4a16.tuned=layer"], ["passes.w4a16.tuning_steps=10"])
+    )
+    assert by_layer.memory < whole.memory
+    assert short.seconds == pytest.approx(whole.seconds / 10)
 
 
 def test_apply_stops_before_the_work(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,10 @@ from llmconv.graph import (
     uses_of,
     weight_of,
 )
-from llmconv.passes import Create, Pass, PassContext, Use
+from llmconv.passes import Create, Pass, PassContext, Training, Use
 from llmconv.quantization import (
     CALIBRATION,
+    WINDOWS,
     Bits,
     Columns,
     Known,
@@ -45,6 +46,7 @@ from llmconv.quantization import (
     Rule,
     Scheme,
     SchemePreset,
+    Tuned,
     calibrate,
     sharing_groups,
     tuned_once,
@@ -82,8 +84,10 @@ class W4A16(Pass):
         kv_range: where theirs ends: at the largest number that calibration saw; with 1 of 10,000 beyond it; or where
             what is rounded and what is clipped add up to the least squared error. With 16 bits, as all other values
             have, every number fits: what is clipped costs more than the finest of 65,536 steps gains.
-        tuning_steps: in which row scales and norms are trained toward the float model's logits while integers stay; two
-            samples a step, with the model in memory; 0 leaves it out.
+        tuning_steps: in which row scales and norms are trained toward the float model while integers stay; two samples
+            a step; 0 leaves it out.
+        tuned: what is trained at once: the model, toward float's logits, held in memory twice; or each layer's
+            attention and MLP in turn, toward what they give in float, held one at a time.
         scheme: a preset of lines that a plugin brings, by name; those of `weights` count after its own.
         weights: lines by pattern of weight names, e.g. `"layers.*.mlp.down_proj.weight" = { bits = 8 }`.
     """
@@ -103,6 +107,7 @@ class W4A16(Pass):
     kv_bits: Literal[8, 16] = 8
     kv_range: RangeRule = "mse"
     tuning_steps: int = 0
+    tuned: Tuned = "model"
     scheme: str | None = None
     weights: dict[str, Line] = field(default_factory=dict)
     _preset: SchemePreset | None = None  # that `scheme` names
@@ -110,6 +115,11 @@ class W4A16(Pass):
     def __post_init__(self) -> None:
         if self.tuning_steps < 0:
             raise PassError(f"w4a16's tuning_steps is {self.tuning_steps}; choose 0 or more")
+
+    @property
+    def trains(self) -> Training | None:
+        """Scales and norms, where there are steps."""
+        return Training(self.tuning_steps * WINDOWS, self.tuned == "model") if self.tuning_steps else None
 
     def knowing(self, create: Create) -> W4A16:
         """With the preset that `scheme` names."""
@@ -166,8 +176,8 @@ class W4A16(Pass):
         }
         if self.tuning_steps:
             fixed = {name: quantizers.pop(name) for name, rule in rules.items() if rule.quantizer == KEEP}
-            tuned = tuned_once(model, context, weights, quantizers, self.tuning_steps)
-            quantizers = fixed | {name: Known(encoded) for name, encoded in tuned.items()}
+            found = tuned_once(model, context, weights, quantizers, self.tuning_steps, self.tuned)
+            quantizers = fixed | {name: Known(encoded) for name, encoded in found.items()}
         magnitudes = Magnitudes(_cache_names(model) if self.kv_bits < 16 and self.kv_range != "min-max" else ())
         ranges, quantized = calibrate(model, context, weights, quantizers, magnitudes)
         values = self._values(model, ranges, magnitudes)
