@@ -3,8 +3,8 @@
 Run: python benchmarks/bars.py RECIPE FOLDER [--rows recipe channel …] [--windows 24] [--tokens 256] [--text FILE]
 
 Each row is a conversion by `llmconv apply` into FOLDER, which an interrupted run goes on from, and `llmconv eval` on
-the recipe's held-out text, or another; seconds are the processor's, of the conversion. `mixed` gives 8 bits to the weights that
-`llmconv sensitivity` names for 10 % more bytes than the recipe's, whose row comes first.
+the recipe's held-out text, or another; seconds are the processor's, of the conversion. `mixed` gives 8 bits to the
+weights that `llmconv sensitivity` names for 10 % more bytes than the recipe's, whose row comes first.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ROWS = {
     "mixed": [],
     "tuned": [TUNED],
     "channel_tuned": ["passes.w4a16.block=0", TUNED],
+    "float_inputs": ['passes.w4a16.inputs="float"'],
     "layer_tuned": [TUNED, BY_LAYER],
     "channel_layer_tuned": ["passes.w4a16.block=0", TUNED, BY_LAYER],
 }

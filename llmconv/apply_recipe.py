@@ -190,6 +190,7 @@ def _convert(
             sink=files,
             steps=steps,
             observers=observers,
+            workers=workers,
         )
         if not any(graph.rope for graph in model.graphs.values()):
             raise RecipeError(

@@ -15,7 +15,9 @@ from llmconv.encodings.grid import Block, Encoded
 from llmconv.plugins.registry import Kind, Registry
 from llmconv.weights.low_rank import LowRankChanges
 from llmconv.weights.store import WeightStore
+from llmconv.work.executor import Workers
 from llmconv.work.steps import Steps
+from llmconv.work.threads import Threads
 
 Encode = Callable[[str, Tensor, Encoded | None], Iterable[Block]]  # a weight by name, whole, to what a file takes
 
@@ -77,6 +79,7 @@ class PassContext:
         chosen: what passes have found on the samples and cannot find again without them, by names that begin with the
             pass's; a bundle keeps it, and whoever runs its passes again brings it.
         adapters: those that the host is to switch between, name -> what each changes of the source's tensors.
+        workers: do what passes make tasks of.
     """
 
     samples: Sequence[Sequence[int]] = ()
@@ -88,6 +91,7 @@ class PassContext:
     create: Callable[[Kind, str, Mapping[str, Any]], Any] = _create
     chosen: dict[str, Tensor] = field(default_factory=dict)
     adapters: Mapping[str, LowRankChanges] = field(default_factory=dict)
+    workers: Workers = field(default_factory=Threads)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from llmconv.graph.sizes import PartSize
 from llmconv.passes.base import Training
 from llmconv.prepare.resolve import Checked
 from llmconv.quantization.calibration import BATCH_TOKENS
+from llmconv.quantization.moments import BYTES_A_PAIR
 from llmconv.quantization.quantizer import Quantizer
 
 PROCESS = 330_000_000  # bytes of Python with torch and ONNX, before any work
@@ -28,7 +29,6 @@ FLOPS = 60e9  # a second, of matrix products and what lies between them
 MOMENTS = 0.75  # of the model's own products, those of a token's inputs with themselves
 QUANTIZE_SECONDS = 1.5e-7  # a weight, by columns
 WIDE = 3  # times the hidden width, at most, that a linear reads
-MOMENT_BYTES = 34  # for each pair of inputs: sums in float32, and their factors in float64
 # SmolLM2, 120 steps of 2 windows of 256 tokens: 1,027 to 1,426 processor seconds and 3.5 GB, the model held whole.
 TRAINED = 9  # operations of a weight for each token that is trained on: forward, backward, and float beside
 KEPT = 50  # numbers of a layer's width that a token's gradient needs, in each layer
@@ -76,7 +76,7 @@ def _calibration(checked: Checked, parts: Sequence[PartSize], held: int) -> Stag
     memory = held + _weights(parts) + max(BATCH_TOKENS, calibration.tokens) * a_token * FLOAT
     if asked:
         seconds += MOMENTS * 2 * elements * tokens * streams / FLOPS + elements * QUANTIZE_SECONDS
-        memory += (WIDE * config.hidden) ** 2 * MOMENT_BYTES
+        memory += (WIDE * config.hidden) ** 2 * BYTES_A_PAIR
     return Stage("calibrate", seconds, memory, 0)
 
 

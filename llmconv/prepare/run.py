@@ -16,7 +16,9 @@ from llmconv.prepare.trace import make_verifier, trace_graphs
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.weights.store import WeightStore
 from llmconv.work.collector import collector_spared
+from llmconv.work.executor import Workers
 from llmconv.work.steps import Steps
+from llmconv.work.threads import Threads
 
 
 @collector_spared()
@@ -30,12 +32,14 @@ def prepare(
     sink: WeightSink | None = None,
     steps: Steps | None = None,
     observers: Observers | None = None,
+    workers: Workers | None = None,
 ) -> tuple[Model, PassContext, list[PassReport]]:
     """Trace and run every pass; the calibration graph is gone afterwards.
 
     Args:
         laid_out: called before the first pass that changes numbers, with the recipe's graphs and the bits that the
             passes to come will give to values and weights.
+        workers: do the tasks that passes make; threads of this process by default.
     """
     announce("trace")
     if verify:
@@ -53,6 +57,7 @@ def prepare(
         hashed=hashed,
         create=checked.create,
         adapters=checked.source.low_rank_changes(),
+        workers=workers or Threads(),
     )
     verifier = make_verifier(checked, model) if verify else None
     manager = PassManager(checked.passes, verifier, announce, observers)

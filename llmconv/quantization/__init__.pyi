@@ -1,8 +1,10 @@
+from .apart import quantized_apart as quantized_apart
 from .calibration import CALIBRATION as CALIBRATION
 from .calibration import Range as Range
 from .importance import channel_shares as channel_shares
 from .importance import chosen_on_samples as chosen_on_samples
 from .importance import observe_samples as observe_samples
+from .known import Known as Known
 from .magnitudes import Magnitudes as Magnitudes
 from .magnitudes import RangeRule as RangeRule
 from .moments import DAMPING_LIMIT as DAMPING_LIMIT
@@ -21,7 +23,6 @@ from .scheme import SchemePreset as SchemePreset
 from .sharing import sharing_groups as sharing_groups
 from .streaming import calibrate as calibrate
 from .student import WINDOWS as WINDOWS
-from .tuning import Known as Known
 from .tuning import Tuned as Tuned
 from .tuning import tune as tune
 from .tuning import tuned_once as tuned_once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ DAMPING_LIMIT = 1.0  # of the mean diagonal; more than that, and the moments say
 _STRIP = 512  # rows of the moments that are summed, or columns factored, at once: the rest is known from symmetry
 _SINGLE = 0.01  # damping from which float32 is enough: the condition is at most a hundred times the columns
 _PIECES = 8  # of a triangle's columns, whose zeros are left out of the work
+BYTES_A_PAIR = 34  # of columns: sums in float32, and their factors in float64
 logger = logging.getLogger(__name__)
 
 
@@ -41,6 +43,17 @@ class Moments:
         self._right = torch.zeros(columns, columns)  # `own` from the diagonal on, and of each strip's square all
         self.cross = torch.zeros(columns, columns) if with_float else None
         self._known: dict[float, Factors | None] = {}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Moments:
+        """What `tensors` gave."""
+        found = cls(len(tensors["own"]))
+        found._right, found.cross = tensors["own"], tensors.get("cross")
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums, for a file."""
+        return {"own": self._right} | ({} if self.cross is None else {"cross": self.cross})
 
     def add(self, x: Tensor, of_float: Tensor | None = None) -> None:
         """Add tokens, (tokens, columns) float32."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from llmconv.decoding.torch_runner import HostInputs
-from llmconv.encodings.grid import Encoded, Grid
+from llmconv.encodings.grid import Encoded
 from llmconv.encodings.value import WeightEncoding
 from llmconv.errors import PassError
 from llmconv.graph.model import Graph, Model, inputs_of, io_of
@@ -19,36 +19,16 @@ from llmconv.passes.context import PassContext
 from llmconv.quantization.calibration import CALIBRATION
 from llmconv.quantization.encoded_tensors import quantized_of, tensors_of
 from llmconv.quantization.kept import step_key
-from llmconv.quantization.moments import Moments
 from llmconv.quantization.quantizer import Quantizer
 from llmconv.quantization.stored_values import StoredValues
 from llmconv.quantization.streaming import calibrate
 from llmconv.quantization.student import GradientInterpreter, Progress, Student, batches, divergence
 from llmconv.quantization.tuning_layers import tune_layers
-from llmconv.weights.expressions import Held
 from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore
 from llmconv.work.tensors import tensors_once
 
 Tuned = Literal["model", "layer"]  # what is trained at once
-
-
-@dataclass(frozen=True)
-class Known(Quantizer):
-    """What is on its grid already."""
-
-    name: ClassVar[str] = "known"
-
-    encoded: Encoded
-
-    def __repr__(self) -> str:
-        """With all of its numbers, since steps are known by it."""
-        tensors = tensors_of({self.name: self.encoded})
-        return f"Known({', '.join(f'{name}: {Held(x)}' for name, x in tensors.items())})"
-
-    def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
-        """As it is."""
-        return self.encoded
 
 
 def tune(

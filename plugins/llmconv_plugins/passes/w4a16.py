@@ -48,6 +48,7 @@ from llmconv.quantization import (
     SchemePreset,
     Tuned,
     calibrate,
+    quantized_apart,
     sharing_groups,
     tuned_once,
 )
@@ -79,6 +80,8 @@ class W4A16(Pass):
         block: columns with a multiplier of the row's scale (LPBQ), of weights of 4 bits; 0 for one scale a row.
         quantizer: what puts them on their grids; `llmconv passes` lists them.
         options: of that quantizer.
+        inputs: what that quantizer looks at: what a weight is given by the quantized ones before it; or by those of the
+            float model, so that the executor's workers quantize weights side by side, and worse.
         lm_head_bits: of the projection to logits, which is rounded to nearest.
         kv_bits: of keys and values, in the cache and in attention.
         kv_range: where theirs ends: at the largest number that calibration saw; with 1 of 10,000 beyond it; or where
@@ -103,6 +106,7 @@ class W4A16(Pass):
     block: Columns = 0
     quantizer: str = Nearest.name
     options: dict[str, Any] = field(default_factory=dict)
+    inputs: Literal["quantized", "float"] = "quantized"
     lm_head_bits: Bits = 8
     kv_bits: Literal[8, 16] = 8
     kv_range: RangeRule = "mse"
@@ -174,6 +178,8 @@ class W4A16(Pass):
             name: made[rule.quantizer].of_weight(name, model.weights, weights[name].grid)
             for name, rule in rules.items()
         }
+        if self.inputs == "float":
+            quantizers = quantized_apart(model, context, weights, quantizers)
         if self.tuning_steps:
             fixed = {name: quantizers.pop(name) for name, rule in rules.items() if rule.quantizer == KEEP}
             found = tuned_once(model, context, weights, quantizers, self.tuning_steps, self.tuned)

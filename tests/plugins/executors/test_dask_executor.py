@@ -118,3 +118,17 @@ def test_bundle_has_the_bytes_of_a_local_one(small_recipe: Path, small_bundle: B
     }
     assert found.manifest["recipe"] == small_bundle.manifest["recipe"]
     assert not list(found.folder.rglob("*.compiling"))
+
+
+def test_weights_quantized_by_workers_have_the_bytes_of_a_local_run(small_recipe: Path, tmp_path: Path) -> None:
+    quantized = ["passes.w4a16.quantizer=gptq", "passes.w4a16.inputs=float"]
+    sums = []
+    for executor in ("local", "dask"):
+        folder = tmp_path / executor
+        recipe = Recipe.load(small_recipe, [f"output.folder='{folder}'", *quantized], backend="onnx", executor=executor)
+        sums.append(
+            {path.name: digest(path) for path in sorted((apply(recipe, verify=False).folder / "onnx").iterdir())}
+        )
+        records = {path.stem for path in (folder / ".steps").glob("quantize_*.json")}
+        assert {"quantize_1_1", "quantize_2_1"} <= records
+    assert sums[0] == sums[1]
