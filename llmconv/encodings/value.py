@@ -19,15 +19,22 @@ FEW = 1 << 14  # numbers that are clamped to bounds of their own in one op; more
 
 @dataclass(frozen=True)
 class Encoding:
-    """An unsigned affine encoding of one value, per tensor: real = (integer - zero_point) * scale."""
+    """An affine encoding of one value, per tensor: real = (integer - zero_point) * scale.
+
+    Attributes:
+        signed: whether its integers are; only symmetric ones of 16 bits are, whose zero point is 0 then. The HTP
+            multiplies uint16 by int16 in full, and of uint16 by uint16 takes the upper 8 bits of the second.
+    """
 
     bits: int
     scale: float
     zero_point: int
+    signed: bool = False
 
     @classmethod
     def from_range(cls, low: float, high: float, bits: int, symmetric: bool = False) -> Encoding:
-        """The encoding that holds [low, high] and zero; a symmetric one has its zero point in the middle.
+        """The encoding that holds [low, high] and zero; a symmetric one has its zero point in the middle, and
+        is signed at 16 bits.
 
         The scale is rounded to float32 first, because that is what every runtime reads.
         """
@@ -35,19 +42,19 @@ class Encoding:
         top = 2**bits - 1
         if symmetric:
             scale = _float32(max(-low, high) / (2 ** (bits - 1) - 1)) or 1.0
-            return cls(bits, scale, 2 ** (bits - 1))
+            return cls(bits, scale, 0, signed=True) if bits == 16 else cls(bits, scale, 2 ** (bits - 1))
         scale = _float32((high - low) / top) or _float32(1.0 / top)  # a range too narrow for float32 has none
         return cls(bits, scale, min(top, max(0, round(-low / scale))))
 
     @cached_property
     def grid(self) -> Grid:
         """The grid of its integers."""
-        return Grid(self.bits, symmetric=False)
+        return Grid(self.bits, symmetric=self.signed)
 
     @property
     def dtype(self) -> str:
-        """The integer type, `uint8` or `uint16`."""
-        return f"uint{self.bits}"
+        """The integer type, `uint8`, `uint16` or `int16`."""
+        return f"{'' if self.signed else 'u'}int{self.bits}"
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Integers of a float tensor, as int32; rounds half to even as ONNX does."""
@@ -65,11 +72,12 @@ class Encoding:
     @cached_property
     def ends(self) -> tuple[int, int]:
         """The smallest and the largest number, in steps from zero."""
-        return -self.zero_point, self.grid.top - self.zero_point
+        return self.grid.low - self.zero_point, self.grid.top - self.zero_point
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"bits": self.bits, "scale": self.scale, "zero_point": self.zero_point}
+        found = {"bits": self.bits, "scale": self.scale, "zero_point": self.zero_point}
+        return found | ({"signed": True} if self.signed else {})
 
 
 class Rounding:

@@ -281,7 +281,7 @@ class Lowering:
     def _parameters(self, encoding: Encoding) -> tuple[gs.Constant, gs.Constant]:
         return (
             self._scalar(f"s_{encoding.scale!r}", encoding.scale, "float32"),
-            self._scalar(f"z_{encoding.bits}_{encoding.zero_point}", encoding.zero_point, encoding.dtype),
+            self._scalar(f"z_{encoding.dtype}_{encoding.zero_point}", encoding.zero_point, encoding.dtype),
         )
 
     def _scalar(self, name: str, value: float, dtype: str) -> gs.Constant:

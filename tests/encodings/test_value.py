@@ -32,12 +32,14 @@ def test_zero_stays_zero(low: float, high: float, bits: int, symmetric: bool) ->
     assert Encoding.from_range(low, high, bits, symmetric).fake_quantize(torch.zeros(1)).item() == 0.0
 
 
-@pytest.mark.parametrize(("bits", "middle"), [(8, 128), (16, 32768)])
-def test_symmetric_zero_point_is_the_middle(bits: int, middle: int) -> None:
+@pytest.mark.parametrize(("bits", "dtype", "middle"), [(8, "uint8", 128), (16, "int16", 0)])
+def test_symmetric_zero_point_is_the_middle(bits: int, dtype: str, middle: int) -> None:
     encoding = Encoding.from_range(-3.0, 1.0, bits, symmetric=True)
-    assert encoding.zero_point == middle
-    assert encoding.scale == pytest.approx(3.0 / (middle - 1), rel=FLOAT32)
-    assert encoding.quantize(torch.tensor([-3.0, 3.0])).tolist() == [1, 2 * middle - 1]
+    assert (encoding.zero_point, encoding.dtype) == (middle, dtype)
+    steps = 2 ** (bits - 1) - 1  # on either side of it
+    assert encoding.scale == pytest.approx(3.0 / steps, rel=FLOAT32)
+    assert encoding.quantize(torch.tensor([-3.0, 3.0])).tolist() == [middle - steps, middle + steps]
+    assert Encoding(**encoding.to_dict()) == encoding
 
 
 def test_asymmetric_by_hand() -> None:

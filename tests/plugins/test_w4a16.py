@@ -256,11 +256,13 @@ def test_more_bits_are_closer_to_float() -> None:
     assert eight > four + 15  # 4 bits more are 24 dB, less what 16-bit activations and lm_head add
 
 
-def test_wide_cache_has_no_requantize() -> None:
+def test_wide_cache_is_signed_which_the_npu_multiplies_in_full() -> None:
     wide = quantized(W4A16(kv_bits=16))
-    assert not any(list(nodes(graph, REQUANTIZE)) for graph in wide.graphs.values())
+    made = [node for graph in wide.graphs.values() for node in nodes(graph, REQUANTIZE)]
+    assert {wide.encodings.values[name_of(node)].dtype for node in made} == {"int16"}
+    assert {wide.encodings.values[name_of(node.args[0])].dtype for node in made} == {"uint16"}
     (encoding,) = {wide.encodings.values[n] for n in ("past_key_0_in", "layers.0.self_attn.keys.h0", "past_key_0_out")}
-    assert (encoding.bits, encoding.zero_point) == (16, 32768)
+    assert (encoding.bits, encoding.zero_point, encoding.signed) == (16, 0, True)
 
 
 def test_the_last_pattern_that_matches_a_weight_counts() -> None:

@@ -74,8 +74,10 @@ def check_encodings(label: str, model: onnx.ModelProto, encodings: Mapping[str, 
 
 
 def _of_value(name: str, encoding: Encoding) -> dict[str, Any]:
-    symmetric = encoding.bits == _SYMMETRIC_BITS and encoding.zero_point == 2 ** (encoding.bits - 1)
-    return _entry(name, encoding.bits, symmetric, "PER_TENSOR", [encoding.scale], [-encoding.zero_point])
+    half = 2 ** (encoding.bits - 1)
+    symmetric = encoding.signed or (encoding.bits == _SYMMETRIC_BITS and encoding.zero_point == half)
+    offset = -half if encoding.signed else -encoding.zero_point
+    return _entry(name, encoding.bits, symmetric, "PER_TENSOR", [encoding.scale], [offset])
 
 
 def _of_weight(tensor: TensorProto, weights: FloatWeights) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ class W4A16(Pass):
     Given:  graphs whose every op the NPU has, and a calibration graph without past; a model that has encodings
             already keeps them
     Result: uint16 values; symmetric int4 weights, one scale an output channel; int8 lm_head; uint16 embedding table
-            and norms; keys and values requantized to uint8, symmetric, one encoding for past, new and output.
+            and norms; keys and values requantized to uint8, or to int16, symmetric, one encoding for past, new and
+            output.
     Not applied: nothing is skipped: a value without a range or a weight of unknown use is an error.
     Source: AIMET's w4a16 recipe for Llama on Snapdragon.
 
@@ -164,9 +165,8 @@ class W4A16(Pass):
 
     def run(self, model: Model, context: PassContext) -> bool:
         """Insert the requantize nodes, calibrate, and choose every encoding."""
-        if self.kv_bits < 16:
-            for part in _parts(model):
-                _requantize_cache(part)
+        for part in _parts(model):
+            _requantize_cache(part)
         if model.encodings is not None:  # of a bundle that is being proved
             return True
         if CALIBRATION not in model.graphs or not context.samples:
