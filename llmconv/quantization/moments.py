@@ -66,7 +66,13 @@ class Moments:
     @property
     def own(self) -> Tensor:
         """Sum of x x^T, (columns, columns) float32."""
-        return self._right.triu().add_(self._right.triu(1).T)
+        found = self._right.clone()
+        for start in range(0, len(found), _STRIP):
+            strip, behind = slice(start, start + _STRIP), slice(start + _STRIP, None)
+            found[behind, strip] = found[strip, behind].T
+            square = found[strip, strip]
+            square.copy_(square.triu().add_(square.triu(1).T))
+        return found
 
     @property
     def importance(self) -> Tensor:
@@ -105,11 +111,10 @@ class Moments:
         """
         if self.cross is None:
             return None
-        solved = torch.cholesky_solve((self.cross - own).T[back], lower)
-        found = torch.empty(solved.shape)
-        found[back] = solved
+        solved = torch.cholesky_solve((self.cross - own).index_select(1, back).T, lower)  # by columns, as LAPACK has it
+        found = solved.T.index_select(1, torch.argsort(back))
         found.diagonal().add_(1)
-        return found.T.contiguous()
+        return found
 
 
 def _cholesky(matrix: Tensor) -> bool:
