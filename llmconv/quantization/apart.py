@@ -27,7 +27,7 @@ from llmconv.quantization.known import Known
 from llmconv.quantization.linears import linear_inputs
 from llmconv.quantization.moments import BYTES_A_PAIR, Moments
 from llmconv.quantization.quantizer import Quantizer
-from llmconv.weights.store import WeightStore
+from llmconv.quantization.streaming import Keeping
 from llmconv.work.steps import Steps
 from llmconv.work.task import Outcome, Task
 
@@ -59,7 +59,7 @@ def quantized_apart(
         for part, tasks in zip(graph.parts, parts, strict=True):
             if all(task.done for task in left.values()):
                 break
-            calibration.run(part, _Unwritten(model.weights))
+            calibration.run(part, _Unwritten(model.weights, {}))
             todo = {apart.task.name: apart for apart in tasks if not apart.done}
             context.workers.run([apart.task for apart in todo.values()], done=partial(_finish, todo))
         made = quantized_of({n: x for tasks in parts for task in tasks for n, x in task.result().items()}, grids)
@@ -176,23 +176,11 @@ class _Later(Quantizer):
         return Encoded(weight, torch.ones(len(weight)), 0, grid)
 
 
-@dataclass(frozen=True)
-class _Unwritten:
+class _Unwritten(Keeping):
     """A store whose weights nobody takes."""
 
-    store: WeightStore
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.store.shape(name)
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        return self.store.read(name, rows)
-
-    def sha256(self, name: str) -> str | None:
-        return self.store.sha256(name)
-
     def write(self, name: str, weight: Tensor, encoded: Encoded | None = None) -> None:
-        pass
+        """They come from tasks."""
 
 
 def _quantize(

@@ -139,5 +139,5 @@ def test_a_quantizer_that_fails_says_on_which_weight() -> None:
         def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
             raise ValueError("no such number")
 
-    with pytest.raises(PluginError, match=f"on weight '{name}'. failed: ValueError: no such number"):
+    with pytest.raises(PluginError, match=f"on weight '{name}' failed: ValueError: no such number"):
         quantized_apart(model, PassContext(SAMPLES), {name: WeightEncoding(4)}, {name: Broken()})
