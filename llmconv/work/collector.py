@@ -21,6 +21,11 @@ class _Shared:
         self._lock = threading.Lock()
         self._change, self._blocks, self._undo = change, 0, _nothing
 
+    @property
+    def active(self) -> bool:
+        """Whether a block is open."""
+        return self._blocks > 0
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
@@ -46,7 +51,8 @@ def _pause() -> Undo:
     gc.disable()
 
     def undo() -> None:
-        if not gc.get_freeze_count():  # else what the program has frozen would be unfrozen
+        # else what is frozen would be unfrozen; to count it takes 50 ms where that is much
+        if not _spared.active and not gc.get_freeze_count():
             gc.freeze()  # and with the next line all of it is old, which else were walked first of all
             gc.unfreeze()
         gc.enable()
