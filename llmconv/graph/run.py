@@ -12,11 +12,12 @@ from torch import Tensor, fx
 from llmconv.encodings.value import Encoding, Encodings, Rounding
 from llmconv.graph.alike import Group, groups_of, operands
 from llmconv.graph.calls import Call, Unit, Values, caller, nodes_of
-from llmconv.graph.model import IO_META, inputs_of, is_weight, name_of, outputs_of, shape_of
+from llmconv.graph.model import IO_META, inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
 from llmconv.graph.ops import MOVEMENT, is_table
 from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore, look_up
 
+WHOLE = 1 << 18  # numbers of an embedding table that is held whole; of a larger one rows are read as they are asked for
 ROUNDED = ("past_key", "past_value")  # inputs that runs with the same encodings have given
 Observer = Callable[[fx.Node, Tensor], None]
 Finish = Callable[[Any], Any]
@@ -26,7 +27,8 @@ class Program:
     """A part that can be run on several inputs at once; the part must not change meanwhile.
 
     What each head does alike is one op on all heads where that gives the same numbers. Of weights that a `HeldStore`
-    holds, their rows and shapes are made in the first run alone; of embedding tables it reads the rows that are asked.
+    holds, their rows and shapes are made in the first run alone; of large embedding tables it reads the rows that are
+    asked.
 
     Args:
         observer: called with each floating-point value before it is quantized.
@@ -173,8 +175,8 @@ class _Step:
 
 
 def _tables(part: fx.GraphModule) -> set[Unit]:
-    """Weights that are looked up and nothing else."""
-    return set(filter(is_table, part.graph.find_nodes(op="get_attr")))
+    """Large weights that are looked up and nothing else."""
+    return {node for node in part.graph.find_nodes(op="get_attr") if value_of(node).numel() > WHOLE and is_table(node)}
 
 
 def _looking_up(node: fx.Node, weights: WeightStore) -> Call:
