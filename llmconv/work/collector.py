@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Undo = Callable[[], None]
+MANY = 200_000  # objects; fewer are walked in some milliseconds
 
 
 class _Shared:
@@ -51,8 +52,8 @@ def _pause() -> Undo:
     gc.disable()
 
     def undo() -> None:
-        # else what is frozen would be unfrozen; to count it takes 50 ms where that is much
-        if not _spared.active and not gc.get_freeze_count():
+        # else what is frozen would be unfrozen; to count a million of it takes 50 ms
+        if gc.get_count()[0] > MANY and not _spared.active and not gc.get_freeze_count():
             gc.freeze()  # and with the next line all of it is old, which else were walked first of all
             gc.unfreeze()
         gc.enable()

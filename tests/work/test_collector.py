@@ -95,6 +95,6 @@ def test_what_was_there_before_is_not_walked_and_what_is_made_meanwhile_is_given
 
 def test_what_is_made_while_the_collector_rests_is_not_walked_as_new_after_it() -> None:
     with collector_paused():
-        made = [[i] for i in range(100_000)]
+        made = [[i] for i in range(300_000)]
     assert len(gc.get_objects(generation=0)) < len(made)
     assert any(found is made for found in gc.get_objects(generation=2))
