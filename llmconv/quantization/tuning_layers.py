@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,15 @@ def tune_layers(
             later = {name for following in pieces[i + 1 :] for name in inputs_of(following)}
             later |= {name for name, kind in kinds.items() if kind == "hidden"}
             piece = _Piece(module, host, samples, {name for name, kind in kinds.items() if kind == "logits"})
-            piece.pass_through(teacher, exact)
+            if later:
+                piece.pass_through(teacher, exact)
             if student.learns:
-                interpreter = student.interpreter(module)
-                student.train(
-                    steps,
-                    len(samples),
-                    lambda n, piece=piece, run=interpreter: piece.loss(run, n, own, exact),  # type: ignore[misc]
-                    seed,
-                    progress,
-                    f" of what gives '{next(iter(outputs_of(module)))}'",
-                )
+                loss = piece.loss(student.interpreter(module), own, None if later else teacher, exact)
+                where = f" of what gives '{next(iter(outputs_of(module)))}'"
+                student.train(steps, len(samples), loss, seed, progress, where)
                 found |= student.encoded()
-            piece.pass_through(student.interpreter(module), own)
+            if later:
+                piece.pass_through(student.interpreter(module), own)
             for stored in (own, exact):
                 stored.finish(later)
         for io_name, name in given_on.items():
@@ -111,16 +107,29 @@ class _Piece:
                 stored.add(self._run(interpreter, i, stored))
         stored.close()
 
-    def loss(self, interpreter: fx.Interpreter, sample: int, own: StoredValues, exact: StoredValues) -> Tensor:
-        """How far what it gives is from what the float model has stored."""
-        found, total = self._run(interpreter, sample, own), torch.zeros(())
-        for name, value in found.items():
-            aim = exact.read(name, sample)
-            if name in self.logits:
-                total = total + divergence(value, aim)
-            elif value.requires_grad:
-                total = total + (value - aim).square().sum() / aim.square().sum()
-        return total
+    def loss(
+        self, student: fx.Interpreter, own: StoredValues, teacher: fx.Interpreter | None, exact: StoredValues
+    ) -> Callable[[int], Tensor]:
+        """How far what it gives for a sample is from what the float model gives.
+
+        Args:
+            teacher: computes that; None where it is stored.
+        """
+
+        def of(sample: int) -> Tensor:
+            found, total = self._run(student, sample, own), torch.zeros(())
+            with torch.no_grad():
+                aims = (
+                    {n: exact.read(n, sample) for n in found} if teacher is None else self._run(teacher, sample, exact)
+                )
+            for name, value in found.items():
+                if name in self.logits:
+                    total = total + divergence(value, aims[name])
+                elif value.requires_grad:
+                    total = total + (value - aims[name]).square().sum() / aims[name].square().sum()
+            return total
+
+        return of
 
     def _run(self, interpreter: fx.Interpreter, sample: int, stored: StoredValues) -> dict[str, Tensor]:
         given = self.host.of(self.samples[sample])

@@ -14,6 +14,7 @@ from torch import fx
 from llmconv import CheckpointError, PassError
 from llmconv.encodings import Encoding, Encodings
 from llmconv.graph import Graph, Model, aten, insert, name_of, outputs_of, trace, value_of
+from llmconv.graph import run as running
 from llmconv.passes import GraphPass, Pass, PassContext, PassManager
 from llmconv.passes.verifier import Verifier
 from llmconv.testing import random_weights
@@ -245,7 +246,11 @@ def test_graph_that_reads_less_than_the_tokens_is_compared_on_what_it_reads(mode
     )  # float32 rounding of sums of 8 products
 
 
-def test_weights_are_read_once_for_a_graph_that_reads_token_by_token(model: Model, verifier: Verifier) -> None:
+@pytest.mark.parametrize(("whole", "by_rows"), [(0, {"embed.weight"}), (running.WHOLE, set())])
+def test_weights_are_read_once_for_a_graph_that_reads_token_by_token(
+    model: Model, verifier: Verifier, whole: int, by_rows: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "WHOLE", whole)
     reads: list[str] = []
     rows_read: set[str] = set()
 
@@ -260,5 +265,5 @@ def test_weights_are_read_once_for_a_graph_that_reads_token_by_token(model: Mode
     model.weights = Counted(model.weights.tensors)  # type: ignore[attr-defined]
     PassManager([Nothing(), Nothing()], verifier).run(model)
     assert len(reads) == len(set(reads))
-    assert rows_read == {"embed.weight"}
+    assert rows_read == by_rows
     assert rows_read.isdisjoint(reads)
