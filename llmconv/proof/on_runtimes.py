@@ -16,6 +16,7 @@ from llmconv.evaluation.agreement import Comparison, PairedRunner
 from llmconv.evaluation.rounding import RoundingNoise
 from llmconv.evaluation.subject import Subject
 from llmconv.graph.model import Graph, name_of, outputs_of
+from llmconv.heap import trim
 from llmconv.passes.verifier import few
 from llmconv.weights.held import HELD, HeldStore
 from llmconv.work.machine import give_back_memory
@@ -49,12 +50,12 @@ def lowering_holds(
         subject.rounding[name] = cost
         yield Check(3, f"{name}: what rounding all activations costs the logits", f"{cost.logits.sqnr:.1f} dB")
         with subject.open(first, name) as (runner,):
-            give_back_memory()  # a session leaves as much again of what it was made from
+            trim()  # a session leaves as much again of what it was made from
             ratio = Noise().add(expected, subject.decoder(runner).read(tokens)).sqnr
             for ask in also:
                 ask(name, runner)
         del runner
-        give_back_memory()  # likewise, before the next graph's are held
+        trim()  # likewise, before the next graph's are held
         bound = min(LOWERING_SQNR, cost_of(subject).logits.sqnr - APART)
         yield at_least(3, f"{name} on {first} against the graph, logits", ratio, bound, RANGES)
     precision["activations"] = {value: noise.decibels for value, noise in rounding.noise.items()}
