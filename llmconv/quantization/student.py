@@ -78,7 +78,8 @@ class Student:
             total = 0.0
             for i in chosen:
                 found = loss(i) / len(chosen)
-                found.backward()  # type: ignore[no-untyped-call]
+                if found.requires_grad:  # else nothing that is trained leads to it
+                    found.backward()  # type: ignore[no-untyped-call]
                 total += float(found.detach())
             steepness = float(torch.nn.utils.clip_grad_norm_([*shifts, *norms], CLIPPED))
             if not isfinite(total + steepness):
