@@ -82,22 +82,37 @@ def tuned_once(
     Raises:
         PassError: no quantizer but `nearest` is asked for; or as of `tune`.
     """
-    graph = model.graphs[CALIBRATION]
+    graph, grids = model.graphs[CALIBRATION], {name: how.grid for name, how in weights.items()}
+    steps_of, key, pieces = context.steps, "", set[str]()
+    if steps_of is not None:
+        key = step_key(model, context, weights, quantizers, tuning=steps, tuned=tuned)
+
+    def once(name: str, work: Callable[[], dict[str, Encoded]]) -> dict[str, Encoded]:
+        if steps_of is None:
+            return work()
+        made = tensors_once(steps_of, name, key, lambda: tensors_of(work()))
+        return quantized_of(made, grids)
 
     def work() -> dict[str, Encoded]:
         alone = replace(context, sink=None, hashes={})  # those of the files belong to the steps that write them
         _, quantized = calibrate(model, alone, dict(weights), quantizers)
         if not quantized:
             raise PassError("tuning starts from what a quantizer made of calibration text; nearest has looked at none")
+        given = (graph, model.weights, quantized, context.samples, steps)
         with context.scratch() as folder:
-            train = tune if tuned == "model" else tune_layers
-            return train(graph, model.weights, quantized, context.samples, steps, folder)
+            if tuned == "model":
+                return tune(*given, folder)
+            return tune_layers(*given, folder, once=piece)
 
-    if context.steps is None:
-        return work()
-    key = step_key(model, context, weights, quantizers, tuning=steps, tuned=tuned)
-    kept = tensors_once(context.steps, "tune", key, lambda: tensors_of(work()))
-    return quantized_of(kept, {name: how.grid for name, how in weights.items()})
+    def piece(number: int, train: Callable[[], dict[str, Encoded]]) -> dict[str, Encoded]:
+        pieces.add(name := f"tune_{number + 1}")
+        return once(name, train)
+
+    found = once("tune", work)
+    if steps_of is not None:
+        for name in pieces:
+            steps_of.forget(name)
+    return found
 
 
 def _expected(

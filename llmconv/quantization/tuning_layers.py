@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ from llmconv.weights.store import WeightStore
 
 PASSED_ON = ("hidden", "logits")  # kinds of what a part gives that are trained toward
 
+Work = Callable[[], dict[str, Encoded]]
+
+
+def _do(_number: int, work: Work) -> dict[str, Encoded]:
+    return work()
+
 
 def tune_layers(
     graph: Graph,
@@ -34,6 +42,7 @@ def tune_layers(
     *,
     seed: int = 0,
     progress: Progress = lambda _step, _loss: None,
+    once: Callable[[int, Work], dict[str, Encoded]] = _do,
 ) -> dict[str, Encoded]:
     """As `tune`, a piece of a part after the other: attention or MLP, to where the residual stream alone goes on.
 
@@ -44,41 +53,32 @@ def tune_layers(
     Args:
         folder: for these.
         progress: called with each step, counted within its piece, and its loss.
+        once: trains a piece by its number, or gives what came of it in an earlier run.
 
     Raises:
         PassError: a loss is not finite.
     """
     own, exact = (StoredValues(_made(folder / name), len(samples)) for name in ("own", "float"))
-    host, found = HostInputs(graph), dict[str, Encoded]()
+    host, numbers, found = HostInputs(graph), count(), dict[str, Encoded]()
     for part in graph.parts:
-        given_on = {io_name: name_of(node) for io_name, node in outputs_of(part).items()}
-        kinds = {name: io_of(part)[1][io_name].kind for io_name, name in given_on.items()}
+        ends = {name_of(node): (io_name, io_of(part)[1][io_name].kind) for io_name, node in outputs_of(part).items()}
+        hidden = {name for name, (_, kind) in ends.items() if kind == "hidden"}
         pieces = segments(part, gives=PASSED_ON)
         for i, module in enumerate(pieces):
-            names = list(dict.fromkeys(str(n.target) for n in module.graph.nodes if n.op == "get_attr"))
-            tuned = {name: Held(found[name].dequantize()) for name in names if name in found}  # by a piece before
-            store = HeldStore(Derived(weights, tuned), limit=1 << 62)
-            left = {name: quantized[name] for name in names if name in quantized and name not in found}
-            student = Student([module], store, left, fixed=tuned)
-            teacher = GradientInterpreter(module, (HeldStore(weights, limit=1 << 62) if tuned else store).read)
-            later = {name for following in pieces[i + 1 :] for name in inputs_of(following)}
-            later |= {name for name, kind in kinds.items() if kind == "hidden"}
-            piece = _Piece(module, host, samples, {name for name, kind in kinds.items() if kind == "logits"})
+            logits = {name for name, (_, kind) in ends.items() if kind == "logits"}
+            piece = _Piece(module, host, samples, HeldStore(weights, limit=1 << 62), quantized, logits)
+            later = hidden.union(*(inputs_of(following) for following in pieces[i + 1 :]))
             if later:
-                piece.pass_through(teacher, exact)
-            if student.learns:
-                loss = piece.loss(student.interpreter(module), own, None if later else teacher, exact)
-                where = f" of what gives '{next(iter(outputs_of(module)))}'"
-                student.train(steps, len(samples), loss, seed, progress, where)
-                found |= student.encoded()
+                piece.pass_through({}, exact)
+            train = partial(piece.trained, found, steps, seed, progress, own, exact, stored=bool(later))
+            found |= once(next(numbers), train)
             if later:
-                piece.pass_through(student.interpreter(module), own)
-            for stored in (own, exact):
-                stored.finish(later)
-        for io_name, name in given_on.items():
-            if kinds[name] == "hidden":
-                for stored in (own, exact):
-                    stored.move(name, io_name)
+                piece.pass_through(found, own)
+            for values in (own, exact):
+                values.finish(later)
+        for name in hidden:
+            for values in (own, exact):
+                values.move(name, ends[name][0])
     return found
 
 
@@ -92,47 +92,76 @@ class _Piece:
     """A piece of a part, and what it is given.
 
     Attributes:
+        weights: the float model's; each is read once.
+        quantized: the whole model's.
         logits: names of what it gives that is these.
     """
 
     module: fx.GraphModule
     host: HostInputs
     samples: Sequence[Sequence[int]]
+    weights: WeightStore
+    quantized: Mapping[str, Encoded]
     logits: set[str]
 
-    def pass_through(self, interpreter: fx.Interpreter, stored: StoredValues) -> None:
-        """Run every sample, from what is stored to what is stored."""
+    def pass_through(self, tuned: Mapping[str, Encoded], values: StoredValues) -> None:
+        """Run every sample, with what is tuned in place of float weights, from what is stored to what is stored."""
+        run = GradientInterpreter(self.module, self._with(tuned).read)
         with torch.no_grad():
             for i in range(len(self.samples)):
-                stored.add(self._run(interpreter, i, stored))
-        stored.close()
+                values.add(self._run(run, i, values))
+        values.close()
 
-    def loss(
-        self, student: fx.Interpreter, own: StoredValues, teacher: fx.Interpreter | None, exact: StoredValues
-    ) -> Callable[[int], Tensor]:
-        """How far what it gives for a sample is from what the float model gives.
+    def trained(
+        self,
+        tuned: Mapping[str, Encoded],
+        steps: int,
+        seed: int,
+        progress: Progress,
+        own: StoredValues,
+        exact: StoredValues,
+        *,
+        stored: bool,
+    ) -> dict[str, Encoded]:
+        """What comes of those of its weights and norms that no piece before has tuned.
 
         Args:
-            teacher: computes that; None where it is stored.
+            stored: whether `exact` has what the piece gives in the float model, and not only what it is given.
         """
+        left = {name: self.quantized[name] for name in self._names if name in self.quantized and name not in tuned}
+        student = Student([self.module], self._with(tuned), left, fixed=tuned)
+        if not student.learns:
+            return {}
+        run = student.interpreter(self.module)
+        teacher = GradientInterpreter(self.module, self.weights.read)
 
-        def of(sample: int) -> Tensor:
-            found, total = self._run(student, sample, own), torch.zeros(())
+        def loss(sample: int) -> Tensor:
+            found, total = self._run(run, sample, own), torch.zeros(())
             with torch.no_grad():
-                aims = (
-                    {n: exact.read(n, sample) for n in found} if teacher is None else self._run(teacher, sample, exact)
-                )
+                aims = {} if stored else self._run(teacher, sample, exact)
             for name, value in found.items():
+                aim = exact.read(name, sample) if stored else aims[name]
                 if name in self.logits:
-                    total = total + divergence(value, aims[name])
+                    total = total + divergence(value, aim)
                 elif value.requires_grad:
-                    total = total + (value - aims[name]).square().sum() / aims[name].square().sum()
+                    total = total + (value - aim).square().sum() / aim.square().sum()
             return total
 
-        return of
+        where = f" of what gives '{next(iter(outputs_of(self.module)))}'"
+        student.train(steps, len(self.samples), loss, seed, progress, where)
+        return student.encoded()
 
-    def _run(self, interpreter: fx.Interpreter, sample: int, stored: StoredValues) -> dict[str, Tensor]:
+    @property
+    def _names(self) -> list[str]:
+        """Of its weights."""
+        return list(dict.fromkeys(str(n.target) for n in self.module.graph.nodes if n.op == "get_attr"))
+
+    def _with(self, tuned: Mapping[str, Encoded]) -> WeightStore:
+        """The weights, with what is tuned in place of float ones."""
+        return Derived(self.weights, {n: Held(tuned[n].dequantize()) for n in self._names if n in tuned})
+
+    def _run(self, interpreter: fx.Interpreter, sample: int, values: StoredValues) -> dict[str, Tensor]:
         given = self.host.of(self.samples[sample])
-        inputs = (given[n] if n in given else stored.read(n, sample) for n in inputs_of(self.module))
+        inputs = (given[n] if n in given else values.read(n, sample) for n in inputs_of(self.module))
         found: dict[str, Any] = interpreter.run(*inputs, enable_io_processing=False)
         return found

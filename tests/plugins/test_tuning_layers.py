@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from llmconv.graph import Graph, trace
 from llmconv.passes import PassContext, PassManager
 from llmconv.quantization import CALIBRATION, Nearest, tune_layers
 from llmconv.quantization.linears import linear_inputs
+from llmconv.quantization.student import Student
 from llmconv.testing import random_weights
 from llmconv.weights import Derived, DictStore, Held, WeightStore
+from llmconv.work import Steps
 from llmconv_plugins.passes import SplitModel
 
 STEPS = 20
@@ -144,3 +147,34 @@ def test_the_pass_tunes_so() -> None:
     name = "layers.0.mlp.up_proj.weight"
     assert torch.equal(found["model"][name].ints, found["layer"][name].ints)
     assert not torch.equal(found["model"][name].scale, found["layer"][name].scale)
+
+
+def test_killed_between_pieces_it_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And ends with the scales of a run that nobody killed."""
+    trained: list[str] = []
+    train = Student.train
+
+    def note(self: Student, *args: Any) -> None:
+        if stop and len(trained) == PIECES - 2:
+            raise KeyboardInterrupt
+        trained.append(args[-1])
+        train(self, *args)
+
+    def run(folder: Path) -> dict[str, Encoded]:
+        model = calibrated_model(llama())
+        context = PassContext(SAMPLES, steps=Steps(folder, {}))
+        PassManager([*STRUCTURAL, W4A16(quantizer="clipped", tuning_steps=2, tuned="layer")]).run(model, context)
+        assert model.encodings is not None
+        return model.encodings.quantized
+
+    monkeypatch.setattr(Student, "train", note)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    stop, before = False, list(trained)
+    again = run(tmp_path / "killed")
+    assert len(trained) == len(set(trained)) == PIECES
+    assert before == trained[: len(before)]
+    assert not list((tmp_path / "killed" / ".steps").glob("tune_*"))
+    whole = run(tmp_path / "whole")
+    assert all(torch.equal(again[name].scale, whole[name].scale) for name in whole)
