@@ -23,7 +23,7 @@ from llmconv.proof.on_runtimes import APART, RANGES, cost_of
 from llmconv.work.side_by_side import threads_left
 
 SIMULATOR_SQNR = 45.0  # dB, the HTP's integer arithmetic against float arithmetic between the same roundings
-KV_OFF = 0.01  # share of 8-bit keys and values that may be more than one step off
+KV_OFF = 0.01  # share of keys and values that may be more than one step of 8 bits off
 GREEDY_AGREEMENT, GREEDY_POSITIONS = 0.98, 500  # through a graph that reads many tokens at once
 GREEDY_PROMPT, GREEDY_TOKENS = 8, 32  # read, then written, through a graph that reads one
 LEAST_PROMPT, LEAST_TOKENS = 2, 3  # likewise, of a model that takes long
@@ -177,7 +177,7 @@ def _compared(where: str, found: Comparison, ar: int, cost: Comparison) -> Itera
     """A comparison, judged by what rounding the activations changes in the same graph."""
     yield at_least(4, f"{where}, logits", found.logits.sqnr, min(SIMULATOR_SQNR, cost.logits.sqnr - APART), RANGES)
     off, most = found.kv_off_share, max(KV_OFF, 2 * cost.kv_off_share)
-    name = f"{where}, keys and values over 1 step off"
+    name = f"{where}, keys and values over 1 step of 8 bits off"
     yield Check(4, name, f"{off:.3%}", f"≤ {most:.1%}", off <= most, RANGES)
     agreement, near = GREEDY_AGREEMENT if ar > 1 else 1.0, [*found.tied, *found.near(NEAR * cost.rms)]
     same, count = found.same_token + len(near), found.positions

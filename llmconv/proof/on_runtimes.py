@@ -90,7 +90,9 @@ class _WithIntegers:
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         """The graph's outputs; those of keys and values as integers in `raw`."""
         found = self.runner.run(inputs)
-        integers = {n: e.quantize(torch.from_numpy(found[n])).numpy() for n, e in self._encodings.items()}
+        integers = {
+            n: e.quantize(torch.from_numpy(found[n])).numpy().astype(e.dtype) for n, e in self._encodings.items()
+        }
         self.raw = {**found, **integers}
         return found
 

@@ -69,6 +69,8 @@ def test_keys_and_values_may_be_one_step_apart() -> None:
     comparison.add_kv(np.array([0, 10, 255], np.uint8), np.array([1, 12, 0], np.uint8))
     comparison.add_kv(np.array([7], np.uint8), np.array([6], np.uint8))
     assert (comparison.kv_off, comparison.kv_count, comparison.kv_off_share) == (2, 4, 0.5)
+    comparison.add_kv(np.array([0, 300, -300], np.int16), np.array([256, 10, 0], np.int16))  # in steps of 8 bits
+    assert (comparison.kv_off, comparison.kv_count) == (4, 7)
 
 
 @dataclass
