@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -61,13 +61,12 @@ def tune_layers(
     own, exact = (StoredValues(_made(folder / name), len(samples)) for name in ("own", "float"))
     host, numbers, found = HostInputs(graph), count(), dict[str, Encoded]()
     for part in graph.parts:
-        ends = {name_of(node): (io_name, io_of(part)[1][io_name].kind) for io_name, node in outputs_of(part).items()}
-        hidden = {name for name, (_, kind) in ends.items() if kind == "hidden"}
+        given, io = outputs_of(part), io_of(part)[1]
+        hidden, logits = ({name_of(node): n for n, node in given.items() if io[n].kind == kind} for kind in PASSED_ON)
         pieces = segments(part, gives=PASSED_ON)
         for i, module in enumerate(pieces):
-            logits = {name for name, (_, kind) in ends.items() if kind == "logits"}
             piece = _Piece(module, host, samples, HeldStore(weights, limit=1 << 62), quantized, logits)
-            later = hidden.union(*(inputs_of(following) for following in pieces[i + 1 :]))
+            later = set(hidden).union(*(inputs_of(following) for following in pieces[i + 1 :]))
             if later:
                 piece.pass_through({}, exact)
             train = partial(piece.trained, found, steps, seed, progress, own, exact, stored=bool(later))
@@ -76,9 +75,9 @@ def tune_layers(
                 piece.pass_through(found, own)
             for values in (own, exact):
                 values.finish(later)
-        for name in hidden:
+        for name, io_name in hidden.items():
             for values in (own, exact):
-                values.move(name, ends[name][0])
+                values.move(name, io_name)
     return found
 
 
@@ -94,7 +93,7 @@ class _Piece:
     Attributes:
         weights: the float model's; each is read once.
         quantized: the whole model's.
-        logits: names of what it gives that is these.
+        logits: names of those that its part gives.
     """
 
     module: fx.GraphModule
@@ -102,7 +101,7 @@ class _Piece:
     samples: Sequence[Sequence[int]]
     weights: WeightStore
     quantized: Mapping[str, Encoded]
-    logits: set[str]
+    logits: Collection[str]
 
     def pass_through(self, tuned: Mapping[str, Encoded], values: StoredValues) -> None:
         """Run every sample, with what is tuned in place of float weights, from what is stored to what is stored."""

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CONTEXT, STRUCTURAL, W4A16, calibrated_model, llama, samples
+from tiny_models import CONTEXT, STRUCTURAL, W4A16, calibrated_model, llama, rounded, samples
 
 from llmconv import PassError
 from llmconv.encodings import Encoded, WeightEncoding
 from llmconv.graph import Graph, trace
 from llmconv.passes import PassContext, PassManager
-from llmconv.quantization import CALIBRATION, Known, Nearest, nearest, tune, tuning
-from llmconv.quantization.linears import linear_inputs
+from llmconv.quantization import CALIBRATION, Known, nearest, tune, tuning
 from llmconv.testing import random_weights
 from llmconv.weights import DictStore
 from llmconv.work import Steps
@@ -31,11 +30,6 @@ def graph() -> Graph:
 @pytest.fixture
 def weights() -> DictStore:
     return random_weights(llama())
-
-
-def rounded(graph: Graph, weights: DictStore, block: int = 0) -> dict[str, Encoded]:
-    grid = WeightEncoding(4, block).grid
-    return {n: Nearest().quantize(weights.read(n), grid, None) for n in linear_inputs(graph.parts[0])}
 
 
 @pytest.mark.parametrize("block", [0, 8])

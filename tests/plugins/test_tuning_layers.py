@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONTEXT, LAYERS, STRUCTURAL, W4A16, calibrated_model, llama, samples
+from tiny_models import CONTEXT, LAYERS, STRUCTURAL, W4A16, calibrated_model, llama, rounded, samples
 
 from llmconv import PassError
 from llmconv.decoding import TorchRunner
 from llmconv.decoding.torch_runner import HostInputs
-from llmconv.encodings import Encoded, WeightEncoding
+from llmconv.encodings import Encoded
 from llmconv.graph import Graph, trace
 from llmconv.passes import PassContext, PassManager
-from llmconv.quantization import CALIBRATION, Nearest, tune_layers
-from llmconv.quantization.linears import linear_inputs
+from llmconv.quantization import CALIBRATION, tune_layers
 from llmconv.quantization.student import Student
 from llmconv.testing import random_weights
 from llmconv.weights import Derived, DictStore, Held, WeightStore
@@ -37,12 +36,6 @@ def graph() -> Graph:
 @pytest.fixture
 def weights() -> DictStore:
     return random_weights(llama())
-
-
-def rounded(graph: Graph, weights: DictStore, block: int = 0) -> dict[str, Encoded]:
-    grid = WeightEncoding(4, block).grid
-    names = [name for part in graph.parts for name in linear_inputs(part)]
-    return {n: Nearest().quantize(weights.read(n), grid, None) for n in names}
 
 
 def losses_by_piece(losses: list[tuple[int, float]]) -> list[list[float]]:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from llmconv.decoding import Decoder, TorchRunner
+from llmconv.encodings import Encoded, WeightEncoding
 from llmconv.graph import Graph, Model, name_of, trace
 from llmconv.passes import Pass, PassContext, PassManager
 from llmconv.passes.verifier import Verifier
-from llmconv.quantization import CALIBRATION
+from llmconv.quantization import CALIBRATION, Nearest
+from llmconv.quantization.linears import linear_inputs
 from llmconv.sources import Architecture, Rope
 from llmconv.testing import PassTrial, random_weights, try_pass
 from llmconv.weights import DictStore
@@ -153,3 +155,10 @@ def logits(model: Model, *names: str, tokens: Sequence[int]) -> NDArray[np.float
     graphs = [model.graphs[name] for name in names]
     runners = [TorchRunner(graph, model.weights) for graph in graphs]
     return Decoder(runners, graphs[0].host_tables()).read(list(tokens))
+
+
+def rounded(graph: Graph, weights: DictStore, block: int = 0) -> dict[str, Encoded]:
+    """Every weight that is multiplied with, in 4 bits to nearest."""
+    grid = WeightEncoding(4, block).grid
+    names = [name for part in graph.parts for name in linear_inputs(part)]
+    return {name: Nearest().quantize(weights.read(name), grid, None) for name in names}
