@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -152,10 +153,16 @@ SLOW = {  # what compiles, proves or builds the site; those who look at it after
 }
 
 
-def pytest_collection_finish() -> None:
-    """Keep what the imports have made from being walked at each of thousands of collections."""
-    gc.collect()
-    gc.freeze()
+FROZEN = pytest.StashKey[int]()
+MANY = 100  # modules, whose objects take a collection some milliseconds
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep what imports have made, also those of tests, from being walked at each of thousands of collections."""
+    if len(sys.modules) > item.config.stash.get(FROZEN, 0) + MANY:
+        gc.collect()
+        gc.freeze()
+        item.config.stash[FROZEN] = len(sys.modules)
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from llmconv import Bundle
+from llmconv.cli.main import app
 from llmconv.work.faults import KILL_AT
 
 TIMED = ("report.json", "report.html", ".steps")  # seconds and peak memory are of the run that did the work
@@ -36,12 +38,18 @@ pytestmark = [
 ]
 
 
-def run(recipe: Path, output: Path, *options: str, kill_at: str = "") -> str:
-    """Run `llmconv apply` to its end, or to the point where it kills itself."""
-    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--output", str(output), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, KILL_AT: kill_at}, check=False)
-    assert done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr
+def run(recipe: Path, output: Path, *options: str) -> str:
+    """Run `llmconv apply` to its end."""
+    done = CliRunner().invoke(app, ["apply", str(recipe), "--output", str(output), *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
     return done.stderr
+
+
+def run_killed(recipe: Path, output: Path, *options: str, at: str) -> None:
+    """Run it in a process that kills itself."""
+    command = [sys.executable, "-m", "llmconv", "apply", str(recipe), "--output", str(output), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, KILL_AT: at}, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def files(bundle: Path) -> list[str]:
@@ -74,7 +82,7 @@ def compiled(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_before_the_bundle_is_there(lowered: Path, small_recipe: Path, tmp_path: Path, point: str) -> None:
     output = tmp_path / "out"
-    run(small_recipe, output, *SMALL, "--no-verify", kill_at=point)
+    run_killed(small_recipe, output, *SMALL, "--no-verify", at=point)
     assert not output.exists()  # never half a bundle
     run(small_recipe, output, *SMALL, "--no-verify")
     assert_same(lowered, output)
@@ -83,7 +91,7 @@ def test_killed_before_the_bundle_is_there(lowered: Path, small_recipe: Path, tm
 @pytest.mark.parametrize("point", COMPILING)
 def test_killed_while_parts_compile(compiled: Path, small_recipe: Path, tmp_path: Path, point: str) -> None:
     output = tmp_path / "out"
-    run(small_recipe, output, "--no-verify", kill_at=point)
+    run_killed(small_recipe, output, "--no-verify", at=point)
     assert not output.exists()
     run(small_recipe, output, "--no-verify")
     assert_same(compiled, output)
@@ -92,7 +100,7 @@ def test_killed_while_parts_compile(compiled: Path, small_recipe: Path, tmp_path
 @pytest.mark.parametrize("jump", [-10 * YEAR, 10 * YEAR], ids=["back", "ahead"])
 def test_a_clock_that_has_jumped_meanwhile(lowered: Path, small_recipe: Path, tmp_path: Path, jump: int) -> None:
     output = tmp_path / "out"
-    run(small_recipe, output, *SMALL, "--no-verify", kill_at="lower prompt_ar32_cl128_2_of_2")
+    run_killed(small_recipe, output, *SMALL, "--no-verify", at="lower prompt_ar32_cl128_2_of_2")
     for file in tmp_path.rglob("*"):
         os.utime(file, ns=(file.stat().st_atime_ns + jump, file.stat().st_mtime_ns + jump))
     made = records(tmp_path / ".out.work" / "bundle")
@@ -116,7 +124,7 @@ def test_an_output_that_cannot_be_written(small_recipe: Path, executor: str) -> 
 def test_killed_while_it_takes_the_place_of_another_bundle(lowered: Path, small_recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(small_recipe, output, *SMALL, "--no-verify", "--set", "graphs.prompt.ar=16")
-    run(small_recipe, output, *SMALL, "--no-verify", "--force", kill_at="while the bundle takes its place")
+    run_killed(small_recipe, output, *SMALL, "--no-verify", "--force", at="while the bundle takes its place")
     run(small_recipe, output, *SMALL, "--no-verify")
     assert_same(lowered, output)
 
@@ -125,7 +133,7 @@ def test_killed_during_the_proof_the_same_command_goes_on_with_it(
     lowered: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    run(small_recipe, output, *SMALL, kill_at="prove passes")
+    run_killed(small_recipe, output, *SMALL, at="prove passes")
     made = records(output)
     assert "proof" not in Bundle(output).report
     said = run(small_recipe, output, *SMALL)

@@ -40,7 +40,8 @@ class Bundle:
         BundleError: the folder is no bundle, or of a format that this version does not read.
     """
 
-    def __init__(self, folder: Path, adapter: str | None = None) -> None:
+    def __init__(self, folder: Path | str, adapter: str | None = None) -> None:
+        folder = Path(folder)
         self.folder, self.adapter = folder, adapter
         self._own = ""  # folder of the files that the target has in the place of the bundle's
         try:

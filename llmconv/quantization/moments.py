@@ -12,7 +12,7 @@ from torch import Tensor
 DAMPING_LIMIT = 1.0  # of the mean diagonal; more than that, and the moments say nothing
 _STRIP = 512  # rows of the moments that are summed, or columns factored, at once: the rest is known from symmetry
 _SINGLE = 0.01  # damping from which float32 is enough: the condition is at most a hundred times the columns
-_PIECES = 8  # of a triangle's columns, whose zeros are left out of the work
+_CORNER = 64  # columns of a triangle that is inverted by solving
 BYTES_A_PAIR = 34  # of columns: sums in float32, and their factors in float64
 logger = logging.getLogger(__name__)
 
@@ -98,21 +98,19 @@ class Moments:
                 damped.diagonal().add_(damping * mean)
                 if _cholesky(damped):
                     upper = _inverse(damped).float().flip(0, 1)
-                    return Factors(order, upper, self._toward_float(own, back, damped.float()))
+                    return Factors(order, upper, self._toward_float(own, order, upper))
             logger.debug("moments are not positive definite with a damping of %g; trying ten times as much", damping)
             damping *= 10
         return None
 
-    def _toward_float(self, own: Tensor, back: Tensor, lower: Tensor) -> Tensor | None:
-        """I + (C - H) (H + d)^-1, in float32 as H and C are.
-
-        Args:
-            lower: of H + d with its columns in the order of `back`.
-        """
+    def _toward_float(self, own: Tensor, order: Tensor, upper: Tensor) -> Tensor | None:
+        """I + (C - H) (H + d)^-1, of which the last is U^T U with its columns in that order."""
         if self.cross is None:
             return None
-        solved = torch.cholesky_solve((self.cross - own).index_select(1, back).T, lower)  # by columns, as LAPACK has it
-        found = solved.T.index_select(1, torch.argsort(back))
+        found = (self.cross - own).index_select(1, order)
+        _times_lower(found, upper.T)
+        _lower_times(upper.T, found.T)
+        found = found.index_select(1, torch.argsort(order))
         found.diagonal().add_(1)
         return found
 
@@ -139,10 +137,35 @@ def _cholesky(matrix: Tensor) -> bool:
 
 
 def _inverse(lower: Tensor) -> Tensor:
-    """Of a lower triangle, some columns at a time."""
-    found, size = torch.zeros_like(lower), -(-len(lower) // _PIECES)
-    for start in range(0, len(lower), size):
-        below = lower[start:, start:]
-        unit = torch.eye(len(below), size, dtype=lower.dtype)
-        found[start:, start : start + size] = torch.linalg.solve_triangular(below, unit, upper=False)[:, : len(below)]
+    """Of a lower triangle, by halves: a square is products alone, several times as fast as a solution."""
+    found = torch.zeros_like(lower)
+    _put_inverse(lower, found)
     return found
+
+
+def _put_inverse(lower: Tensor, found: Tensor) -> None:
+    """Put the inverse of a lower triangle into zeros."""
+    if len(lower) <= _CORNER:
+        found.copy_(torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False))
+        return
+    half = len(lower) // 2
+    first, last = slice(half), slice(half, None)
+    for part in (first, last):
+        _put_inverse(lower[part, part], found[part, part])
+    square = found[last, first].copy_(lower[last, first]).neg_()
+    _times_lower(square, found[first, first])
+    _lower_times(found[last, last], square)
+
+
+def _times_lower(x: Tensor, lower: Tensor) -> None:
+    """Put x @ lower in place of x, some columns at a time: each is made of itself and of those behind it."""
+    for start in range(0, len(lower), _STRIP):
+        strip = slice(start, start + _STRIP)
+        x[:, strip] = x[:, start:] @ lower[start:, strip]
+
+
+def _lower_times(lower: Tensor, x: Tensor) -> None:
+    """Put lower @ x in place of x, some rows at a time: each is made of itself and of those before it."""
+    for start in reversed(range(0, len(lower), _STRIP)):
+        stop = start + _STRIP
+        x[start:stop] = lower[start:stop, :stop] @ x[:stop]

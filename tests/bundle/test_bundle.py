@@ -39,6 +39,7 @@ def message_of(folder: Path) -> str:
 
 def test_graphs_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert Bundle(make(tmp_path)).graphs == {"prompt": GRAPH}
+    assert Bundle(str(tmp_path)).graphs == {"prompt": GRAPH}
 
 
 def test_files_are_listed_with_size_and_digest(tmp_path: Path) -> None:

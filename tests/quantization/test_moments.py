@@ -64,6 +64,20 @@ def test_factors_are_those_of_the_dense_inverse(damping: float) -> None:
     assert found.toward_float is None
 
 
+def test_factors_of_many_columns_are_those_of_the_dense_inverse() -> None:
+    """More than are worked on at once, and not a multiple of them."""
+    x = inputs(tokens=3000, columns=1100)
+    f = x + 0.3 * inputs(tokens=3000, columns=1100, seed=1)
+    found, dense = factors(moments(x, f)), damped(x.T @ x, 0.01)
+    inverse = torch.linalg.inv(dense)
+    expected = inverse[found.order][:, found.order]
+    assert torch.equal(found.upper, found.upper.triu())
+    assert float((found.upper.T.double() @ found.upper.double() - expected).norm() / expected.norm()) < SOLVED
+    toward = torch.eye(1100) + ((f - x).T.double() @ x.double() @ inverse).float()
+    assert found.toward_float is not None
+    assert float((found.toward_float - toward).norm() / toward.norm()) < SOLVED
+
+
 def test_equal_columns_keep_their_order() -> None:
     assert factors(moments(torch.eye(COLUMNS))).order.tolist() == list(range(COLUMNS))
 
