@@ -28,7 +28,7 @@ def answers(bundle: Bundle, turns: Sequence[tuple[int, int]]) -> list[list[int]]
 
 
 @pytest.mark.parametrize(
-    "turns", [[(600, 8)], [(500, 30)], [(480, 4), (100, 8)]], ids=["a_prompt", "an_answer", "a_second_turn"]
+    "turns", [[(600, 8)], [(508, 8)], [(480, 4), (100, 8)]], ids=["a_prompt", "an_answer", "a_second_turn"]
 )
 def test_crossing_512_gives_the_text_of_the_1024_graphs_alone(
     tiny_contexts: Bundle, turns: list[tuple[int, int]]
