@@ -122,17 +122,17 @@ def test_reported_figures_were_measured(tiny_bundle: Bundle) -> None:
     assert report["perplexity"]["quantized"] > report["perplexity"]["float"] > 1
 
 
-def test_same_recipe_gives_the_same_bytes(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_same_recipe_gives_the_same_bytes(small_recipe: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
-        apply(Recipe.load(tiny_recipe, [f"output.folder='{folder}'", "backend.name=onnx"]), verify=False)
+        apply(Recipe.load(small_recipe, [f"output.folder='{folder}'", "backend.name=onnx"]), verify=False)
     first, second = (Bundle(folder) for folder in folders)
     assert first.manifest == second.manifest
     assert (folders[0] / "manifest.json").read_bytes() == (folders[1] / "manifest.json").read_bytes()
 
 
-def test_weights_written_while_calibrating_are_those_written_by_lowering(tiny_recipe: Path, tmp_path: Path) -> None:
-    recipe = Recipe.load(tiny_recipe, [f"output.folder='{tmp_path / 'streamed'}'", "backend.name=onnx"])
+def test_weights_written_while_calibrating_are_those_written_by_lowering(small_recipe: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(small_recipe, [f"output.folder='{tmp_path / 'streamed'}'", "backend.name=onnx"])
     apply(recipe, verify=False)
     registry = Registry.load()
     plan = check(recipe, registry)
@@ -143,16 +143,16 @@ def test_weights_written_while_calibrating_are_those_written_by_lowering(tiny_re
     assert filecmp.cmpfiles(tmp_path / "plain", tmp_path / "streamed", files, shallow=False) == (files, [], [])
 
 
-def test_logits_of_the_last_row_alone(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_logits_of_the_last_row_alone(small_recipe: Path, tmp_path: Path) -> None:
     changes = [f"output.folder='{tmp_path / 'out'}'", "backend.name=onnx", "passes.kv_cache_io.logits=last"]
-    bundle = apply(Recipe.load(tiny_recipe, changes))
+    bundle = apply(Recipe.load(small_recipe, changes))
     (logits,) = (t for t in bundle.graphs["prompt"].parts[-1].outputs if t.kind == "logits")
     assert logits.shape == (1, 1, 2048)
     assert [c for c in bundle.report["proof"] if c["passed"] is False] == []
 
 
-def test_biases_are_kept_for_the_proof(tiny_recipe: Path, tmp_path: Path) -> None:
-    checkpoint = shutil.copytree(tiny_recipe.parent / "tiny_llama", tmp_path / "checkpoint")
+def test_biases_are_kept_for_the_proof(small_recipe: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(small_recipe.parent / "tiny_llama", tmp_path / "checkpoint")
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
     tensors = load_file(checkpoint / "model.safetensors")
@@ -160,7 +160,7 @@ def test_biases_are_kept_for_the_proof(tiny_recipe: Path, tmp_path: Path) -> Non
     biases = {name.replace("weight", "bias"): torch.linspace(-0.1, 0.1, len(tensors[name])) for name in weights}
     save_file(tensors | biases, checkpoint / "model.safetensors")
     changes = [f"output.folder='{tmp_path / 'out'}'", f"model.checkpoint='{checkpoint}'", "backend.name=onnx"]
-    bundle = apply(Recipe.load(tiny_recipe, changes))
+    bundle = apply(Recipe.load(small_recipe, changes))
     steps = {c["step"] for c in bundle.report["proof"] if c["passed"]}
     assert steps >= {1, 2, 3}
     stored = BundleStore(bundle.folder).read("layers.0.self_attn.q_proj.bias")
@@ -168,19 +168,19 @@ def test_biases_are_kept_for_the_proof(tiny_recipe: Path, tmp_path: Path) -> Non
 
 
 def test_without_transformers_the_rest_of_the_proof_still_counts(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # importing it fails
-    bundle = apply(Recipe.load(tiny_recipe, [f"output.folder='{tmp_path / 'out'}'", "backend.name=onnx"]))
+    bundle = apply(Recipe.load(small_recipe, [f"output.folder='{tmp_path / 'out'}'", "backend.name=onnx"]))
     first, *others = bundle.report["proof"]
     assert (first["step"], first["measured"], first["passed"]) == (1, "not run: pip install llmconv[verify]", None)
     assert {c["step"] for c in others if c["passed"]} == {2, 3, 6}
 
 
-def test_bundle_outlives_its_checkpoint(tmp_path: Path, tiny_recipe: Path) -> None:
-    shutil.copytree(tiny_recipe.parent / "tiny_llama", tmp_path / "checkpoint")
+def test_bundle_outlives_its_checkpoint(tmp_path: Path, small_recipe: Path) -> None:
+    shutil.copytree(small_recipe.parent / "tiny_llama", tmp_path / "checkpoint")
     changes = [f"output.folder='{tmp_path / 'out'}'", f"model.checkpoint='{tmp_path / 'checkpoint'}'"]
-    bundle = apply(Recipe.load(tiny_recipe, [*changes, "backend.name=onnx"]))
+    bundle = apply(Recipe.load(small_recipe, [*changes, "backend.name=onnx"]))
     kept = bundle.report["perplexity"]
     shutil.rmtree(tmp_path / "checkpoint")
     checks = prove(bundle)
