@@ -1,11 +1,13 @@
 """What tracing, calibrating and lowering need of this machine, estimated from sizes with measured rates.
 
-Measured with torch 2.13 on one core of a server processor, on layers of Llama-2-7B.
+Measured with torch 2.13 on a server processor: products on two cores, all else on one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import torch
 
 from llmconv.backends.backend import Stage
 from llmconv.graph.sizes import PartSize
@@ -24,7 +26,8 @@ FLOAT = 4  # bytes; weights and values are float32 here
 # One layer of Llama-2-7B twice, embedding and lm_head, 8 and 2 samples of 512 tokens: 2.71 and 2.33 GB, 73 and 43 s.
 WEIGHT_COPIES = 3  # of the largest weight in float32: read ahead, computed with, waiting to be rounded
 VALUES_ALIVE = 4  # values of a layer's width in memory at once, for each token of a batch
-FLOPS = 60e9  # a second, of matrix products and what lies between them
+# In GPTQ, 32 samples of 512 tokens, two threads, a slow hour: a layer of Llama-2-7B 183 s, 1.1B whole 1,510 s.
+FLOPS = 75e9  # a second and thread, of matrix products and what lies between them
 # SmolLM2 in GPTQ, 32 samples of 256 tokens: 162 s and 1.5 GB.
 MOMENTS = 0.75  # of the model's own products, those of a token's inputs with themselves
 QUANTIZE_SECONDS = 1.5e-7  # a weight, by columns
@@ -55,6 +58,11 @@ def core_stages(checked: Checked, parts: Sequence[PartSize]) -> list[Stage]:
     return [*stages, Stage("lower to ONNX", lowering, held, weights + nodes * ONNX_BYTES)]
 
 
+def _flops() -> float:
+    """A second, on the threads that torch takes here."""
+    return FLOPS * torch.get_num_threads()
+
+
 def _weights(parts: Sequence[PartSize]) -> int:
     return max(p.largest for p in parts) * FLOAT * WEIGHT_COPIES
 
@@ -72,10 +80,10 @@ def _calibration(checked: Checked, parts: Sequence[PartSize], held: int) -> Stag
     asked = [q for q in checked.used if isinstance(q, Quantizer) and q.needs_inputs]
     streams = 2 if any(q.needs_float for q in asked) else 1
     looks = sum(p.structural and p.needs_calibration for p in checked.passes)  # each sends the samples through once
-    seconds = 2 * elements * tokens * (streams + looks) / FLOPS + elements * ROUND_SECONDS
+    seconds = 2 * elements * tokens * (streams + looks) / _flops() + elements * ROUND_SECONDS
     memory = held + _weights(parts) + max(BATCH_TOKENS, calibration.tokens) * a_token * FLOAT
     if asked:
-        seconds += MOMENTS * 2 * elements * tokens * streams / FLOPS + elements * QUANTIZE_SECONDS
+        seconds += MOMENTS * 2 * elements * tokens * streams / _flops() + elements * QUANTIZE_SECONDS
         memory += (WIDE * config.hidden) ** 2 * BYTES_A_PAIR
     return Stage("calibrate", seconds, memory, 0)
 
@@ -88,5 +96,5 @@ def _tuning(checked: Checked, parts: Sequence[PartSize], held: int, training: Tr
     tokens = calibration.tokens
     layers, weights = (config.layers, elements) if training.whole else (1, max(largest, elements // config.layers))
     values = tokens * (layers * KEPT * config.hidden + VALUES_ALIVE * config.vocabulary)
-    seconds = TRAINED * elements * tokens * training.windows / FLOPS
+    seconds = TRAINED * elements * tokens * training.windows / _flops()
     return Stage("tune", seconds, held + (2 * weights + values) * FLOAT, 0)

@@ -15,6 +15,8 @@ from llmconv import Recipe, Registry, Wish, apply, choose
 
 VOCABULARY, POSITIONS = 96, 128
 PHONE = "Galaxy S23 Ultra"
+HELD_OUT = Path(__file__).parents[2] / "recipes" / "tiny_llama" / "heldout.txt"
+PAGE = 1000  # characters, and so tokens: some windows
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -146,8 +148,11 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def unproved(checkpoint: Path, output: Path, registry: Registry) -> list[str]:
-    """Convert a checkpoint up to ONNX without a recipe, and give the checks of its proof that failed."""
+    """Convert a checkpoint up to ONNX without a recipe, and give the checks of its proof, on a page, that failed."""
     chosen = choose(Wish(str(checkpoint), PHONE, backend="onnx"), registry=registry)
-    recipe = Recipe.loads(chosen.text, checkpoint.name, checkpoint.parent, [f"output.folder='{output}'"])
+    page = checkpoint.parent / "page.txt"
+    page.write_text(HELD_OUT.read_text()[:PAGE])
+    changes = [f"output.folder='{output}'", f"verify.text='{page}'"]
+    recipe = Recipe.loads(chosen.text, checkpoint.name, checkpoint.parent, changes)
     proof = apply(recipe, registry=registry, verify=True).report["proof"]
     return [f"{c['name']}: {c['measured']}, must be {c['bound']}" for c in proof if c["passed"] is False]
