@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 import pytest
 
 from llmconv import Bundle, Registry, Sampling
 from llmconv.decoding.torch_runner import TorchRunner
+from llmconv.evaluation.agreement import Comparison
 from llmconv.evaluation.subject import Subject
 from llmconv.proof.on_others import NEAR
 from llmconv.runtimes.runtime import source_of
@@ -59,10 +59,12 @@ def gap(bundle: Bundle, read: Sequence[int], one: int, other: int) -> float:
     subject = Subject(bundle, registry(), lambda _stage, _item: None)
     model = subject.quantized
     rounded, exact = (
-        subject.decoder(TorchRunner(model.graphs["token"], model.weights, encodings)).read(read)[-1]
+        subject.decoder(TorchRunner(model.graphs["token"], model.weights, encodings)).read(read)[-1:]
         for encodings in (model.encodings, None)
     )
-    return float(abs(rounded[one] - rounded[other]) / np.sqrt(np.square(rounded - exact).mean()))
+    cost = Comparison()
+    cost.add_logits(rounded, exact)
+    return float(abs(rounded[-1, one] - rounded[-1, other]) / cost.rms)
 
 
 @pytest.mark.parametrize("runtime", OTHERS)
