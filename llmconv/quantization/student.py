@@ -18,10 +18,11 @@ from llmconv.graph.ops import uses_of
 from llmconv.quantization.linears import CHANNELS
 from llmconv.quantization.nearest import nearest
 from llmconv.weights.store import WeightStore
+from llmconv.work.side_by_side import side_by_side
 
 SCALES, NORMS = 1.5e-3, 1e-3  # learning rates, of logarithms of scales and of norms
 WARM_UP = 5  # steps
-WINDOWS = 2  # a step
+WINDOWS = 2  # a step, side by side
 CLIPPED = 1.0  # what is longer of a gradient
 
 Progress = Callable[[int, float], None]  # of a step and its mean loss
@@ -63,7 +64,7 @@ class Student:
 
         Args:
             samples: how many there are.
-            loss: of a sample by its number.
+            loss: of a sample by its number; two of them are computed at once.
             where: for the error, what of the model is trained.
 
         Raises:
@@ -75,12 +76,7 @@ class Student:
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / WARM_UP, 1 - i / steps))
         for step, chosen in enumerate(batches(samples, steps, seed)):
-            total = 0.0
-            for i in chosen:
-                found = loss(i) / len(chosen)
-                if found.requires_grad:  # else nothing that is trained leads to it
-                    found.backward()  # type: ignore[no-untyped-call]
-                total += float(found.detach())
+            total = _descend([*shifts, *norms], loss, chosen)
             steepness = float(torch.nn.utils.clip_grad_norm_([*shifts, *norms], CLIPPED))
             if not isfinite(total + steepness):
                 raise PassError(f"tuning diverges at step {step}{where}; leave it out with tuning_steps = 0")
@@ -127,6 +123,23 @@ def batches(samples: int, steps: int, seed: int) -> Iterator[list[int]]:
         while len(order) < WINDOWS:
             order += torch.randperm(samples, generator=generator).tolist()
         yield [order.pop(0) for _ in range(WINDOWS)]
+
+
+def _descend(trained: Sequence[Tensor], loss: Callable[[int], Tensor], pair: Sequence[int]) -> float:
+    """Give what is trained the gradients of two samples' mean loss, which is returned; as they are added in order."""
+    found: dict[int, tuple[float, Sequence[Tensor | None]]] = {}
+
+    def differentiate(place: int) -> None:
+        mean = loss(pair[place]) / len(pair)
+        # nothing that is trained may lead to it
+        slopes = torch.autograd.grad(mean, trained, allow_unused=True) if mean.requires_grad else [None] * len(trained)
+        found[place] = float(mean.detach()), slopes
+
+    side_by_side(lambda: differentiate(0), lambda _over: differentiate(1))
+    (first, slopes), (second, others) = (found[place] for place in range(len(pair)))
+    for value, slope, other in zip(trained, slopes, others, strict=True):
+        value.grad = other if slope is None else slope if other is None else slope + other
+    return first + second
 
 
 def divergence(found: Tensor, aim: Tensor) -> Tensor:

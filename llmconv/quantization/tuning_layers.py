@@ -105,10 +105,10 @@ class _Piece:
 
     def pass_through(self, tuned: Mapping[str, Encoded], values: StoredValues) -> None:
         """Run every sample, with what is tuned in place of float weights, from what is stored to what is stored."""
-        run = GradientInterpreter(self.module, self._with(tuned).read)
+        read = self._with(tuned).read
         with torch.no_grad():
             for i in range(len(self.samples)):
-                values.add(self._run(run, i, values))
+                values.add(self._run(GradientInterpreter(self.module, read), i, values))
         values.close()
 
     def trained(
@@ -131,12 +131,11 @@ class _Piece:
         student = Student([self.module], self._with(tuned), left, fixed=tuned)
         if not student.learns:
             return {}
-        run = student.interpreter(self.module)
-        teacher = GradientInterpreter(self.module, self.weights.read)
 
         def loss(sample: int) -> Tensor:
-            found, total = self._run(run, sample, own), torch.zeros(())
+            found, total = self._run(student.interpreter(self.module), sample, own), torch.zeros(())
             with torch.no_grad():
+                teacher = GradientInterpreter(self.module, self.weights.read)
                 aims = {} if stored else self._run(teacher, sample, exact)
             for name, value in found.items():
                 aim = exact.read(name, sample) if stored else aims[name]

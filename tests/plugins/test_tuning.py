@@ -65,6 +65,21 @@ def test_the_same_seed_gives_the_same_scales(graph: Graph, weights: DictStore, t
     assert all(torch.equal(first[name].scale, second[name].scale) for name in first)
 
 
+def test_two_samples_at_once_teach_what_they_do_in_turn(graph: Graph, weights: DictStore, tmp_path: Path) -> None:
+    threads, found = torch.get_num_threads(), list[dict[str, Encoded]]()
+    try:
+        for count in (1, 2):  # on one, a sample comes after the other
+            torch.set_num_threads(count)
+            found.append(tune(graph, weights, rounded(graph, weights), SAMPLES, 3, tmp_path))
+    finally:
+        torch.set_num_threads(threads)
+    in_turn, at_once = found
+    for name, known in in_turn.items():
+        torch.testing.assert_close(
+            at_once[name].scale, known.scale, rtol=1e-4, atol=0
+        )  # sums of floats, in AdamW's steps
+
+
 def test_norms_are_tuned_too_and_have_16_bits(graph: Graph, weights: DictStore, tmp_path: Path) -> None:
     found = tune(graph, weights, rounded(graph, weights), SAMPLES, STEPS, tmp_path)
     norms = {name: e for name, e in found.items() if e.grid.bits == 16}
