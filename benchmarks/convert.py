@@ -1,9 +1,12 @@
 """Time a whole conversion against a bare loop over the same checkpoint, in one run on one machine.
 
-Run: python benchmarks/convert.py [--geometry 1.1b] [--work FOLDER] [--parts 4] [--ar 1024] [--context 1024] [--compile]
+Run: python benchmarks/convert.py [--geometry 1.1b] [--work FOLDER] [--parts 4] [--ar 1024] [--context 1024] [--pairs 5]
+[--warm] [--compile]
 (a) a bare loop: read each tensor, round it to int4 by rows, pack, write;
 (b) `llmconv apply` up to ONNX, weights rounded to nearest, ranges from one sample of 32 tokens;
 (c) with --compile, the QNN compiler on every part.
+The checkpoint is out of the page cache before each, or with --warm as far in it as the one before has left it. With
+--pairs, (a) and (b) in turn so often, and the medians.
 Seconds are of the clock; memory is the largest sum of the resident pages of a process and its children.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +22,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import psutil
 from geometry import Geometry, add_arguments, chosen
@@ -99,6 +104,14 @@ def measure(command: list[str]) -> Cost:
     return Cost(seconds, peak)
 
 
+def forget(checkpoint: Path) -> None:
+    """Have the system drop a checkpoint's files from its page cache."""
+    for file in checkpoint.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())  # what is not on the disk yet stays
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def resident(process: psutil.Process) -> int:
     """Bytes of a process and its children, memory-mapped pages included."""
     total = 0
@@ -126,10 +139,23 @@ def bare_loop(checkpoint: Path, output: Path) -> None:
                     out.write(packed.numpy().tobytes())
 
 
+def pair(geometry: Geometry, checkpoint: Path, work: Path, args: argparse.Namespace) -> tuple[Cost, Cost]:
+    """The bare loop, and `apply` after it."""
+    if not args.warm:
+        forget(checkpoint)
+    bare = measure([sys.executable, __file__, BARE, str(checkpoint), str(work / "bare.bin")])
+    print(f"(a) bare loop          {bare}", flush=True)
+    onnx = convert(geometry, checkpoint, work, args, "onnx")
+    print(f"(b) apply up to ONNX   {onnx}   {onnx.seconds / bare.seconds:.2f} x (a)", flush=True)
+    return bare, onnx
+
+
 def convert(geometry: Geometry, checkpoint: Path, work: Path, args: argparse.Namespace, backend: str) -> Cost:
     """`llmconv apply`, by its command line."""
     recipe, output = work / f"{backend}.toml", work / backend
     shutil.rmtree(output, ignore_errors=True)
+    if not args.warm:
+        forget(checkpoint)
     text = RECIPE.format(
         checkpoint=checkpoint,
         ar=args.ar,
@@ -163,6 +189,8 @@ def main() -> None:
     parser.add_argument("--ar", type=int, default=1024, help="tokens that the prompt graph reads in one run")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--warm", action="store_true", help="leave the checkpoint in the page cache")
     parser.add_argument("--compile", action="store_true", help="measure the QNN compiler too")
     parser.add_argument("--jobs", type=int, default=1, help="parts that are compiled at once")
     parser.add_argument(BARE, nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -181,10 +209,11 @@ def run(geometry: Geometry, work: Path, args: argparse.Namespace) -> None:
         work.mkdir(parents=True, exist_ok=True)
         write_checkpoint(checkpoint, geometry, context=max(4096, args.context), shard_bytes=5 * 10**9, seed=0)
     print(f"{geometry}, prompt ar {args.ar} of {args.context}, token ar 1, {args.parts} parts", flush=True)
-    bare = measure([sys.executable, __file__, BARE, str(checkpoint), str(work / "bare.bin")])
-    print(f"(a) bare loop          {bare}", flush=True)
-    onnx = convert(geometry, checkpoint, work, args, "onnx")
-    print(f"(b) apply up to ONNX   {onnx}   {onnx.seconds / bare.seconds:.2f} x (a)", flush=True)
+    pairs = [pair(geometry, checkpoint, work, args) for _ in range(args.pairs)]
+    if len(pairs) > 1:
+        loops, applied = (median(cost.seconds for cost in costs) for costs in zip(*pairs, strict=True))
+        ratio = median(onnx.seconds / bare.seconds for bare, onnx in pairs)
+        print(f"medians: (a) {loops:.1f} s, (b) {applied:.1f} s, of the pairs' ratios {ratio:.2f}", flush=True)
     if args.compile:
         qnn = convert(geometry, checkpoint, work, args, "qnn")
         print(f"(c) apply with QNN     {qnn}", flush=True)

@@ -50,12 +50,13 @@ from llmconv.report import card, page
 from llmconv.sources.licence import licence_of
 from llmconv.sources.source import digests
 from llmconv.target import Chipset
+from llmconv.weights.page_cache import coming
 from llmconv.work.collector import collector_spared
 from llmconv.work.executor import Executor, Workers
 from llmconv.work.faults import reach
 from llmconv.work.folder import with_steps, work_folder
 from llmconv.work.identity import checkpoint_identity, code_identity
-from llmconv.work.machine import give_back_memory
+from llmconv.work.machine import give_back_memory, memory
 from llmconv.work.steps import Steps, key_of
 
 logger = logging.getLogger(__name__)
@@ -181,17 +182,18 @@ def _convert(
     steps = Steps(folder, _inputs(checked), others)
     steps.sweep()
     with PartFiles(folder / ONNX_FOLDER, weights) as files:
-        model, context, reports = prepare(
-            checked,
-            weights,
-            verify=verify,
-            announce=lambda name: progress("pass", name),
-            laid_out=partial(preflight, checked, device=Device(backend, chipsets, jobs, lowerings)),
-            sink=files,
-            steps=steps,
-            observers=observers,
-            workers=workers,
-        )
+        with coming(checked.source.files(), memory().available // 2):
+            model, context, reports = prepare(
+                checked,
+                weights,
+                verify=verify,
+                announce=lambda name: progress("pass", name),
+                laid_out=partial(preflight, checked, device=Device(backend, chipsets, jobs, lowerings)),
+                sink=files,
+                steps=steps,
+                observers=observers,
+                workers=workers,
+            )
         if not any(graph.rope for graph in model.graphs.values()):
             raise RecipeError(
                 "passes: none makes RoPE and the mask inputs that the host fills; 'llmconv passes' lists them"
