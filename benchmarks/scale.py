@@ -106,7 +106,7 @@ def cluster(workers: int) -> Iterator[str]:
 
     memory = {"MEMORY": memory_at_hand() / workers}
     with LocalCluster(
-        workers, threads_per_worker=1, memory_limit=None, resources=memory, dashboard_address=":0"
+        n_workers=workers, threads_per_worker=1, memory_limit=None, resources=memory, dashboard_address=":0"
     ) as made:
         yield made.scheduler_address
 

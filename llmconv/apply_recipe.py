@@ -50,7 +50,7 @@ from llmconv.report import card, page
 from llmconv.sources.licence import licence_of
 from llmconv.sources.source import digests
 from llmconv.target import Chipset
-from llmconv.weights.page_cache import coming
+from llmconv.weights.hashing import hashed_ahead
 from llmconv.work.collector import collector_spared
 from llmconv.work.executor import Executor, Workers
 from llmconv.work.faults import reach
@@ -182,7 +182,7 @@ def _convert(
     steps = Steps(folder, _inputs(checked), others)
     steps.sweep()
     with PartFiles(folder / ONNX_FOLDER, weights) as files:
-        with coming(checked.source.files(), memory().available // 2):
+        with hashed_ahead(weights, memory().available // 2):
             model, context, reports = prepare(
                 checked,
                 weights,

@@ -16,6 +16,7 @@ from llmconv.prepare.resolve import Checked
 from llmconv.quantization.calibration import BATCH_TOKENS
 from llmconv.quantization.moments import BYTES_A_PAIR
 from llmconv.quantization.quantizer import Quantizer
+from llmconv.quantization.student import WINDOWS
 
 PROCESS = 330_000_000  # bytes of Python with torch and ONNX, before any work
 NODE_BYTES = 4_000  # 90,000 nodes of two graphs of Llama-2-7B: 652 MB at the peak
@@ -32,8 +33,8 @@ FLOPS = 75e9  # a second and thread, of matrix products and what lies between th
 MOMENTS = 0.75  # of the model's own products, those of a token's inputs with themselves
 QUANTIZE_SECONDS = 1.5e-7  # a weight, by columns
 WIDE = 3  # times the hidden width, at most, that a linear reads
-# SmolLM2, 120 steps of 2 windows of 256 tokens: 1,027 to 1,426 processor seconds and 3.5 GB, the model held whole.
-TRAINED = 9  # operations of a weight for each token that is trained on: forward, backward, and float beside
+# SmolLM2, 120 steps of 2 windows of 256 tokens, two threads, a slow hour: 395 s and 4.2 GB, the model held whole.
+TRAINED = 7  # operations of a weight for each token that is trained on: forward, backward, and float beside
 KEPT = 50  # numbers of a layer's width that a token's gradient needs, in each layer
 ROUND_SECONDS = 9e-9  # a weight, read from disk and rounded; 57 s for 7B
 
@@ -89,12 +90,12 @@ def _calibration(checked: Checked, parts: Sequence[PartSize], held: int) -> Stag
 
 
 def _tuning(checked: Checked, parts: Sequence[PartSize], held: int, training: Training) -> Stage:
-    """Weights as they are and as they are quantized, and what the gradient of one sample needs."""
+    """Weights as they are and as they are quantized, and what the gradients of a step's samples need."""
     calibration, config = checked.recipe.calibration, checked.config
     assert calibration is not None
     elements, largest = sum(p.elements for p in parts), max(p.largest for p in parts)
     tokens = calibration.tokens
     layers, weights = (config.layers, elements) if training.whole else (1, max(largest, elements // config.layers))
-    values = tokens * (layers * KEPT * config.hidden + VALUES_ALIVE * config.vocabulary)
+    values = WINDOWS * tokens * (layers * KEPT * config.hidden + VALUES_ALIVE * config.vocabulary)
     seconds = TRAINED * elements * tokens * training.windows / _flops()
     return Stage("tune", seconds, held + (2 * weights + values) * FLOAT, 0)

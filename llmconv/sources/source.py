@@ -55,13 +55,6 @@ class Source(Framed, ABC):
         """
         return ()
 
-    def files(self) -> list[Path]:
-        """Those of the checkpoint that it reads, weights included, as far as `wanted` tells."""
-        if self.checkpoint.is_file():
-            return [self.checkpoint]
-        names = sorted(file.name for file in self.checkpoint.iterdir())
-        return [self.checkpoint / name for name in self.wanted(names, weights=True)]
-
     @abstractmethod
     def config(self) -> ModelConfig:
         """The model's sizes, from the folder's configuration alone.

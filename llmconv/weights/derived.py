@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Event
 
 import torch
 from torch import Tensor
 
 from llmconv.weights.coded import Coded, coded_of
 from llmconv.weights.expressions import Expression
+from llmconv.weights.hashing import hash_ahead
 from llmconv.weights.store import Checkpoint, WeightStore
 
 
@@ -47,6 +49,10 @@ class Derived:
             return self.store.sha256(name)
         found = [self.store.sha256(stored) for stored in self.table[name].stored()]
         return " ".join(map(str, found)) if found and None not in found else None
+
+    def hash_ahead(self, room: int, over: Event) -> int:
+        """As of `HashingStore`."""
+        return hash_ahead(self.store, room, over)
 
 
 @dataclass(frozen=True)

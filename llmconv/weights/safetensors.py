@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -31,6 +35,9 @@ _OTHERS = {
     **{"I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
     "BOOL": torch.bool,
 }
+
+
+_State = tuple[int, int, int, int]  # of a file: what changes when it is written to, or another takes its place
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class SafetensorsStore:
         self.files = files
         self._entries: dict[str, _Entry] = {}
         self._hashes: dict[str, str] = {}
+        self._ahead: dict[str, tuple[_State, str]] = {}  # of tensors before they were read
+        self._reads = False
         for file in files:
             found = _read_header(file)
             check_apart(self._entries, file, found)
@@ -91,6 +100,7 @@ class SafetensorsStore:
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A weight, or a range of its rows, as float32."""
+        self._reads = True
         entry = self._entry(name)
         start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
@@ -98,8 +108,14 @@ class SafetensorsStore:
         weight = torch.from_numpy(np.empty(shape, dtype=np.float32))  # in huge pages, which torch does not ask for
         piece = torch.empty(min(_PIECE, weight.numel()), dtype=_DTYPES[entry.dtype])
         all_rows = not entry.shape or (start, stop) == (0, entry.shape[0])
-        whole = hashlib.sha256() if all_rows and name not in self._hashes else None
+        whole = None
         with entry.file.open("rb") as file:
+            if all_rows and name not in self._hashes:
+                known = self._ahead.get(name)
+                if known is not None and known[0] == _state(file):
+                    self._hashes[name] = known[1]
+                else:
+                    whole = hashlib.sha256()
             file.seek(entry.begin + start * row_bytes)
             for values in torch.split(weight.view(-1), _PIECE):
                 stored = piece[: len(values)]
@@ -133,9 +149,38 @@ class SafetensorsStore:
             check_finite(found, entry.file, name)
         return found
 
+    def hash_ahead(self, room: int, over: Event) -> int:
+        """As of `HashingStore`, in the order of the headers; a fault in a file is left for `read` to find."""
+        for name, entry in self._entries.items():
+            room -= entry.end - entry.begin
+            if room < 0 or self._reads or over.is_set():
+                break
+            with suppress(OSError), entry.file.open("rb", buffering=0) as file:
+                state = _state(file)
+                if found := self._hash(file, entry, over):
+                    self._ahead[name] = state, found
+        return max(0, room)
+
+    def _hash(self, file: FileIO, entry: _Entry, over: Event) -> str | None:
+        """Of a tensor's bytes; None where the file ends before, or nobody needs it any more."""
+        found, piece, left = hashlib.sha256(), memoryview(bytearray(2 * _PIECE)), entry.end - entry.begin
+        file.seek(entry.begin)
+        while left and not (self._reads or over.is_set()):
+            count = file.readinto(piece[:left])
+            if not count:
+                return None
+            found.update(piece[:count])
+            left -= count
+        return None if left else found.hexdigest()
+
     def sha256(self, name: str) -> str | None:
         """Of a weight's bytes, once it has been read whole."""
         return self._hashes.get(name)
+
+
+def _state(file: BinaryIO | FileIO) -> _State:
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Event
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from llmconv.errors import PassError
 from llmconv.weights.coded import Coded, coded_of
+from llmconv.weights.hashing import hash_ahead
 
 
 class WeightStore(Protocol):
@@ -98,6 +100,12 @@ class StoreUnion:
         """As the weight's own store has it."""
         store, own = self._find(name)
         return store.sha256(own)
+
+    def hash_ahead(self, room: int, over: Event) -> int:
+        """As of `HashingStore`, one store after the other."""
+        for store in (*self.stores.values(), self.rest):
+            room = hash_ahead(store, room, over)
+        return room
 
     def coded(self, name: str) -> Coded | str | None:
         """As the weight's own store has it."""
