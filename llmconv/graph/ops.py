@@ -52,8 +52,11 @@ NORMS = {aten.rms_norm.default, aten.layer_norm.default}
 
 def weight_of(node: fx.Node) -> fx.Node | None:
     """The weight that a node is computed from, if it is computed from one weight alone."""
-    while node.op == "call_function" and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
+    while node.op == "call_function":
+        inputs = node.all_input_nodes
+        if len(inputs) != 1:
+            return None
+        node = inputs[0]
     return node if node.op == "get_attr" else None
 
 

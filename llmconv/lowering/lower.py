@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,11 +131,13 @@ class Lowering:
         """The float value of an argument: a node's, a weight's, or a number's."""
         if not isinstance(node, fx.Node):
             return self.constant(float(node))
+        if node in self._values:
+            return self._values[node]
         if is_weight(node):
             return self.weight(node)
-        if node not in self._values:  # quantized; a value that nobody reads gets no DequantizeLinear
-            self._values[node] = self._dequantize(self._quantized[node], *self._known(node))
-        return self._values[node]
+        # quantized; a value that nobody reads gets no DequantizeLinear
+        found = self._values[node] = self._dequantize(self._quantized[node], *self._known(node))
+        return found
 
     def emit(
         self, op: str, node: fx.Node, inputs: list[gs.Tensor], *, domain: str = "", **attributes: Any
@@ -300,11 +303,19 @@ def exported(graph: gs.Graph) -> onnx.ModelProto:
 
 
 def _check_standard(op: str, attributes: Mapping[str, Any], node: str, opset: int) -> None:
-    if not onnx.defs.has(op):
+    known = _attributes(op, opset)
+    if known is None:
         raise LoweringError(f"'{node}' is lowered to {op}, which ONNX does not have; give its domain, or another op")
-    known = onnx.defs.get_schema(op, max_inclusive_version=opset).attributes
-    if unknown := sorted(set(attributes) - set(known)):
-        raise LoweringError(f"'{node}' is lowered to {op} with {unknown[0]}{nearest(unknown[0], known)}")
+    if unknown := sorted(attributes.keys() - known):
+        raise LoweringError(f"'{node}' is lowered to {op} with {unknown[0]}{nearest(unknown[0], sorted(known))}")
+
+
+@cache
+def _attributes(op: str, opset: int) -> frozenset[str] | None:
+    """Those that the standard's op may have; None where there is no such op."""
+    if not onnx.defs.has(op):
+        return None
+    return frozenset(onnx.defs.get_schema(op, max_inclusive_version=opset).attributes)
 
 
 def _zeros(name: str, bits: int, shape: Sequence[int]) -> gs.Constant:
