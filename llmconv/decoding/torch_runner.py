@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class TorchRunner:
         observer: Observer | None = None,
     ) -> None:
         self.name, self.ar, self.context = graph.name, graph.ar, graph.context
-        self._programs = [Program(part, weights, encodings, observer) for part in graph.parts]
+        self._graph, self._given = graph, (weights, encodings, observer)
         self.inputs: dict[str, decoder.Tensor] = {}
         self.outputs: dict[str, decoder.Tensor] = {}
         for part in graph.parts:
@@ -35,6 +36,10 @@ class TorchRunner:
             nodes = inputs_of(part) | outputs_of(part)
             for found, side in ((self.inputs, ins), (self.outputs, outs)):
                 found |= {n: decoder.Tensor(io, shape_of(nodes[n])) for n, io in side.items() if io.kind != "hidden"}
+
+    @cached_property
+    def _programs(self) -> list[Program]:
+        return [Program(part, *self._given) for part in self._graph.parts]
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """Run the parts in turn."""
