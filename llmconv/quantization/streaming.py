@@ -19,6 +19,7 @@ from llmconv.quantization.magnitudes import Magnitudes
 from llmconv.quantization.nearest import Nearest, encoded_blocks, nearest_blocks
 from llmconv.quantization.quantizer import Quantizer
 from llmconv.weights.store import WeightStore
+from llmconv.work.switching import threads_switched_soon
 
 
 def calibrate(
@@ -46,7 +47,9 @@ def calibrate(
     kept = Kept(model, context, weights, quantizers, magnitudes)
     ranges: dict[str, Range] = {}
     quantized: dict[str, Encoded] = {}
-    with context.scratch() as folder:
+    # two threads that run samples, as quantizers need them, would only be switched more often
+    switching = nullcontext() if quantizers else threads_switched_soon()
+    with context.scratch() as folder, switching:
         grids = {name: how.grid for name, how in weights.items()}
         calibration = Calibration(graph, context.samples, folder, quantizers, grids)
         done = kept.resume(calibration, ranges, quantized)

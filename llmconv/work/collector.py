@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import gc
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Undo = Callable[[], None]
+from llmconv.work.process_change import ProcessChange, Undo, nothing
+
 MANY = 200_000  # objects; fewer are walked in some milliseconds
-
-
-class _Shared:
-    """A change to the process that begins with the first block that asks for it, in any thread, and ends with the last.
-
-    Args:
-        change: makes it, and returns what undoes it.
-    """
-
-    def __init__(self, change: Callable[[], Undo]) -> None:
-        self._lock = threading.Lock()
-        self._change, self._blocks, self._undo = change, 0, _nothing
-
-    @property
-    def active(self) -> bool:
-        """Whether a block is open."""
-        return self._blocks > 0
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if not self._blocks:
-                self._undo = self._change()
-            self._blocks += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._blocks -= 1
-                if not self._blocks:
-                    self._undo()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _pause() -> Undo:
     if not gc.isenabled():
-        return _nothing
+        return nothing
     gc.disable()
 
     def undo() -> None:
@@ -78,7 +43,7 @@ def _spare() -> Undo:
     return undo
 
 
-_paused, _spared = _Shared(_pause), _Shared(_spare)
+_paused, _spared = ProcessChange(_pause), ProcessChange(_spare)
 
 
 @contextmanager
