@@ -182,7 +182,7 @@ def _convert(
     steps = Steps(folder, _inputs(checked), others)
     steps.sweep()
     with PartFiles(folder / ONNX_FOLDER, weights) as files:
-        with hashed_ahead(weights, memory().available // 2):
+        with hashed_ahead(weights, memory().unswapped // 2):
             model, context, reports = prepare(
                 checked,
                 weights,

@@ -105,10 +105,10 @@ class _Piece:
 
     def pass_through(self, tuned: Mapping[str, Encoded], values: StoredValues) -> None:
         """Run every sample, with what is tuned in place of float weights, from what is stored to what is stored."""
-        read = self._with(tuned).read
+        run = GradientInterpreter(self.module, self._with(tuned).read)
         with torch.no_grad():
             for i in range(len(self.samples)):
-                values.add(self._run(GradientInterpreter(self.module, read), i, values))
+                values.add(self._run(run, i, values))
         values.close()
 
     def trained(

@@ -34,7 +34,14 @@ class Memory:
     @property
     def total(self) -> int:
         """All that is at hand."""
-        free = self.available + self.swap
+        return self._within(self.available + self.swap)
+
+    @property
+    def unswapped(self) -> int:
+        """What is at hand without swap."""
+        return self._within(self.available)
+
+    def _within(self, free: int) -> int:
         return free if self.limit is None else min(free, self.limit)
 
 
