@@ -206,8 +206,10 @@ def run(geometry: Geometry, work: Path, args: argparse.Namespace) -> None:
     """Measure in a folder."""
     checkpoint = work / f"checkpoint-{args.geometry}-{geometry.layers}"
     if not checkpoint.is_dir():
-        work.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(checkpoint, geometry, context=max(4096, args.context), shard_bytes=5 * 10**9, seed=0)
+        begun = checkpoint.with_name(f"{checkpoint.name}.partial")
+        shutil.rmtree(begun, ignore_errors=True)
+        write_checkpoint(begun, geometry, context=max(4096, args.context), shard_bytes=5 * 10**9, seed=0)
+        begun.rename(checkpoint)
     print(f"{geometry}, prompt ar {args.ar} of {args.context}, token ar 1, {args.parts} parts", flush=True)
     pairs = [pair(geometry, checkpoint, work, args) for _ in range(args.pairs)]
     if len(pairs) > 1:
