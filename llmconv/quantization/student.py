@@ -82,7 +82,6 @@ class Student:
                 raise PassError(f"tuning diverges at step {step}{where}; leave it out with tuning_steps = 0")
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
             progress(step, total)
 
     @property

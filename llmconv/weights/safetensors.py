@@ -108,14 +108,8 @@ class SafetensorsStore:
         weight = torch.from_numpy(np.empty(shape, dtype=np.float32))  # in huge pages, which torch does not ask for
         piece = torch.empty(min(_PIECE, weight.numel()), dtype=_DTYPES[entry.dtype])
         all_rows = not entry.shape or (start, stop) == (0, entry.shape[0])
-        whole = None
         with entry.file.open("rb") as file:
-            if all_rows and name not in self._hashes:
-                known = self._ahead.get(name)
-                if known is not None and known[0] == _state(file):
-                    self._hashes[name] = known[1]
-                else:
-                    whole = hashlib.sha256()
+            whole = hashlib.sha256() if all_rows and not self._is_hashed(name, file) else None
             file.seek(entry.begin + start * row_bytes)
             for values in torch.split(weight.view(-1), _PIECE):
                 stored = piece[: len(values)]
@@ -132,6 +126,7 @@ class SafetensorsStore:
 
     def stored(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A tensor, or a range of its rows, in the type that the file has; for integers that stand for weights."""
+        self._reads = True
         types = _DTYPES | _OTHERS
         entry = self._entry(name, types)
         start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
@@ -139,10 +134,10 @@ class SafetensorsStore:
         with entry.file.open("rb") as file:
             file.seek(entry.begin + start * row_bytes)
             data = bytearray(file.read(row_bytes * (stop - start)))
-        if len(data) != row_bytes * (stop - start):
-            raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
-        if len(data) == entry.end - entry.begin and name not in self._hashes:
-            self._hashes[name] = hashlib.sha256(data).hexdigest()
+            if len(data) != row_bytes * (stop - start):
+                raise CheckpointError(f"{entry.file}: ends inside tensor '{name}'; download it again")
+            if len(data) == entry.end - entry.begin and not self._is_hashed(name, file):
+                self._hashes[name] = hashlib.sha256(data).hexdigest()
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         found = torch.frombuffer(data, dtype=types[entry.dtype]).reshape(shape)
         if found.is_floating_point():
@@ -160,6 +155,13 @@ class SafetensorsStore:
                 if found := self._hash(file, entry, over):
                     self._ahead[name] = state, found
         return max(0, room)
+
+    def _is_hashed(self, name: str, file: BinaryIO) -> bool:
+        """Whether a tensor that is read whole has its hash; that may be one taken ahead, of the file as it is now."""
+        known = self._ahead.get(name)
+        if name not in self._hashes and known is not None and known[0] == _state(file):
+            self._hashes[name] = known[1]
+        return name in self._hashes
 
     def _hash(self, file: FileIO, entry: _Entry, over: Event) -> str | None:
         """Of a tensor's bytes; None where the file ends before, or nobody needs it any more."""

@@ -27,7 +27,10 @@ class WeightStore(Protocol):
         ...
 
     def sha256(self, name: str) -> str | None:
-        """Of the checkpoint's bytes of a weight that has been read whole, out of the same read; None of others."""
+        """Of the checkpoint's bytes of a weight that has been read whole; None of others.
+
+        Out of the same read, or of one before it, if the file has not been written to since.
+        """
         ...
 
 

@@ -64,6 +64,15 @@ def test_reading_takes_the_hash_and_hashes_nothing(file: Path, hashed: list[byte
     assert hashed == []
 
 
+def test_integers_that_stand_for_weights_take_it_as_well(file: Path, hashed: list[bytes]) -> None:
+    store = SafetensorsStore([file])
+    hash_ahead(store, ROOM, Event())
+    hashed.clear()
+    store.stored("a")
+    assert store.sha256("a") == digest(0)
+    assert hashed == []
+
+
 def test_a_file_that_was_written_to_meanwhile_is_hashed_anew(file: Path) -> None:
     store = SafetensorsStore([file])
     hash_ahead(store, ROOM, Event())
