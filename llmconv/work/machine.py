@@ -57,16 +57,21 @@ def memory(cgroup: Path = _CGROUP) -> Memory:
 
 
 def _left_by_cgroup(folder: Path) -> int | None:
-    """A container's limit less what it uses; version 2 of cgroups, then version 1."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """A container's limit less what it uses; version 2 of cgroups, then version 1.
+
+    What it has read of files counts as used there, and the system drops that before memory is short.
+    """
+    for limit, used, stat, prefix in (
+        ("memory.max", "memory.current", "memory.stat", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
     ):
         try:
             bound, taken = int((folder / limit).read_text()), int((folder / used).read_text())
+            counts = dict(line.split() for line in (folder / stat).read_text().splitlines())
         except (OSError, ValueError):  # no such file, or "max"
             continue
-        return max(0, bound - taken) if bound < _UNLIMITED else None
+        files = sum(int(counts.get(f"{prefix}{pages}_file", 0)) for pages in ("active", "inactive"))
+        return max(0, bound - max(0, taken - files)) if bound < _UNLIMITED else None
     return None
 
 

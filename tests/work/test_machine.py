@@ -23,21 +23,38 @@ def test_memory_is_what_is_available_and_free_swap(tmp_path: Path) -> None:
     assert (found.total, found.unswapped) == (150 * 1024, 100 * 1024)
 
 
-@pytest.mark.parametrize(
-    ("limit", "used"), [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")]
-)
-def test_lower_limit_of_a_container_counts(tmp_path: Path, limit: str, used: str) -> None:
-    folder = tmp_path if limit == "memory.max" else tmp_path / "memory"
-    folder.mkdir(exist_ok=True)
-    (folder / limit).write_text("70000\n")
-    (folder / used).write_text("30000\n")
+CGROUPS = {  # version: folder, limit, used, prefix of what the children of a group are counted in
+    1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    2: (".", "memory.max", "memory.current", ""),
+}
+
+
+def _cgroup(root: Path, version: int, limit: str, used: int, **pages: int) -> None:
+    """Files as the system has them."""
+    folder, limited, taken, prefix = CGROUPS[version]
+    counts = {"anon": 1, "active_file": 1, "inactive_file": 1} | {f"{prefix}{name}": n for name, n in pages.items()}
+    (root / folder).mkdir(exist_ok=True)
+    (root / folder / limited).write_text(f"{limit}\n")
+    (root / folder / taken).write_text(f"{used}\n")
+    (root / folder / "memory.stat").write_text("".join(f"{name} {count}\n" for name, count in counts.items()))
+
+
+@pytest.mark.parametrize("version", CGROUPS)
+def test_lower_limit_of_a_container_counts(tmp_path: Path, version: int) -> None:
+    _cgroup(tmp_path, version, "70000", 30000, active_file=0, inactive_file=0)
     found = machine.memory(tmp_path)
     assert (found.total, found.unswapped) == (40000, 40000)
 
 
+@pytest.mark.parametrize("version", CGROUPS)
+def test_what_a_container_has_read_of_files_is_at_hand(tmp_path: Path, version: int) -> None:
+    """The system drops file pages before memory is short."""
+    _cgroup(tmp_path, version, "70000", 65000, active_file=10000, inactive_file=30000, mapped_file=5000)
+    assert machine.memory(tmp_path).limit == 45000
+
+
 def test_container_without_a_limit(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("30000\n")
+    _cgroup(tmp_path, 2, "max", 30000)
     assert machine.memory(tmp_path).limit is None
 
 
