@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
-from llmconv.graph import IO, IO_META, NAME, output_node, set_outputs
+from llmconv.graph import IO, IO_META, NAME, name_of, output_node, set_outputs
 
 VOCABULARY, WIDTH, HEADS = 16, 8, 2
 
@@ -84,14 +85,11 @@ def build_part(
     root = nn.Module()
     for name, shape in weights.items():
         root.register_parameter(name, nn.Parameter(torch.empty(*shape, device="meta")))
-    graph, fake = fx.Graph(), FakeTensorMode()
+    graph = fx.Graph()
     nodes = {name: graph.get_attr(name) if name in weights else graph.placeholder(name) for name in shapes}
     for name, node in nodes.items():
-        with fake:
-            node.meta |= {
-                NAME: name,
-                "val": torch.empty(*shapes[name], dtype=torch.int32 if name in ids else torch.float32),
-            }
+        dtype = torch.int32 if name in ids else torch.float32
+        node.meta |= {NAME: name, "val": torch.empty(*shapes[name], dtype=dtype, device="meta")}
         if name not in weights:
             node.meta[IO_META] = io.get(name, IO("hidden"))
     outputs = body(graph, nodes)
@@ -100,3 +98,23 @@ def build_part(
     output_node(part).meta[NAME] = "output"
     set_outputs(part, outputs, {name: io.get(name, IO("hidden")) for name in outputs})
     return part
+
+
+def listing(part: fx.GraphModule) -> list[tuple[Any, ...]]:
+    """All that a graph is, but where its weights stand, strides of axes of length 1, and how its outputs are nested."""
+
+    def named(arguments: Any) -> str:
+        leaves = pytree.tree_leaves(fx.map_arg(arguments, lambda n: n.name if n.op == "call_function" else n.target))
+        return str(leaves)
+
+    nodes = [n for n in part.graph.nodes if n.op != "get_attr"]
+    names = {n: n.op == "call_function" and name_of(n) for n in nodes}
+    found = [(n.op, n.target, named(n.args), named(n.kwargs), _form(n), names[n]) for n in nodes]
+    used = {str(n.target) for n in part.graph.nodes if n.op == "get_attr"}
+    return [*found, *sorted((name, tuple(t.shape)) for name, t in part.state_dict().items() if name in used)]
+
+
+def _form(node: fx.Node) -> Any:
+    values = [v for v in pytree.tree_leaves(node.meta.get("val")) if v is not None]
+    long = [[(size, stride) for size, stride in zip(v.shape, v.stride(), strict=True) if size > 1] for v in values]
+    return [(form, tuple(v.shape), v.dtype, v.device) for form, v in zip(long, values, strict=True)]

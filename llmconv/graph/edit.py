@@ -1,22 +1,18 @@
-"""Edit a graph: insert ops and inputs, replace a node by traced PyTorch, change the outputs, drop what is dead."""
+"""Edit a graph: insert ops and inputs, copy it, change the outputs, drop what is dead."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
-from llmconv.graph.model import IO, IO_META, NAME, name_of, op_name, output_node, value_of
+from llmconv.graph.model import IO, IO_META, NAME, output_node
 
 
 def graph_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
@@ -49,7 +45,7 @@ def drop_dead(graph: fx.Graph) -> None:
 
 
 class _Values:
-    """What was inferred for a graph and its copies, whose values belong to one fake mode."""
+    """What was inferred for a graph and its copies."""
 
     def __init__(self) -> None:
         self.made: dict[Any, tuple[Any, Any]] = {}  # by op and forms of arguments: the op, which must live; its value
@@ -93,8 +89,20 @@ def insert(
 
     Like nodes of a graph (same op, constants, shapes) share one value, since layers and heads are alike.
     """
-    node = graph.create_node("call_function", target, name=_fx_name(target))
-    _set_arguments(node, args, kwargs or {})
+    return insert_as(_fx_name(target), graph, target, args, name, kwargs or {})
+
+
+def insert_as(
+    fx_name: str,
+    graph: fx.Graph,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    name: str,
+    kwargs: Mapping[str, Any],
+) -> fx.Node:
+    """As `insert`, with what fx is to call the node, which it makes unique."""
+    node = graph.create_node("call_function", target, name=fx_name)
+    _set_arguments(node, args, kwargs)
     node.meta[NAME] = name
     node.meta["val"] = inferred(node)
     return node
@@ -121,8 +129,8 @@ def inferred(node: fx.Node) -> Any:
     """What a node's op gives for the values of its arguments; like nodes of a graph share it."""
     values = _values_of(node.graph)
     args, kwargs = node.args, node.kwargs
-    of_args = tuple([_signature(x, values.form) for x in args])
-    key = (id(node.target), of_args, _signature(kwargs, values.form) if kwargs else ())
+    of_args = tuple([signature(x, values.form) for x in args])
+    key = (id(node.target), of_args, signature(kwargs, values.form) if kwargs else ())
     found = values.made.get(key)
     if found is None:
         given, named = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
@@ -186,87 +194,28 @@ def insert_weight(part: fx.GraphModule, name: str, shape: Iterable[int]) -> fx.N
     return node
 
 
-TraceCache = dict[Any, fx.GraphModule]
-
-
-def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache, taken: set[str] | None = None) -> None:
-    """Put the trace of `replacement(*node.args, **node.kwargs)` in the place of a node.
-
-    New nodes are named after the one they replace: `<its name>.<op>`, the last one takes its name. Like nodes
-    (same op, constants, shapes) share one trace through `cache`.
-
-    Args:
-        taken: names that the graph has already, which are given to no other node; those of the new ones are added.
-    """
-    taken = set() if taken is None else taken
-    leaves, spec = pytree.tree_flatten((node.args, dict(node.kwargs)))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
-    key = (node.target, str(spec), tuple(_signature(leaf) for leaf in leaves))
-    if key not in cache:
-
-        def call(*values: torch.Tensor) -> Any:
-            rest = iter(values)
-            args, kwargs = pytree.tree_unflatten([next(rest) if isinstance(x, fx.Node) else x for x in leaves], spec)
-            return replacement(*args, **kwargs)
-
-        vals = [value_of(t) for t in tensors]
-        with fake_mode_of(
-            vals
-        ):  # values of one shape may share a fake tensor, which make_fx would take for one argument
-            fakes = [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in vals]
-            cache[key] = make_fx(call, pre_dispatch=True)(*fakes)
-    traced = cache[key]
-    mapping = dict(zip(traced.graph.find_nodes(op="placeholder"), tensors, strict=True))
-    with node.graph.inserting_before(node):
-        for original in traced.graph.nodes:
-            if original.op not in ("placeholder", "output"):
-                mapping[original] = copy_node(node.graph, original, mapping)
-    result = fx.map_arg(traced.graph.output_node().args[0], mapping.__getitem__)
-    if not isinstance(result, fx.Node):
-        raise PassError(f"the replacement of '{name_of(node)}' must return one tensor")
-    seen: Counter[str] = Counter()
-    for original in traced.graph.nodes:
-        if original.op != "call_function":
-            continue
-        copy = mapping[original]
-        op = op_name(copy)
-        while (name := f"{name_of(node)}.{op}" + (f"_{seen[op]}" if seen[op] else "")) in taken:
-            seen[op] += 1  # an earlier pass has made it
-        copy.meta[NAME] = name
-        taken.add(name)
-    if result not in tensors:
-        result.meta[NAME] = name_of(node)
-    node.replace_all_uses_with(result)
-    node.graph.erase_node(node)
-
-
 def _form(value: torch.Tensor) -> Any:
     return value.shape, value.stride(), value.dtype
 
 
-def _signature(argument: Any, form: Callable[[torch.Tensor], Any] = _form) -> Any:
+def signature(argument: Any, form: Callable[[torch.Tensor], Any] = _form) -> Any:
     """What the result of an op can depend on, of one argument, hashable."""
     kind = type(argument)
     if kind is fx.Node:
         value = argument.meta["val"]
-        return form(value) if isinstance(value, torch.Tensor) else _signature(value, form)
+        return form(value) if isinstance(value, torch.Tensor) else signature(value, form)
     if kind in _SINGLE:
         return kind, argument  # 1 == 1.0 == True, yet they give different dtypes
     if isinstance(argument, list | tuple):
-        return tuple([_signature(x, form) for x in argument])
+        return tuple([signature(x, form) for x in argument])
     if isinstance(argument, dict):
-        return tuple([(key, _signature(x, form)) for key, x in argument.items()])
+        return tuple([(key, signature(x, form)) for key, x in argument.items()])
     if isinstance(argument, torch.Tensor):
         return form(argument)
     return kind, argument
 
 
 _SINGLE = {int, float, bool, type(None)}  # most constants of ops: to know them saves half of the time
-
-
-def fake_mode_of(values: Sequence[torch.Tensor]) -> FakeTensorMode:
-    """The fake mode that made these values."""
-    return next((v.fake_mode for v in values if hasattr(v, "fake_mode")), FakeTensorMode())
 
 
 def nodes_between(start: Iterable[fx.Node], part: fx.GraphModule) -> Iterator[fx.Node]:

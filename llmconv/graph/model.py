@@ -121,7 +121,7 @@ def name_of(node: fx.Node) -> str:
 
 
 def value_of(node: fx.Node) -> torch.Tensor:
-    """The fake tensor of a node: shape (static) and dtype."""
+    """The value of a node, on the meta device: shape (static) and dtype."""
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
         raise PassError(f"node '{node.meta.get(NAME, node.name)}' is not a tensor")

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
-import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import config as fx_config
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
 from llmconv.graph import ops
-from llmconv.graph.edit import copy_part, finish, graph_module, set_outputs
-from llmconv.graph.model import IO, IO_META, NAME, ROLE, ROTARIES, Graph, Kind, aten, op_name, output_node
-from llmconv.graph.repeated_layers import export_by_layer
+from llmconv.graph.edit import copy_part, finish, set_outputs
+from llmconv.graph.model import IO, IO_META, NAME, ROLE, ROTARIES, Graph, Kind, aten, name_of, op_name, output_node
+from llmconv.graph.record import record
 from llmconv.work.collector import collector_paused
 
 KEPT = 8  # traces: those of a recipe's graphs, and of the source at the lengths that verification and proof read
 
-_ONE_AT_A_TIME = threading.Lock()  # torch.export, and what is set around it, are switches of the whole process
-
-
 Content = tuple[bytes, tuple[type, ...]]
 
 
-class _Kept(threading.local):
-    """The last traces, the latest used last; of each thread, since one fake mode must not serve two at once."""
-
-    def __init__(self) -> None:
-        self.traces: OrderedDict[tuple[Content, int], fx.GraphModule] = OrderedDict()
-
-
-_kept = _Kept()
+_kept: OrderedDict[tuple[Content, int], fx.GraphModule] = OrderedDict()  # the last traces, the latest used last
+_KEEPING = threading.Lock()
 
 
 def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
@@ -49,17 +36,17 @@ def trace(module: nn.Module, ar: int, context: int, name: str) -> Graph:
     Every node of the result carries a structural name: the path of the module that made it, then the op.
     A proof traces what the conversion has traced: the last traces are kept, and copied for modules that equal theirs.
     """
-    with _ONE_AT_A_TIME, collector_paused():
+    with _KEEPING, collector_paused():
         content = _content(module)
         if content is None:
             return Graph(name, ar, context, [_trace(module, ar)])
-        traces, key = _kept.traces, (content, ar)
-        if key not in traces:
-            traces[key] = _trace(module, ar)
-        traces.move_to_end(key)
-        while len(traces) > KEPT:
-            traces.popitem(last=False)
-        return Graph(name, ar, context, [copy_part(traces[key])])
+        key = content, ar
+        if key not in _kept:
+            _kept[key] = _trace(module, ar)
+        _kept.move_to_end(key)
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+        return Graph(name, ar, context, [copy_part(_kept[key])])
 
 
 def trace_at(module: nn.Module, inputs: Mapping[str, Tensor], name: str) -> Graph:
@@ -72,9 +59,8 @@ def trace_at(module: nn.Module, inputs: Mapping[str, Tensor], name: str) -> Grap
     Returns:
         A graph whose `ar` and `context` say nothing; its outputs are `output`, `output_1` and so on.
     """
-    with _ONE_AT_A_TIME, collector_paused(), torch.no_grad(), _no_stack_traces():
-        gm = _export(module, (), {name: value.to("meta") for name, value in inputs.items()})
-        gm = graph_module(gm, gm.graph)
+    with collector_paused():
+        gm = record(module, {name: value.to("meta") for name, value in inputs.items()})
         _normalize(gm)
         found = pytree.tree_leaves(output_node(gm).args[0])
         outputs = {f"output_{i}" if i else "output": node for i, node in enumerate(found)}
@@ -96,44 +82,22 @@ def _content(module: nn.Module) -> Content | None:
 
 
 def _trace(module: nn.Module, ar: int) -> fx.GraphModule:
-    ids, positions = (torch.zeros(1, ar, dtype=torch.int32, device="meta") for _ in range(2))
+    takes = list(inspect.signature(module.forward).parameters)[:2]
+    if takes != ["input_ids", "position_ids"]:
+        raise PassError(f"{type(module).__name__}.forward takes {takes} instead of input_ids and position_ids")
     found = {path.split(".")[-1]: m for path, m in module.named_modules()}
     hooks = [found[name].register_forward_hook(_marks(roles)) for name, roles in ROTARIES.items() if name in found]
     try:
-        with torch.no_grad(), _no_stack_traces(), _use_lazy_graph_module(True):
-            gm = export_by_layer(module, (ids, positions), _export)
+        gm = record(module, {name: torch.zeros(1, ar, dtype=torch.int32, device="meta") for name in takes})
     finally:
         for hook in hooks:
             hook.remove()
-    if (names := [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]) != ["input_ids", "position_ids"]:
-        raise PassError(f"{type(module).__name__}.forward takes {names} instead of input_ids and position_ids")
-    gm = graph_module(gm, gm.graph)
     _normalize(gm)
     for node in gm.graph.find_nodes(op="placeholder"):
         node.meta[IO_META] = IO(node.target)
     (logits,) = pytree.tree_leaves(output_node(gm).args[0])
     _set_outputs(gm, {"logits": logits}, {"logits": IO("logits")})
     return gm
-
-
-def _export(
-    module: nn.Module, args: tuple[Tensor | None, ...], named: Mapping[str, Tensor] = MappingProxyType({})
-) -> fx.GraphModule:
-    gm = torch.export.export(module, args, dict(named), strict=False).module(check_guards=False)
-    if not isinstance(gm, fx.GraphModule):
-        raise PassError(f"torch.export gave a {type(gm).__name__} instead of a GraphModule")
-    return gm
-
-
-@contextmanager
-def _no_stack_traces() -> Iterator[None]:
-    """Keep torch from noting which line made each node: a quarter of the time, and nothing reads it."""
-    before = fx_config.do_not_emit_stack_traces
-    fx_config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        fx_config.do_not_emit_stack_traces = before
 
 
 def _marks(roles: tuple[Kind, Kind]) -> Callable[..., tuple[Tensor, ...]]:
@@ -169,7 +133,7 @@ def _set_outputs(gm: fx.GraphModule, outputs: dict[str, fx.Node], io: dict[str, 
 
 
 def _name_nodes(gm: fx.GraphModule) -> None:
-    paths = {n: _module_path(n) for n in gm.graph.nodes if n.op == "call_function"}
+    paths = {n: name_of(n) for n in gm.graph.nodes if n.op == "call_function"}
     ops_in = Counter(paths.values())
     seen: Counter[str] = Counter()
     for node in gm.graph.nodes:
@@ -181,8 +145,3 @@ def _name_nodes(gm: fx.GraphModule) -> None:
         name = path if path and ops_in[path] == 1 else f"{path}.{op}".lstrip(".")
         node.meta[NAME] = name if not seen[name] else f"{name}_{seen[name]}"
         seen[name] += 1
-
-
-def _module_path(node: fx.Node) -> str:
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return re.sub(r"@\d+$", "", str(stack[-1][0])) if stack else ""

@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from llmconv.errors import PassError
-from llmconv.graph.edit import TraceCache, splice
 from llmconv.graph.model import NAME, Graph, Model, name_of
+from llmconv.graph.splice import TraceCache, splice
 from llmconv.passes.context import PassContext
 from llmconv.plugins.frame import plugin_code
 from llmconv.plugins.registry import Kind

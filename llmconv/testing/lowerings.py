@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmconv.bundle.part_file import WeightFile
 from llmconv.encodings.value import Encoding, Encodings
@@ -100,11 +99,11 @@ def _range_of(x: Tensor) -> Encoding:
 
 def _part(op: Any, inputs: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule:
     """One op between inputs and an output."""
-    graph, fake = fx.Graph(), FakeTensorMode()
+    graph = fx.Graph()
     nodes = {}
     for name, x in inputs.items():
         nodes[name] = node = graph.placeholder(name)
-        node.meta |= {NAME: name, IO_META: IO("hidden"), "val": fake.from_tensor(x)}
+        node.meta |= {NAME: name, IO_META: IO("hidden"), "val": x.to("meta")}
     rest = iter(nodes.values())
     result = insert(graph, op, tuple(next(rest) if isinstance(a, Tensor) else a for a in args), NAME_OF_OP, kwargs)
     graph.output({"y": result})

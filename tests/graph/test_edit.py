@@ -30,7 +30,8 @@ from llmconv.graph import (
     shape_of,
     value_of,
 )
-from llmconv.graph.edit import TraceCache, graph_module, splice
+from llmconv.graph.edit import graph_module
+from llmconv.graph.splice import TraceCache, splice
 from llmconv.weights import DictStore
 
 NOTHING = DictStore({})

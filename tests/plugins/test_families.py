@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tiny_families import EVEN, POSITIONS, SIZES, TINY, VOCABULARY, write
+from tiny_graphs import listing
 from tiny_models import STRUCTURAL
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -21,7 +22,9 @@ from transformers.utils import logging as transformers_logging
 from llmconv import CheckpointError, Recipe, RecipeError, Registry, hookimpl
 from llmconv.decoding import Decoder, TorchRunner
 from llmconv.encodings import Noise
-from llmconv.graph import trace
+from llmconv.graph import drop_dead, trace
+from llmconv.graph import record as recording
+from llmconv.graph.record import record
 from llmconv.prepare.resolve import check
 from llmconv.sources import Architecture, Family, Keys, Rope
 from llmconv.testing import try_pass
@@ -94,6 +97,18 @@ def test_logits_are_those_of_transformers(saved: Callable[[str], Saved], name: s
     one = saved(name)
     for count in LENGTHS:
         assert one.ratio(some_tokens(count), one.source.module(), one.source.weights()) > EXACT
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_graph_is_that_of_an_export(
+    saved: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    module = saved(name).source.module()
+    inputs = {kind: torch.zeros(1, 3, dtype=torch.int32, device="meta") for kind in ("input_ids", "position_ids")}
+    expected = recording._exported(module, inputs)
+    drop_dead(expected.graph)
+    monkeypatch.delattr(recording, "_exported")  # what cannot be recorded would call it
+    assert listing(record(module, inputs)) == listing(expected)
 
 
 def test_every_model_type_has_a_checkpoint() -> None:
