@@ -38,7 +38,7 @@ def prove(
         passes: reports of passes that were verified just now; by default the passes run and are verified again.
 
     Returns:
-        One check a line; the proof holds when none has `passed` false.
+        One check a line, by steps; the proof holds when none has `passed` false.
 
     Raises:
         BundleError: a file is missing or differs from the manifest.
@@ -50,15 +50,19 @@ def prove(
     precision: dict[str, Any] = {"runtimes": []}
     built = given(subject.backend, f"{type(subject.backend).__name__}.prove", subject.backend.prove(bundle), list)
     with OtherRuntimes(subject, precision) as others:
-        before = _run(
+        first = (others.record, partial(measure_quantized, subject, figures))
+        checks = _run(  # first what the others repeat, which run beside all that comes after it
+            encodings_hold(subject),
+            lowering_holds(subject, precision, first),
             source_is_right(subject, figures),
             passes_hold(subject, passes),
-            encodings_hold(subject),
             integers_kept(subject),
-            lowering_holds(subject, precision, (others.record, partial(measure_quantized, subject, figures))),
+            adapters_hold(subject),
+            built,
+            perplexity_holds(subject, figures),
+            others.checks(),
         )
-        after = _run(adapters_hold(subject), built, perplexity_holds(subject, figures))
-        checks = [*before, *others.checks(), *after]  # others, which run beside all this, are waited for last
+    checks.sort(key=lambda check: check.step)
     proof = [c.to_dict() for c in checks]
     bundle.write_report({**bundle.report, "perplexity": figures, "precision": precision, "proof": proof})
     page.write(bundle)

@@ -147,3 +147,25 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+ONE_CORE = """
+import os, threading
+from llmconv_plugins.qnn.simulator_child import _on_one_core
+
+def cores():
+    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")}
+
+over, before = threading.Event(), os.sched_getaffinity(0)
+threading.Thread(target=over.wait).start()  # as the simulator's, which wait by asking
+with _on_one_core():
+    (shared,) = cores()
+    assert len(shared) == 1
+assert os.sched_getaffinity(0) == before
+over.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system binds no threads to cores")
+def test_threads_of_a_run_share_a_core() -> None:
+    subprocess.run([sys.executable, "-c", ONE_CORE], check=True)
