@@ -20,6 +20,7 @@ from llmconv.bundle.part_file import Placed
 from llmconv.encodings.value import Encoding, Encodings
 from llmconv.errors import LoweringError
 from llmconv.graph.model import MADE_BY, inputs_of, is_weight, name_of, outputs_of, shape_of, value_of
+from llmconv.lowering.export import Node, onnx_model
 from llmconv.lowering.missing import REMEDY, without_lowering
 from llmconv.naming import nearest
 from llmconv.plugins.frame import given, plugin_code
@@ -104,7 +105,7 @@ class Lowering:
                 self._settle(node, self._lower(node))
         place = {name: i for i, name in enumerate(outputs_of(self.part))}
         self.graph.outputs = sorted(self.graph.outputs, key=lambda t: place[t.name])
-        return exported(self.graph)
+        return onnx_model(self.graph)
 
     def tensors(self) -> dict[str, str]:
         """After `run`, of a float model: the ONNX name of each value's tensor -> the value's structural name."""
@@ -154,8 +155,7 @@ class Lowering:
             _check_standard(op, attributes, name_of(node), self.graph.opset)
         name = name_of(node)
         out = gs.Variable(f"{name}.f" if name in self._io_names else name, np.float32, list(shape_of(node)))
-        node_of = gs.Node(op=op, name=name, inputs=inputs, outputs=[out], attrs=attributes, domain=domain or None)
-        self.graph.nodes.append(node_of)
+        self.graph.nodes.append(Node(op, name, inputs, [out], attributes, domain or None))
         return out
 
     def integers(self, values: list[int]) -> gs.Constant:
@@ -241,11 +241,7 @@ class Lowering:
         else:
             scale = gs.Constant(f"{name}.scale", placed.scale.reshape(()))
             zero_point = gs.Constant(f"{name}.zero_point", np.array(placed.zero_point, dtype=np.uint16))
-        self.graph.nodes.append(
-            gs.Node(
-                "DequantizeLinear", f"{name}.dq", inputs=[stored, scale, zero_point], outputs=[out], attrs=attributes
-            )
-        )
+        self.graph.nodes.append(Node("DequantizeLinear", f"{name}.dq", [stored, scale, zero_point], [out], attributes))
         return out
 
     def _known(self, node: fx.Node) -> tuple[Encoding, str, list[int]]:
@@ -268,7 +264,7 @@ class Lowering:
             encoding, name, shape = self._known(node)
             quantized = gs.Variable(io_name or f"{name}.q", np.dtype(encoding.dtype), shape)
             inputs = [value, *self._parameters(encoding)]
-            self.graph.nodes.append(gs.Node("QuantizeLinear", f"{name}.q", inputs=inputs, outputs=[quantized]))
+            self.graph.nodes.append(Node("QuantizeLinear", f"{name}.q", inputs, [quantized]))
             self._quantized[node] = value = quantized
         if io_name is not None:
             self.graph.outputs.append(value)
@@ -276,30 +272,17 @@ class Lowering:
     def _dequantize(self, quantized: gs.Tensor, encoding: Encoding, name: str, shape: list[int]) -> gs.Tensor:
         scale, zero_point = self._parameters(encoding)
         out = gs.Variable(f"{name}.dq", np.float32, shape)
-        self.graph.nodes.append(
-            gs.Node("DequantizeLinear", f"{name}.dq", inputs=[quantized, scale, zero_point], outputs=[out])
-        )
+        self.graph.nodes.append(Node("DequantizeLinear", f"{name}.dq", [quantized, scale, zero_point], [out]))
         return out
 
     def _parameters(self, encoding: Encoding) -> tuple[gs.Constant, gs.Constant]:
-        return (
-            self._scalar(f"s_{encoding.scale!r}", encoding.scale, "float32"),
-            self._scalar(f"z_{encoding.dtype}_{encoding.zero_point}", encoding.zero_point, encoding.dtype),
-        )
+        scale, zero_point, dtype = encoding.scale, encoding.zero_point, encoding.dtype
+        return self._scalar("s", scale, "float32"), self._scalar(f"z_{dtype}", zero_point, dtype)
 
-    def _scalar(self, name: str, value: float, dtype: str) -> gs.Constant:
-        if name not in self._constants:
-            self._constants[name] = gs.Constant(name, np.array(value, dtype=dtype))
-        return self._constants[name]
-
-
-def exported(graph: gs.Graph) -> onnx.ModelProto:
-    """A graph as ONNX, with version 1 of each domain that is not the standard's."""
-    if domains := sorted({node.domain for node in graph.nodes if node.domain}):
-        versions = {"": graph.opset, **dict.fromkeys(domains, 1)}
-        graph.import_domains = [onnx.helper.make_opsetid(*version) for version in versions.items()]
-    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=True)
-    return model
+    def _scalar(self, kind: str, value: float, dtype: str) -> gs.Constant:
+        if (found := self._constants.get((kind, value))) is None:
+            found = self._constants[kind, value] = gs.Constant(f"{kind}_{value!r}", np.array(value, dtype=dtype))
+        return found
 
 
 def _check_standard(op: str, attributes: Mapping[str, Any], node: str, opset: int) -> None:

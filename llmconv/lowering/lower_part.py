@@ -14,7 +14,8 @@ from torch import fx
 
 from llmconv.encodings.value import Encodings
 from llmconv.errors import LlmconvError, PassError
-from llmconv.lowering.lower import Lowering, LoweringTable, WeightPlaces, exported
+from llmconv.lowering.export import opsets
+from llmconv.lowering.lower import Lowering, LoweringTable, WeightPlaces
 from llmconv.lowering.on_the_cpu import difference
 from llmconv.lowering.onnx_pass import OnnxPass
 from llmconv.passes.base import said
@@ -42,14 +43,14 @@ def lower_part(
         PassError: names the pass and what it did: it failed, changed something without a word or what goes in or out,
             left what is no valid ONNX, a value without an encoding, or other numbers than it declares.
     """
-    lowering = Lowering(part, encodings, weights, table)
-    return _rewritten(label, lowering.graph, lowering.run(), passes, weights.path.parent)
+    model = Lowering(part, encodings, weights, table).run()
+    return _rewritten(label, model, passes, weights.path.parent) if passes else model
 
 
-def _rewritten(
-    label: str, graph: gs.Graph, model: onnx.ModelProto, passes: Sequence[OnnxPass], folder: Path
-) -> onnx.ModelProto:
-    """The ONNX `model` of `graph` after all passes; its weight file lies in the folder."""
+def _rewritten(label: str, model: onnx.ModelProto, passes: Sequence[OnnxPass], folder: Path) -> onnx.ModelProto:
+    """A model after all passes; its weight file lies in the folder."""
+    graph = gs.import_onnx(model)
+    model = exported(graph)
     for i, p in enumerate(passes):
         with named(p, [q.name for q in passes[:i]], f"{label}: ONNX pass"):
             says = said(p.rewrite(graph))
@@ -65,6 +66,13 @@ def _rewritten(
                 with _lying_in(folder, model) as before, _lying_in(folder, now) as after:
                     _check_numbers(p, before, after)
                 model = now
+    return model
+
+
+def exported(graph: gs.Graph) -> onnx.ModelProto:
+    """A graph that passes may have changed, as ONNX."""
+    graph.import_domains = opsets(graph)
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=True)
     return model
 
 
