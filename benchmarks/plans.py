@@ -76,8 +76,6 @@ def steps(file: Path, setting: str) -> None:
     with step("recipe and plugins"):
         recipe, registry = Recipe.load(file, [setting]), Registry.load()
         checked = check(recipe, registry, weights=False)
-    with step("import torch.export"):
-        import torch.export._trace  # noqa: F401
     with step("module"):
         module = checked.source.module()
     model = Model({}, ShapeStore(module), checked.config)
