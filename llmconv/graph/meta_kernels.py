@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 from torch import _compile
@@ -22,7 +22,7 @@ def spare_dynamo() -> None:
         if not isinstance(function, FunctionType) or function in seen:
             continue
         seen.add(function)
-        enclosed = [cell.cell_contents for cell in function.__closure__ or ()]
+        enclosed = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
         todo += enclosed
         if function.__code__.co_filename == _compile.__file__:
             for kernel in enclosed:

@@ -6,6 +6,7 @@ a model of 32 layers. What cannot be recorded op by op is exported.
 
 from __future__ import annotations
 
+import logging
 import operator
 import re
 import threading
@@ -26,12 +27,13 @@ from llmconv.graph.edit import drop_dead, graph_module, insert_as
 from llmconv.graph.meta_kernels import spare_dynamo
 from llmconv.graph.model import NAME
 
+logger = logging.getLogger(__name__)
 spare_dynamo()
 _ONE_AT_A_TIME = threading.Lock()  # the modes that see ops whole, and what is set around them, are the process's own
 
 
 class _NotRecordedError(Exception):
-    """An op changes what it is given, or is given a tensor that comes from elsewhere."""
+    """What was met: an op that changes what it is given, a tensor that comes from elsewhere, a result that is none."""
 
 
 def record(module: nn.Module, inputs: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -46,7 +48,8 @@ def record(module: nn.Module, inputs: Mapping[str, Tensor]) -> fx.GraphModule:
     with _ONE_AT_A_TIME, torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # norms would pass on what it is
         try:
             part = _recorded(module, inputs)
-        except Exception:  # also what is wrong with the module, which comes up again
+        except Exception as error:  # also what is wrong with the module, which comes up again
+            logger.debug("%s is exported, since it cannot be recorded: %r", type(module).__name__, error)
             part = _exported(module, inputs)
     drop_dead(part.graph)
     return part
@@ -91,7 +94,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]  # its own __
         node: fx.Node | None = self._nodes.get(value)  # type: ignore[no-untyped-call]
         if node is None:
             if (name := self._weights.get(id(value))) is None:
-                raise _NotRecordedError
+                raise _NotRecordedError(f"a tensor of shape {tuple(value.shape)}")
             node = self._add(self._graph.create_node("get_attr", name), value)
         return node
 
@@ -106,7 +109,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]  # its own __
         if func.namespace == "prim":
             return func(*args, **(kwargs or {}))
         if func._schema.is_mutable:
-            raise _NotRecordedError
+            raise _NotRecordedError(func)
         given, named = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs or {}))
         with no_python_dispatcher():
             return self._result(self._insert(func, given, named))
@@ -122,7 +125,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]  # its own __
             each = [self._insert(operator.getitem, (node, i), {}) for i in range(len(value))]
             return type(value)(map(self._result, each))
         if not isinstance(value, Tensor):
-            raise _NotRecordedError
+            raise _NotRecordedError(node.target)
         result = _like(value)
         self._nodes[result] = node
         return result
