@@ -39,7 +39,7 @@ from llmconv.graph.model import Model
 from llmconv.graph.sizes import bytes_a_token, part_sizes, score_bytes, widths_of
 from llmconv.passes.manager import PassReport
 from llmconv.passes.observer import Observers
-from llmconv.planning.plan import Device, preflight
+from llmconv.planning.plan import Device, look_ahead, preflight
 from llmconv.plugins.frame import distribution_of, given, plugin_code
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
@@ -179,6 +179,8 @@ def _convert(
         others: folders with steps of other conversions.
     """
     weights, lowerings = checked.source.weights(), registry.lowerings_by(checked.recipe.lowerings)
+    device = Device(backend, chipsets, jobs, lowerings)
+    look_ahead(checked, device)
     steps = Steps(folder, _inputs(checked), others)
     steps.sweep()
     with PartFiles(folder / ONNX_FOLDER, weights) as files:
@@ -188,7 +190,7 @@ def _convert(
                 weights,
                 verify=verify,
                 announce=lambda name: progress("pass", name),
-                laid_out=partial(preflight, checked, device=Device(backend, chipsets, jobs, lowerings)),
+                laid_out=partial(preflight, checked, device=device),
                 sink=files,
                 steps=steps,
                 observers=observers,

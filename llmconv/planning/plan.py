@@ -238,6 +238,16 @@ def _kept_bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in work_of(folder).rglob("*") if f.is_file())
 
 
+def look_ahead(checked: Checked, device: Device) -> None:
+    """Check the plan before graphs are laid out, where one of the passes that do so reads text first, for minutes.
+
+    Raises:
+        LlmconvError: as of `plan`, and of `Plan.require`.
+    """
+    if any(p.structural and p.needs_calibration for p in checked.passes):
+        make(checked, *_laid_out(checked), device).require()
+
+
 def preflight(checked: Checked, model: Model, widths: Mapping[str, float], device: Device) -> None:
     """Check the plan of laid-out graphs before the work starts.
 

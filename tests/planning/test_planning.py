@@ -13,7 +13,7 @@ import pytest
 from torch import fx
 
 import llmconv
-from llmconv import Bundle, Plan, Recipe, Registry, ResourceError, hookimpl
+from llmconv import Bundle, LlmconvError, Plan, Recipe, Registry, ResourceError, apply, hookimpl
 from llmconv.backends import Stage
 from llmconv.graph import Graph, Model, bytes_a_token
 from llmconv.passes import GraphPass, PassContext
@@ -310,3 +310,23 @@ def test_cautions_are_logged_before_the_work(monkeypatch: pytest.MonkeyPatch, ca
     nothing: Any = None
     planning.preflight(nothing, nothing, nothing, nothing)
     assert [record.message for record in caplog.records] == ["mind the gap"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("passes.w4a16.weights={'nothing.*' = {bits = 8}}", "weights names 'nothing.*', which no"),
+        ("passes.split_model.parts=9", "parts"),
+    ],
+)
+def test_what_a_plan_finds_is_said_before_text_is_read(
+    small_recipe: Path, tmp_path: Path, change: str, said: str
+) -> None:
+    text = small_recipe.read_text().replace("[[passes]]", '[[passes]]\nname = "balance_cache"\n\n[[passes]]', 1)
+    changes = [change, f"output.folder='{tmp_path / 'out'}'"]
+    recipe = Recipe.loads(text, "balanced", small_recipe.parent, changes)
+    begun: list[str] = []
+    with pytest.raises(LlmconvError, match=said):
+        apply(recipe, verify=False, progress=lambda _stage, item: begun.append(item))
+    assert begun == []
+    assert not (tmp_path / "out").exists()
