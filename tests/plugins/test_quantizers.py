@@ -20,8 +20,9 @@ from llmconv.prepare.text import calibration_samples
 from llmconv.quantization import CALIBRATION, Moments, Nearest, Quantizer, calibrate
 from llmconv.quantization.linears import linear_inputs
 from llmconv_plugins import quantizers
+from llmconv_plugins.quantizers import clipped as clipping
 from llmconv_plugins.quantizers import gptq as gptq_module
-from llmconv_plugins.quantizers.clipped import Clipped
+from llmconv_plugins.quantizers.clipped import Clipped, clipped_scales
 from llmconv_plugins.quantizers.gptq import GPTQ
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -136,6 +137,16 @@ def test_clipping_in_blocks_gives_on_the_whole() -> None:
         for q in (Clipped(), Nearest())
     ]
     assert (errors[0] / errors[1]).mean() < 0.95
+
+
+@pytest.mark.parametrize("grid", [ROW, Grid(4, PerBlock(16))])
+def test_scales_do_not_depend_on_how_the_search_is_shared_out(monkeypatch: pytest.MonkeyPatch, grid: Grid) -> None:
+    weight, importance = torch.randn(70, 32), torch.rand(32)
+    whole = clipped_scales(weight, grid, importance)
+    monkeypatch.setattr(clipping, "_ROWS", 3 * 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    for one, other in zip(whole, clipped_scales(weight, grid, importance), strict=True):
+        assert one is other is None or torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def test_a_clipped_row_uses_the_most_negative_integer() -> None:

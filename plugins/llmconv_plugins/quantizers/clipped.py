@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,7 +14,7 @@ from llmconv.encodings import Encoded, Grid, PerBlock
 from llmconv.quantization import Moments, Quantizer, on_block_grid, scales_of
 
 RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
-_ROWS = 1 << 17  # elements of the rows that are searched at once: small enough for a cache
+_ROWS = 1 << 19  # elements of the rows that are searched at once: few enough for a cache, enough for Python beside them
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,27 @@ def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> tuple[Tens
 
 
 def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tensor:
-    """For each block of so many columns the scale of least error, (rows, blocks)."""
+    """For each block of so many columns the scale of least error, (rows, blocks).
+
+    Each of torch's threads searches rows of its own: to share out ops as small as these takes longer than they do.
+    """
     counts = importance.reshape(-1, size).contiguous()  # a diagonal's numbers lie far apart
-    found = []
-    for rows in torch.split(weight, max(1, _ROWS // weight.shape[1])):
-        some = rows.reshape(len(rows), -1, size)
-        largest = scales_of(some.reshape(-1, size), Grid(grid.bits))[0].reshape(len(rows), -1)
-        best, least = largest, torch.full_like(largest, float("inf"))
-        negative, work = some.neg(), torch.empty_like(some)
-        for ratio in RATIOS:
-            trial = largest * ratio
-            torch.div(some, trial[..., None], out=work).round_().clamp_(grid.low, grid.top)
-            torch.addcmul(negative, work, trial[..., None], out=work)
-            error = work.square_().mul_(counts).sum(dim=2)
-            best = torch.where(error < least, trial, best)
-            least = torch.minimum(error, least)
-        found.append(best)
-    return torch.cat(found)
+    pieces = torch.split(weight, max(1, _ROWS // weight.shape[1]))
+    with ThreadPoolExecutor(torch.get_num_threads(), "clip", torch.set_num_threads, (1,)) as pool:
+        return torch.cat(list(pool.map(partial(_least, grid=grid, counts=counts), pieces)))
+
+
+def _least(rows: Tensor, grid: Grid, counts: Tensor) -> Tensor:
+    """Of some rows, whose columns' errors count so much, (blocks, columns of a block)."""
+    some = rows.reshape(len(rows), *counts.shape)
+    largest = scales_of(some.reshape(-1, counts.shape[1]), Grid(grid.bits))[0].reshape(len(rows), -1)
+    best, least = largest, torch.full_like(largest, float("inf"))
+    negative, work = some.neg(), torch.empty_like(some)
+    for ratio in RATIOS:
+        trial = largest * ratio
+        torch.div(some, trial[..., None], out=work).round_().clamp_(grid.low, grid.top)
+        torch.addcmul(negative, work, trial[..., None], out=work)
+        error = work.square_().mul_(counts).sum(dim=2)
+        best = torch.where(error < least, trial, best)
+        least = torch.minimum(error, least)
+    return best
