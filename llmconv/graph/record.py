@@ -99,7 +99,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]  # its own __
         return node
 
     def _add(self, node: fx.Node, value: Tensor) -> fx.Node:
-        node.meta["val"] = _like(value)
+        node.meta["val"] = like(value)
         self._nodes[value] = node
         return node
 
@@ -126,7 +126,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]  # its own __
             return type(value)(map(self._result, each))
         if not isinstance(value, Tensor):
             raise _NotRecordedError(node.target)
-        result = _like(value)
+        result = like(value)
         self._nodes[result] = node
         return result
 
@@ -149,7 +149,8 @@ def _followed(module: nn.Module, paths: list[str]) -> Iterator[None]:
             hook.remove()
 
 
-def _like(value: Tensor) -> Tensor:
+def like(value: Tensor) -> Tensor:
+    """A tensor of its own, of a value's form."""
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
@@ -161,7 +162,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor]) -> fx.GraphModule
     for node in gm.graph.nodes:
         stack = list(node.meta.get("nn_module_stack", {}).values())
         node.meta = {
-            "val": pytree.tree_map_only(Tensor, _like, node.meta.get("val")),
+            "val": pytree.tree_map_only(Tensor, like, node.meta.get("val")),
             NAME: re.sub(r"@\d+$", "", str(stack[-1][0])) if stack else "",
         }
     return graph_module(gm, gm.graph)

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from llmconv.errors import PassError
 from llmconv.graph.edit import copy_node, signature
 from llmconv.graph.model import NAME, name_of, op_name, value_of
-from llmconv.graph.record import record
+from llmconv.graph.record import like, record
 
 TraceCache = dict[Any, fx.Graph]
 
@@ -74,5 +73,4 @@ def splice(node: fx.Node, replacement: Callable[..., Any], cache: TraceCache, ta
 
 def _traced(replacement: _Replacement, values: Sequence[Tensor]) -> fx.Graph:
     """Each value is a tensor of its own, though nodes share them, since a trace tells arguments apart by identity."""
-    given = [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta") for v in values]
-    return record(replacement, {f"value_{i}": value for i, value in enumerate(given)}).graph
+    return record(replacement, {f"value_{i}": like(value) for i, value in enumerate(values)}).graph

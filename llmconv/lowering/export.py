@@ -30,7 +30,7 @@ def opsets(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
 
 
 def onnx_model(graph: gs.Graph) -> onnx.ModelProto:
-    """A graph whose tensors all have a type and a shape, and whose nodes hold no graphs."""
+    """A graph whose nodes hold no graphs."""
     producer = {"producer_name": graph.producer_name, "producer_version": graph.producer_version}
     model = onnx.ModelProto(ir_version=graph.ir_version, opset_import=opsets(graph), **producer)
     made, tensors = model.graph, {tensor.name: tensor for tensor in graph.inputs}
@@ -49,11 +49,14 @@ def onnx_model(graph: gs.Graph) -> onnx.ModelProto:
         for tensor in ports:
             told.add(name=tensor.name, type=_form(tensor.dtype, tuple(tensor.shape)))
             tensors.pop(tensor.name, None)
+    tensors.pop("", None)  # an input that an op may do without
     for tensor in tensors.values():
         if isinstance(tensor, gs.Constant):
             made.initializer.append(OnnxExporter.export_tensor_proto(tensor))
-        else:
+        elif tensor.dtype is not None and tensor.shape is not None:
             made.value_info.add(name=tensor.name, type=_form(tensor.dtype, tuple(tensor.shape)))
+        elif tensor.dtype is not None or tensor.shape is not None:
+            made.value_info.append(OnnxExporter.export_value_info_proto(tensor, do_type_check=True))
     return model
 
 

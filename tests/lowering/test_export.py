@@ -43,6 +43,23 @@ def test_model_is_that_of_the_exporter(domain: str | None) -> None:
     assert [tensor.name for tensor in made.graph.initializer] == ["s", "axes"]
 
 
+def test_tensors_that_a_lowering_says_little_of() -> None:
+    """An input that an op does without, and values without a shape, or without type and shape."""
+
+    def graph() -> gs.Graph:
+        made = _graph()
+        y, low = made.nodes[0].outputs[0], gs.Constant("low", np.array(0.0, np.float32))
+        shapeless, unknown = gs.Variable("shapeless", np.float32), gs.Variable("unknown")
+        made.nodes.append(gs.Node("Clip", "c", inputs=[y, gs.Variable.empty(), low], outputs=[shapeless]))
+        made.nodes.append(Node("Relu", "r", [shapeless], [unknown]))
+        return made
+
+    made = onnx_model(graph())
+    assert made == exported(_of_graphsurgeon(graph()))
+    assert [value.name for value in made.graph.value_info] == ["y", "w", "shapeless"]
+    assert list(made.graph.node[3].input) == ["y", "", "low"]
+
+
 def test_files_of_a_bundle_are_those_of_the_exporter(small_onnx: Bundle) -> None:
     files = sorted((small_onnx.folder / "onnx").glob("*.onnx"))
     assert files

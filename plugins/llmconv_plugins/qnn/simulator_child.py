@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,11 @@ def _on_one_core() -> Iterator[None]:
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    allowed, here = os.sched_getaffinity(0), {psutil.Process().cpu_num()}
-    for thread in psutil.Process().threads():
-        os.sched_setaffinity(thread.id, here)
+    process, allowed = psutil.Process(), os.sched_getaffinity(0)
+    here = {process.cpu_num()}
+    for thread in process.threads():
+        with suppress(ProcessLookupError):  # it has ended since
+            os.sched_setaffinity(thread.id, here)
     try:
         yield
     finally:

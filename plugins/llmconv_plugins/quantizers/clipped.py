@@ -58,7 +58,7 @@ def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tens
 
 
 def _least(rows: Tensor, grid: Grid, counts: Tensor) -> Tensor:
-    """Of some rows, whose columns' errors count so much, (blocks, columns of a block)."""
+    """Of some rows the scales of least error, (rows, blocks); `counts` is (blocks, columns of a block)."""
     some = rows.reshape(len(rows), *counts.shape)
     largest = scales_of(some.reshape(-1, counts.shape[1]), Grid(grid.bits))[0].reshape(len(rows), -1)
     best, least = largest, torch.full_like(largest, float("inf"))
