@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmconv.heap import empty
+
 if TYPE_CHECKING:  # who reads a bundle's figures does not wait for it
     import torch
 
@@ -115,9 +117,12 @@ def scales_along(scale: torch.Tensor, x: torch.Tensor, multipliers: torch.Tensor
 
 def to_integers(x: torch.Tensor, scale: torch.Tensor | float, zero_point: int, low: int, top: int) -> torch.Tensor:
     """Integers, as floats; rounds half to even as ONNX does."""
-    return (x / scale).round_().add_(zero_point).clamp_(low, top)
+    import torch  # noqa: PLC0415  as above
+
+    return torch.div(x, scale, out=empty(x.shape)).round_().add_(zero_point).clamp_(low, top)
 
 
 def to_floats(ints: torch.Tensor, scale: torch.Tensor | float, zero_point: int) -> torch.Tensor:
     """Floats of integers."""
-    return (ints.float() - zero_point).mul_(scale)
+    found = empty(ints.shape).copy_(ints)
+    return (found.sub_(zero_point) if zero_point else found).mul_(scale)

@@ -15,11 +15,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
 from llmconv.errors import CheckpointError
 from llmconv.files import check_no_pointer
+from llmconv.heap import empty
 from llmconv.weights.faults import check_apart, check_finite
 
 _PIECE = 1 << 19  # values that are read, hashed and converted at once: small enough for a core's cache
@@ -105,7 +105,7 @@ class SafetensorsStore:
         start, stop, _ = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         row_bytes = (entry.end - entry.begin) // (entry.shape[0] if entry.shape else 1)
-        weight = torch.from_numpy(np.empty(shape, dtype=np.float32))  # in huge pages, which torch does not ask for
+        weight = empty(shape)
         piece = torch.empty(min(_PIECE, weight.numel()), dtype=_DTYPES[entry.dtype])
         all_rows = not entry.shape or (start, stop) == (0, entry.shape[0])
         with entry.file.open("rb") as file:

@@ -139,6 +139,21 @@ def test_clipping_in_blocks_gives_on_the_whole() -> None:
     assert (errors[0] / errors[1]).mean() < 0.95
 
 
+@pytest.mark.parametrize("grid", [ROW, Grid(8, PerRow()), Grid(4, PerBlock(32))], ids=NAMES)
+def test_a_search_in_steps_finds_what_trying_every_ratio_does(monkeypatch: pytest.MonkeyPatch, grid: Grid) -> None:
+    """But for 1 % of the error: measured are 0.03 % of rows, and 0.4 % of blocks, whose error has many dents."""
+    exact, inputs = torch.randn(64, 2048), Moments(2048)
+    inputs.add(torch.randn(16, 2048) * torch.linspace(0.1, 3, 2048))
+
+    def error() -> float:
+        found = Clipped().quantize(exact, grid, inputs).dequantize()
+        return float(((found - exact).square() * inputs.importance).sum())
+
+    stepped = error()
+    monkeypatch.setattr(clipping, "_STEP", 1)
+    assert stepped <= 1.01 * error()
+
+
 @pytest.mark.parametrize("grid", [ROW, Grid(4, PerBlock(16))])
 def test_scales_do_not_depend_on_how_the_search_is_shared_out(monkeypatch: pytest.MonkeyPatch, grid: Grid) -> None:
     weight, importance = torch.randn(70, 32), torch.rand(32)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from threading import local
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from llmconv.encodings import Encoded, Grid, PerBlock
-from llmconv.quantization import Moments, Quantizer, on_block_grid, scales_of
+from llmconv.quantization import Moments, Quantizer, on_block_grid
 
 RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
+_STEP = 3  # every third is tried, then those beside the best: 0.03 % more error than of all 26, in short blocks 0.4 %
 _ROWS = 1 << 19  # elements of the rows that are searched at once: few enough for a cache, enough for Python beside them
 
 
@@ -43,7 +44,7 @@ def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> tuple[Tens
     """
     if isinstance(grid.granularity, PerBlock):
         return on_block_grid(_searched(weight, grid, importance, grid.granularity.columns))
-    return _searched(weight, grid, importance, weight.shape[1])[:, 0], *scales_of(weight, grid)[1:]
+    return _searched(weight, grid, importance, weight.shape[1])[:, 0], 0, None
 
 
 def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tensor:
@@ -52,22 +53,36 @@ def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tens
     Each of torch's threads searches rows of its own: to share out ops as small as these takes longer than they do.
     """
     counts = importance.reshape(-1, size).contiguous()  # a diagonal's numbers lie far apart
-    pieces = torch.split(weight, max(1, _ROWS // weight.shape[1]))
-    with ThreadPoolExecutor(torch.get_num_threads(), "clip", torch.set_num_threads, (1,)) as pool:
-        return torch.cat(list(pool.map(partial(_least, grid=grid, counts=counts), pieces)))
+    pieces, own = torch.split(weight, max(1, _ROWS // weight.shape[1])), local()
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        own.room = torch.empty_like(pieces[0])
+
+    with ThreadPoolExecutor(torch.get_num_threads(), "clip", begin) as pool:
+        return torch.cat(list(pool.map(lambda rows: _least(rows, own.room[: len(rows)], grid, counts), pieces)))
 
 
-def _least(rows: Tensor, grid: Grid, counts: Tensor) -> Tensor:
-    """Of some rows the scales of least error, (rows, blocks); `counts` is (blocks, columns of a block)."""
-    some = rows.reshape(len(rows), *counts.shape)
-    largest = scales_of(some.reshape(-1, counts.shape[1]), Grid(grid.bits))[0].reshape(len(rows), -1)
-    best, least = largest, torch.full_like(largest, float("inf"))
-    negative, work = some.neg(), torch.empty_like(some)
-    for ratio in RATIOS:
-        trial = largest * ratio
-        torch.div(some, trial[..., None], out=work).round_().clamp_(grid.low, grid.top)
-        torch.addcmul(negative, work, trial[..., None], out=work)
-        error = work.square_().mul_(counts).sum(dim=2)
-        best = torch.where(error < least, trial, best)
-        least = torch.minimum(error, least)
-    return best
+def _least(rows: Tensor, room: Tensor, grid: Grid, counts: Tensor) -> Tensor:
+    """Of some rows the scales of least error, (rows, blocks).
+
+    Args:
+        room: as large, to write to.
+        counts: (blocks, columns of a block), what a squared error there counts.
+    """
+    some, room = (x.reshape(len(rows), *counts.shape) for x in (rows, room))
+    largest = (torch.abs(some, out=room).amax(dim=2) / grid.top).clamp_min_(torch.finfo(torch.float32).tiny)
+
+    def error(ratio: Tensor) -> Tensor:
+        """Of each block at so much of its largest scale, (rows, blocks)."""
+        scale = (largest * ratio)[..., None]
+        torch.div(some, scale, out=room).round_().clamp_(grid.low, grid.top)
+        return torch.addcmul(some, room, scale, value=-1, out=room).square_().mul_(counts).sum(dim=2)
+
+    least, first = torch.stack([error(ratio) for ratio in RATIOS[::_STEP]]).min(dim=0)
+    best = first * _STEP
+    for beside in (best - 1, best + 1):
+        found = error(RATIOS[beside.clamp(0, len(RATIOS) - 1)])
+        best = torch.where(found < least, beside, best)
+        least = torch.minimum(found, least)
+    return largest * RATIOS[best]
