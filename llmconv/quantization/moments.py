@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmconv.heap import empty
+
 DAMPING_LIMIT = 1.0  # of the mean diagonal; more than that, and the moments say nothing
 _STRIP = 512  # rows of the moments that are summed, or columns factored, at once: the rest is known from symmetry
 _SINGLE = 0.01  # damping from which float32 is enough: the condition is at most a hundred times the columns
@@ -40,8 +42,8 @@ class Moments:
     """
 
     def __init__(self, columns: int, with_float: bool = False) -> None:
-        self._right = torch.zeros(columns, columns)  # `own` from the diagonal on, and of each strip's square all
-        self.cross = torch.zeros(columns, columns) if with_float else None
+        self._right = empty((columns, columns)).zero_()  # `own` from the diagonal on, and of each strip's square all
+        self.cross = empty((columns, columns)).zero_() if with_float else None
         self._known: dict[float, Factors | None] = {}
 
     @classmethod
