@@ -32,6 +32,7 @@ FLOPS = 75e9  # a second and thread, of matrix products and what lies between th
 # SmolLM2 in GPTQ, 32 samples of 256 tokens: 162 s and 1.5 GB.
 MOMENTS = 0.75  # of the model's own products, those of a token's inputs with themselves
 QUANTIZE_SECONDS = 1.5e-7  # a weight, by columns
+SCALE_SECONDS = 5e-9  # a weight, whose scale alone is searched; 36 s for 7B
 WIDE = 3  # times the hidden width, at most, that a linear reads
 # SmolLM2, 120 steps of 2 windows of 256 tokens, two threads, a slow hour: 395 s and 4.2 GB, the model held whole.
 TRAINED = 7  # operations of a weight for each token that is trained on: forward, backward, and float beside
@@ -83,9 +84,11 @@ def _calibration(checked: Checked, parts: Sequence[PartSize], held: int) -> Stag
     looks = sum(p.structural and p.needs_calibration for p in checked.passes)  # each sends the samples through once
     seconds = 2 * elements * tokens * (streams + looks) / _flops() + elements * ROUND_SECONDS
     memory = held + _weights(parts) + max(BATCH_TOKENS, calibration.tokens) * a_token * FLOAT
-    if asked:
+    if any(q.needs_products for q in asked):
         seconds += MOMENTS * 2 * elements * tokens * streams / _flops() + elements * QUANTIZE_SECONDS
         memory += (WIDE * config.hidden) ** 2 * BYTES_A_PAIR
+    elif asked:
+        seconds += elements * SCALE_SECONDS
     return Stage("calibrate", seconds, memory, 0)
 
 

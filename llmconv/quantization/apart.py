@@ -133,12 +133,12 @@ class _Apart:
         tensors |= {} if inputs is None else {f"moments/{name}": x for name, x in inputs.tensors().items()}
         self._weights.clear()
         save_file(tensors, self._given)
-        columns = 0 if inputs is None else len(inputs.importance)
-        numbers = sum(weight.numel() for weight in tensors.values()) - columns**2
+        pairs = tensors["moments/own"].numel() if "moments/own" in tensors else 0
+        numbers = sum(tensor.numel() for tensor in tensors.values()) - pairs
         given, made = (file.relative_to(self.steps.folder).as_posix() for file in (self._given, self._made))
         self.task = Task(
             f"quantize {', '.join(self.quantizers)}",
-            WEIGHT_BYTES * numbers + BYTES_A_PAIR * columns**2,
+            WEIGHT_BYTES * numbers + BYTES_A_PAIR * pairs,
             partial(_quantize, self.quantizers, self.grids, given, made),
             self.steps.folder,
             (given,),
@@ -169,6 +169,11 @@ class _Later(Quantizer):
 
     weight: str
     to: _Apart
+
+    @property
+    def needs_products(self) -> bool:
+        """Where one of those that read the same inputs does."""
+        return any(quantizer.needs_products for quantizer in self.to.quantizers.values())
 
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
         """Numbers in place of integers, at a scale of one."""

@@ -246,7 +246,7 @@ class Calibration:
             if (read := inputs.get(name)) is not None:
                 if read.value not in moments:
                     moments.clear()  # those of one input at a time: they are large
-                    moments[read.value] = self._moments(read)
+                    moments[read.value] = self._moments(read, inputs)
                 seen = moments[read.value]
             weight = weights.read(name)
             encoded = self._encoded(name, weight, seen)
@@ -263,8 +263,10 @@ class Calibration:
         with plugin_code(quantizer, f"quantizer '{quantizer.name}' on weight '{name}'"):
             return quantizer.quantize(weight, self._grids[name], inputs)
 
-    def _moments(self, read: LinearInput) -> Moments:
-        found = Moments(read.columns, self._float is not None)
+    def _moments(self, read: LinearInput, inputs: Mapping[str, LinearInput]) -> Moments:
+        """Of a value, as all weights need them that read it."""
+        alike = [self._quantizers[n] for n in self._looking if n in inputs and inputs[n].value == read.value]
+        found = Moments(read.columns, self._float is not None, any(quantizer.needs_products for quantizer in alike))
         for batch in self._batches():
             own, *of_float = (
                 torch.cat([read.tokens(stored.read(read.stored, sample)) for sample in batch])

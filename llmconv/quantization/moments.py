@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmconv.errors import PassError
 from llmconv.heap import empty
 
 DAMPING_LIMIT = 1.0  # of the mean diagonal; more than that, and the moments say nothing
@@ -37,38 +38,56 @@ class Factors(NamedTuple):
 class Moments:
     """Sums over the tokens of calibration text, x being an input (columns,) and f the float model's.
 
+    Args:
+        with_float: whether f is known.
+        products: whether those of two columns are summed, and not squares alone.
+
     Attributes:
-        cross: sum of f x^T, (columns, columns) float32; None where f is not known.
+        cross: sum of f x^T, (columns, columns) float32; None where it is not summed.
     """
 
-    def __init__(self, columns: int, with_float: bool = False) -> None:
-        self._right = empty((columns, columns)).zero_()  # `own` from the diagonal on, and of each strip's square all
-        self.cross = empty((columns, columns)).zero_() if with_float else None
+    def __init__(self, columns: int, with_float: bool = False, products: bool = True) -> None:
+        # `own` from the diagonal on, and of each strip's square all; or its diagonal
+        self._sums = empty((columns, columns) if products else (columns,)).zero_()
+        self.cross = empty((columns, columns)).zero_() if with_float and products else None
         self._known: dict[float, Factors | None] = {}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Moments:
         """What `tensors` gave."""
-        found = cls(len(tensors["own"]))
-        found._right, found.cross = tensors["own"], tensors.get("cross")
+        found = cls(0)
+        found._sums, found.cross = tensors["own"], tensors.get("cross")
         return found
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums, for a file."""
-        return {"own": self._right} | ({} if self.cross is None else {"cross": self.cross})
+        return {"own": self._sums} | ({} if self.cross is None else {"cross": self.cross})
 
     def add(self, x: Tensor, of_float: Tensor | None = None) -> None:
         """Add tokens, (tokens, columns) float32."""
+        if not self._has_products:
+            self._sums.add_(x.square().sum(dim=0))
+            return
         for start in range(0, x.shape[1], _STRIP):
             strip = slice(start, start + _STRIP)
-            self._right[strip, start:].addmm_(x[:, strip].T, x[:, start:])
+            self._sums[strip, start:].addmm_(x[:, strip].T, x[:, start:])
         if self.cross is not None and of_float is not None:
             self.cross.addmm_(of_float.T, x)
 
     @property
+    def _has_products(self) -> bool:
+        return self._sums.ndim == 2
+
+    @property
     def own(self) -> Tensor:
-        """Sum of x x^T, (columns, columns) float32."""
-        found = self._right.clone()
+        """Sum of x x^T, (columns, columns) float32.
+
+        Raises:
+            PassError: squares alone were summed.
+        """
+        if not self._has_products:
+            raise PassError("products of columns were not summed; have the quantizer's needs_products be true")
+        found = self._sums.clone()
         for start in range(0, len(found), _STRIP):
             strip, behind = slice(start, start + _STRIP), slice(start + _STRIP, None)
             found[behind, strip] = found[strip, behind].T
@@ -79,7 +98,7 @@ class Moments:
     @property
     def importance(self) -> Tensor:
         """The mean square of each column, but for a factor, (columns,): how much an error in it costs."""
-        return self._right.diagonal()
+        return self._sums.diagonal() if self._has_products else self._sums
 
     def factors(self, damping: float) -> Factors | None:
         """With so much of the mean diagonal added to the moments; more where they are not positive definite.

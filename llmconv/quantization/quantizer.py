@@ -30,6 +30,11 @@ class Quantizer(ABC):
         """Whether it also looks at what the float model would multiply the weight with."""
         return False
 
+    @property
+    def needs_products(self) -> bool:
+        """Whether it looks at products of two columns, as many as the columns' square, or at their importance alone."""
+        return True
+
     def of_weight(self, name: str, weights: WeightStore, grid: Grid) -> Quantizer:
         """The quantizer of one weight: another for those that look at more of it than its numbers."""
         return self

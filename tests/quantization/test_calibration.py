@@ -123,6 +123,7 @@ class Recording(Quantizer):
 
     Attributes:
         beside: whether it asks for the float model.
+        products: and for those of two columns.
         fails: columns of the weight at which it gives up.
     """
 
@@ -130,12 +131,17 @@ class Recording(Quantizer):
     needs_inputs: ClassVar[bool] = True
 
     beside: bool = False
+    products: bool = True
     seen: dict[int, list[Moments | None]] = field(default_factory=dict, repr=False)
     fails: int = field(default=0, repr=False)
 
     @property
     def needs_float(self) -> bool:
         return self.beside
+
+    @property
+    def needs_products(self) -> bool:
+        return self.products
 
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
         columns = weight.shape[1]
@@ -241,6 +247,26 @@ def test_nearest_alone_leaves_the_text_to_float_weights() -> None:
     last = bent(drawn().read("first")) @ drawn().read("second").T
     assert ranges["last"] == pytest.approx((float(last.min()), float(last.max())), rel=SUMMED)
     assert quantized == {}
+
+
+def test_products_of_columns_are_summed_where_one_who_reads_the_value_asks_for_them() -> None:
+    def body(graph: fx.Graph, nodes: dict[str, fx.Node]) -> Mapping[str, fx.Node]:
+        rows = insert(graph, aten.embedding.default, (nodes["table"], nodes["ids"]), "rows")
+        made = {name: insert(graph, aten.linear.default, (rows, nodes[name]), f"by_{name}") for name in FOUR}
+        return {"logits": insert(graph, aten.add.Tensor, tuple(made.values()), "sum")}
+
+    shape, table = (WIDE, NARROW), drawn().read("table")
+    part = build_part(body, {}, {"table": (8, NARROW), "first": shape, "second": shape}, IDS, ids={"ids": (1, 2)})
+    weights = DictStore({"table": table, **dict.fromkeys(FOUR, drawn().read("first"))})
+    squares = table[torch.tensor(SAMPLES).flatten()].square().sum(dim=0)
+    for one, other in ((False, False), (True, False), (False, True)):
+        asking = {"first": Recording(products=one), "second": Recording(products=other)}
+        model = Model({CALIBRATION: Graph(CALIBRATION, 2, 2, [part])}, weights, None)
+        calibrate(model, PassContext(SAMPLES), FOUR, asking)
+        for (seen,) in (quantizer.seen[NARROW] for quantizer in asking.values()):
+            assert seen is not None
+            assert torch.allclose(seen.importance, squares, rtol=SUMMED)
+            assert seen.tensors()["own"].ndim == (2 if one or other else 1)
 
 
 def test_a_weight_that_two_values_are_multiplied_with_has_no_moments() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmconv import PassError
 from llmconv.quantization import Moments
 from llmconv.quantization.moments import Factors
 
@@ -50,6 +51,18 @@ def test_sums_go_over_all_tokens_however_they_come() -> None:
     assert torch.allclose(parts.cross, f.T @ x, rtol=FLOAT32, atol=FLOAT32 * TOKENS)
     assert torch.allclose(whole.cross, parts.cross, rtol=FLOAT32, atol=FLOAT32 * TOKENS)
     assert torch.allclose(parts.importance, x.square().sum(dim=0), rtol=FLOAT32)
+
+
+def test_without_products_there_is_the_importance_of_columns_alone() -> None:
+    x, f = inputs(), inputs(seed=1)
+    found = Moments(COLUMNS, with_float=True, products=False)
+    found.add(x[:7], f[:7])
+    found.add(x[7:], f[7:])
+    assert torch.allclose(found.importance, moments(x).importance, rtol=FLOAT32)
+    assert sum(tensor.numel() for tensor in found.tensors().values()) == COLUMNS
+    assert torch.equal(Moments.of(found.tensors()).importance, found.importance)
+    with pytest.raises(PassError, match="needs_products"):
+        found.factors(0.01)
 
 
 @pytest.mark.parametrize("damping", [0.01, 0.5])

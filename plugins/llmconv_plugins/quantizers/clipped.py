@@ -29,6 +29,11 @@ class Clipped(Quantizer):
     name: ClassVar[str] = "clipped"
     needs_inputs: ClassVar[bool] = True
 
+    @property
+    def needs_products(self) -> bool:
+        """The importance of columns is enough."""
+        return False
+
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
         """As `Quantizer.quantize`."""
         importance = torch.ones(weight.shape[1]) if inputs is None else inputs.importance
