@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +45,7 @@ from llmconv.plugins.frame import distribution_of, given, plugin_code
 from llmconv.plugins.registry import Registry
 from llmconv.prepare.resolve import Checked, check
 from llmconv.prepare.run import prepare
+from llmconv.proof.in_float import computed_ahead
 from llmconv.proof.proof import prove
 from llmconv.recipe.recipe import Recipe
 from llmconv.report import card, page
@@ -115,34 +117,36 @@ def apply(
         reach(f"{stage} {item}")
 
     bundle = None if force or fresh else _held(recipe.folder, key)
-    reports = None
-    if bundle is None:
-        check_output(recipe.folder, force)
-        if ready is None:
-            check_chipsets(backend, chipsets)
-        executor: Executor = registry.create("executor", recipe.executor.name, recipe.executor.options)
-        with work_folder(recipe.folder, fresh=fresh) as folder, executor.open(folder, jobs) as workers:
-            reports = _convert(
-                checked,
-                backend,
-                chipsets,
-                registry,
-                folder,
-                key,
-                workers,
-                others=others,
-                verify=verify,
-                jobs=jobs,
-                progress=announce,
-                observers=observers,
-            )
-        bundle = Bundle(recipe.folder)
-    elif not verify:
-        bundle.check_files()
-    if verify:
-        del checked  # and its files, which the proof opens anew
-        give_back_memory()  # what the conversion has held
-        prove(bundle, registry=registry, progress=announce, passes=reports)
+    reports = ahead = None
+    with ExitStack() as beside:
+        if bundle is None:
+            check_output(recipe.folder, force)
+            if ready is None:
+                check_chipsets(backend, chipsets)
+            executor: Executor = registry.create("executor", recipe.executor.name, recipe.executor.options)
+            ahead = beside.enter_context(computed_ahead(checked)) if verify else None
+            with work_folder(recipe.folder, fresh=fresh) as folder, executor.open(folder, jobs) as workers:
+                reports = _convert(
+                    checked,
+                    backend,
+                    chipsets,
+                    registry,
+                    folder,
+                    key,
+                    workers,
+                    others=others,
+                    verify=verify,
+                    jobs=jobs,
+                    progress=announce,
+                    observers=observers,
+                )
+            bundle = Bundle(recipe.folder)
+        elif not verify:
+            bundle.check_files()
+        if verify:
+            del checked  # and its files, which the proof opens anew
+            give_back_memory()  # what the conversion has held
+            prove(bundle, registry=registry, progress=announce, passes=reports, ahead=ahead)
     observers.done()
     return bundle
 

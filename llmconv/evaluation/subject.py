@@ -141,6 +141,20 @@ class Subject:
         store, converted = self.checkpoint.source.weights(), self.bundle.manifest["source"]["weights"]
         return ConvertedWeights(store, converted, self.recipe.model.checkpoint)
 
+    def check_converted(self, hashes: Mapping[str, str]) -> None:
+        """Hold tensors that were read elsewhere to what was converted.
+
+        Args:
+            hashes: sha256 by name.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        converted = self.bundle.manifest["source"]["weights"]
+        for name, sha256 in sorted(hashes.items()):
+            if converted.get(name, sha256) != sha256:
+                raise CheckpointError(_other(self.recipe.model.checkpoint, f"tensor '{name}'"))
+
     @cached_property
     def context(self) -> PassContext:
         """What the bundle brings to passes that run again."""

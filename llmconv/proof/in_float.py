@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -14,38 +17,96 @@ from llmconv.evaluation.subject import Subject
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager, PassReport
 from llmconv.passes.verifier import few, relative_error
+from llmconv.prepare.resolve import Checked
+from llmconv.prepare.text import held_out
 from llmconv.prepare.trace import make_verifier, trace_graphs, verified_tokens
+from llmconv.proof.on_others import SIDE_BY_SIDE
 from llmconv.sources.source import Source
 from llmconv.weights.held import HeldStore
+from llmconv.weights.store import WeightStore
 from llmconv.work.collector import collector_paused
+from llmconv.work.local import beside
 from llmconv.work.machine import give_back_memory
 
 FLOAT_TOLERANCE = 3e-5  # of the largest logit, float32: some hundred sums that are reordered, 6e-8 each
 
 
-def source_is_right(subject: Subject, figures: dict[str, float]) -> Iterator[Check]:
+@dataclass(frozen=True)
+class SourceInFloat:
+    """What a source computes on held-out windows.
+
+    Attributes:
+        error: the largest difference of a logit from another implementation's, over the largest; or why there is none.
+        perplexity: None where it was not measured.
+        hashes: sha256 of the tensors that were read, by name.
+    """
+
+    error: float | str
+    perplexity: float | None
+    hashes: dict[str, str]
+
+
+@contextmanager
+def computed_ahead(checked: Checked) -> Iterator[Future[SourceInFloat] | None]:
+    """What step 1 asks for, computed in a process beside the conversion of a small model, of which a core is idle.
+
+    The import of transformers is the most of it. None where the model is not small, or no text tells its perplexity.
+    """
+    small = sum(p.numel() for p in checked.source.module().parameters()) <= SIDE_BY_SIDE
+    if not small or not (windows := held_out(checked)):
+        yield None
+        return
+    with beside(lambda: _computed(checked.source, checked.source.weights(), windows)) as ahead:
+        yield ahead
+
+
+def source_is_right(
+    subject: Subject, figures: dict[str, float], ahead: Future[SourceInFloat] | None = None
+) -> Iterator[Check]:
     """Step 1: the module against an independent implementation.
 
     Args:
         figures: takes the source's perplexity, for which its weights are at hand here.
+        ahead: as of `computed_ahead`; where that failed it is computed here, which says what is wrong.
     """
     name = "source against transformers, largest difference of a logit over the largest logit"
     subject.progress("prove", "source")
     if subject.checkpoint is None:
         yield Check(1, name, subject.gone)
         return
-    source, ids = subject.checkpoint.source, subject.windows[0]
-    weights = HeldStore(subject.weights)  # which says what is damaged; a reference may fail at it
+    if ahead is not None and ahead.exception() is None:
+        found = ahead.result()
+        subject.check_converted(found.hashes)
+    else:
+        source, weights = subject.checkpoint.source, subject.weights  # which say what is damaged; a reference may fail
+        found = _computed(source, weights, subject.windows, subject.unmeasured is None, subject.progress)
+    if isinstance(found.error, str):
+        yield Check(1, name, f"not run: {found.error}")
+    else:
+        yield at_most(1, name, found.error, FLOAT_TOLERANCE)
+    if subject.unmeasured is None and found.perplexity is not None:
+        figures["float"] = found.perplexity
+
+
+def _computed(
+    source: Source,
+    weights: WeightStore,
+    windows: Sequence[list[int]],
+    measured: bool = True,
+    progress: Callable[[str, str], None] = lambda _stage, _item: None,
+) -> SourceInFloat:
+    """Of the first window, and, where it is to be measured, the perplexity of all."""
+    ids = windows[0]
     expected = _by_reference(source, ids)
     graph = trace(source.module(), len(ids), len(ids), "source")
-    decoder = Decoder([TorchRunner(graph, weights)], None)
-    if isinstance(expected, str):
-        yield Check(1, name, f"not run: {expected}")
-    else:
-        yield at_most(1, name, relative_error(expected, decoder.read(ids)), FLOAT_TOLERANCE)
-    if subject.unmeasured is None:
-        subject.progress("prove", "perplexity in float")
-        figures["float"] = perplexity(decoder, subject.windows)
+    decoder = Decoder([TorchRunner(graph, HeldStore(weights))], None)
+    error = expected if isinstance(expected, str) else relative_error(expected, decoder.read(ids))
+    found = None
+    if measured:
+        progress("prove", "perplexity in float")
+        found = perplexity(decoder, windows)
+    names = {str(n.target) for part in graph.parts for n in part.graph.find_nodes(op="get_attr")}
+    return SourceInFloat(error, found, {name: sha for name in names if (sha := weights.sha256(name)) is not None})
 
 
 def _by_reference(source: Source, ids: list[int]) -> Array | str:

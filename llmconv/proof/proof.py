@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from llmconv.passes.manager import PassReport
 from llmconv.plugins.frame import given
 from llmconv.plugins.registry import Registry
 from llmconv.proof.in_files import encodings_hold, integers_kept
-from llmconv.proof.in_float import passes_hold, source_is_right
+from llmconv.proof.in_float import SourceInFloat, passes_hold, source_is_right
 from llmconv.proof.of_adapters import adapters_hold
 from llmconv.proof.on_others import OtherRuntimes
 from llmconv.proof.on_runtimes import lowering_holds
@@ -30,12 +31,14 @@ def prove(
     registry: Registry | None = None,
     progress: Callable[[str, str], None] = lambda _stage, _item: None,
     passes: Sequence[PassReport] | None = None,
+    ahead: Future[SourceInFloat] | None = None,
 ) -> list[Check]:
     """Run the proof and keep it in the bundle's report.
 
     Args:
         progress: called with a stage and an item before each piece of work.
         passes: reports of passes that were verified just now; by default the passes run and are verified again.
+        ahead: what step 1 asks for, where that was computed beside the conversion.
 
     Returns:
         One check a line, by steps; the proof holds when none has `passed` false.
@@ -54,7 +57,7 @@ def prove(
         checks = _run(  # first what the others repeat, which run beside all that comes after it
             encodings_hold(subject),
             lowering_holds(subject, precision, first),
-            source_is_right(subject, figures),
+            source_is_right(subject, figures, ahead),
             passes_hold(subject, passes),
             integers_kept(subject),
             adapters_hold(subject),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from llmconv.errors import LlmconvError
@@ -55,6 +56,24 @@ def in_processes(
             raise
 
 
+@contextmanager
+def beside(work: Callable[[], T]) -> Iterator[Future[T] | None]:
+    """Do one thing in a forked process, for as long as the block lasts; None where the system cannot.
+
+    Args:
+        work: what it returns goes through a pipe.
+    """
+    if sys.platform != "linux":
+        yield None
+        return
+    context = _Fork()
+    with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(work, os.getpid())) as pool:
+        try:
+            yield pool.submit(_call_alone)
+        finally:
+            context.kill()
+
+
 if sys.platform == "linux":
     from multiprocessing.context import ForkContext, ForkProcess
 
@@ -85,3 +104,7 @@ def _begin(work: Callable[..., object], parent: int) -> None:
 
 def _call(item: object) -> None:
     _work(item)
+
+
+def _call_alone() -> Any:
+    return _work()
