@@ -237,7 +237,8 @@ def _convert(
     card.write(folder, manifest, licence_of(checked.source.checkpoint), result.phone)
     write_json(folder / MANIFEST, {**manifest, "files": list_files(folder, steps.digests())})
     bundle = Bundle(folder)
-    bundle.write_report(_report(reports, result) | _sizes(model, files) | {"copied": steps.copied})
+    made = {"passes": [asdict(r) for r in reports], "binaries": [asdict(b) for b in result.binaries]}
+    bundle.write_report({**made, **result.report, **_sizes(model, files), "copied": steps.copied})
     page.write(bundle)
     steps.finish(BUNDLE, key, [], digest(folder / MANIFEST))
     return reports
@@ -390,12 +391,4 @@ def _sizes(model: Model, files: PartFiles) -> dict[str, Any]:
         "parts": [{**asdict(part), "bytes_a_token": bytes_a_token(part)} for part in part_sizes(model, widths)],
         "attention": {name: found for name, found in scores.items() if found},
         "weights": files.figures(),
-    }
-
-
-def _report(reports: list[PassReport], result: BuildResult) -> dict[str, Any]:
-    return {
-        "passes": [asdict(r) for r in reports],
-        "binaries": [asdict(b) for b in result.binaries],
-        **result.report,
     }

@@ -37,6 +37,10 @@ class Noise:
             self.signal += float(np.square(exact - zero).sum())
         return self
 
+    def __add__(self, other: Noise) -> Noise:
+        """Of all arrays that were added to either."""
+        return Noise(self.signal + other.signal, self.noise + other.noise)
+
     @property
     def sqnr(self) -> float:
         """10 log10(signal / noise), dB; infinite without noise, minus infinity without signal."""

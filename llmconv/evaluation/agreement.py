@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,10 @@ class Comparison:
     tied: list[tuple[float, float]] = field(default_factory=list)
     apart: list[tuple[float, float]] = field(default_factory=list)
     values: int = 0
+
+    def __add__(self, other: Comparison) -> Comparison:
+        """Of the runs of both, in this order."""
+        return Comparison(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def rms(self) -> float:
@@ -147,34 +151,37 @@ class Recorder:
         self.count += 1
         return found
 
-    def recorded(self) -> Recorded:
-        """What it has run, without it."""
-        return Recorded(self)
+    def recorded(self, runs: slice = slice(None)) -> Recorded:
+        """What it has run, or some of that, without it."""
+        return Recorded(self, range(self.count)[runs])
 
 
 class Recorded:
     """Gives what a runner has given, run by run, in its place.
 
+    Args:
+        runs: of all that are kept, those to give.
+
     Attributes:
         raw: the parts' integers of the last run, where the runner had them.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.folder, self.count, self._next = recorder.folder, recorder.count, 0
+    def __init__(self, recorder: Recorder, runs: range) -> None:
+        self.folder, self.runs, self._left = recorder.folder, runs, iter(runs)
         self.name, self.ar, self.context = recorder.name, recorder.ar, recorder.context
         self.inputs, self.outputs, self.parts = recorder.inputs, recorder.outputs, recorder.parts
         self.raw: Arrays = {}
 
     def given(self) -> Iterator[Arrays]:
         """What each run was given."""
-        for i in range(self.count):
+        for i in self.runs:
             yield self._read(i, GIVEN)
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """What the next run gave."""
-        self.raw, found = self._read(self._next, RAW), self._read(self._next, FOUND)
-        self._next += 1
-        return found
+        number = next(self._left)
+        self.raw = self._read(number, RAW)
+        return self._read(number, FOUND)
 
     def _read(self, number: int, kind: str) -> Arrays:
         with safe_open(_file(self.folder, number), "numpy") as file:

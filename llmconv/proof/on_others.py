@@ -17,6 +17,7 @@ from typing import Any
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check, at_least
 from llmconv.decoding.decoder import Decoder, Runner, reach
+from llmconv.encodings.noise import Noise
 from llmconv.evaluation.agreement import Comparison, PairedRunner, Recorded, Recorder
 from llmconv.evaluation.subject import Subject
 from llmconv.proof.on_runtimes import APART, RANGES, cost_of
@@ -32,9 +33,10 @@ NEAR = 4.0  # times what roundings move a logit by: the gap of two choices that 
 # A simulator takes its time for each weight in each run, and as much again for every 32 tokens: this many weights are a
 # minute or two. A small model fills the numbers above.
 SIMULATED = 500_000_000
-SIDE_BY_SIDE = 20_000_000  # weights up to which all graphs are simulated at once: they take little memory
+SIDE_BY_SIDE = 20_000_000  # weights up to which as many simulators run at once as there are graphs: they are small
+SHIFT = 10  # runs of such a simulator; the next ones are another's, so that none is waited for alone
 
-Apart = tuple[Comparison, dict[str, float | None]]  # two runtimes in all, and tensor by tensor in dB
+Apart = tuple[Comparison, dict[str, Noise]]  # two runtimes in all, and tensor by tensor
 
 
 @dataclass
@@ -43,18 +45,18 @@ class _Other:
 
     Attributes:
         lacking: what of the bundle it cannot do without.
-        found: by graph, what comes of it.
+        found: by graph, what comes of its runs, some after others.
     """
 
     runtime: str
     bundle: Bundle
     where: str
     lacking: str | None
-    found: dict[str, Future[Apart]] = field(default_factory=dict)
+    found: dict[str, list[Future[Apart]]] = field(default_factory=dict)
 
 
 class OtherRuntimes:
-    """Repeats on each other runtime what the first has run, one graph after the other, or all at once of a small model.
+    """Repeats on each other runtime what the first has run: graph after graph, or several at once of a small model.
 
     A simulator is a process of its own that computes on one core. So it begins as soon as there is something to repeat,
     and is waited for when all else is done; torch leaves it a core, since threads that must wait for one take longer
@@ -117,8 +119,10 @@ class OtherRuntimes:
             _continue_greedily(decoder, self.subject.windows[0], runs)
         if not any(other.found for other in self._able):
             self._stack.enter_context(threads_left(self._at_once))
-        for other in self._able:
-            other.found[name] = self._pool.submit(self._repeat, other, name, recorder.recorded())
+        shift = SHIFT if self._at_once > 1 else recorder.count
+        for other, begin in product(self._able, range(0, recorder.count, shift)):
+            recorded = recorder.recorded(slice(begin, begin + shift))
+            other.found.setdefault(name, []).append(self._pool.submit(self._repeat, other, name, recorded))
 
     def _repeat(self, other: _Other, name: str, recorded: Recorded) -> Apart:
         """What the first has run on another runtime; nothing is run once the block is left."""
@@ -131,7 +135,7 @@ class OtherRuntimes:
                 if self._stop.is_set():
                     break
                 pair.run(inputs)
-        return comparison, {tensor: noise.decibels for tensor, noise in pair.noise.items()}
+        return comparison, dict(pair.noise)
 
     def checks(self) -> Iterator[Check]:
         """Step 4, once the other runtimes are done.
@@ -143,13 +147,19 @@ class OtherRuntimes:
             if other.lacking is not None:
                 yield Check(4, f"{other.where} against {self.first}", f"not run: the bundle lacks {other.lacking}")
             for name, found in other.found.items():
-                if not found.done():
+                if not all(some.done() for some in found):
                     self.subject.progress("prove", f"{name} on {other.where}")
-                comparison, tensors = found.result()
+                comparison, tensors = _joined([some.result() for some in found])
                 told = {"graph": name, "first": self.first, "second": other.where, "tensors": tensors}
                 self.precision["runtimes"].append({**told, "parted": [*comparison.tied, *comparison.apart]})
                 ar, cost = self.subject.bundle.graphs[name].ar, cost_of(self.subject)
                 yield from _compared(f"{name} on {other.where} against {self.first}", comparison, ar, cost)
+
+
+def _joined(found: Sequence[Apart]) -> tuple[Comparison, dict[str, float | None]]:
+    """Some runs and others, tensor by tensor in dB."""
+    noise = {tensor: sum((apart[tensor] for _, apart in found), Noise()) for tensor in found[0][1]}
+    return sum((comparison for comparison, _ in found), Comparison()), {n: x.decibels for n, x in noise.items()}
 
 
 def _read_held_out(decoder: Decoder, windows: Sequence[Sequence[int]], positions: int) -> None:

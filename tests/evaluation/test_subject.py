@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,15 @@ def test_another_weight_is_refused_before_it_is_used(rows: slice | None) -> None
     assert torch.equal(store.read("b"), B)
     with pytest.raises(CheckpointError, match=r"^ck: tensor 'a' is not what the bundle was converted from; "):
         store.read("a", rows)
+
+
+@pytest.mark.parametrize(("sha256", "refused"), [("a", False), ("b", True)])
+def test_tensors_that_another_process_read_are_held_to_what_was_converted(sha256: str, refused: bool) -> None:
+    manifest = {"source": {"weights": {"w": "a"}}}
+    subject = Subject(SimpleNamespace(manifest=manifest), Registry(), lambda _stage, _item: None)  # type: ignore[arg-type]
+    subject.recipe = SimpleNamespace(model=SimpleNamespace(checkpoint=Path("ck")))  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match="ck: tensor 'w' is not what") if refused else nullcontext():
+        subject.check_converted({"w": sha256, "unknown": "c"})
 
 
 def test_weights_without_hashes_cannot_be_compared() -> None:

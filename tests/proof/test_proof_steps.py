@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -117,6 +119,28 @@ def test_runtimes_are_compared_with_the_first() -> None:
     assert all(first > second for first, second in other)
 
 
+def test_runs_that_are_shared_out_are_compared_as_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def found(at_once: int) -> tuple[list[str], Any]:
+        precision: dict[str, Any] = {"runtimes": []}
+        subject = stand(first=0.0, other=0.1)
+        monkeypatch.setattr(OtherRuntimes, "_at_once", at_once)
+        opening = subject.open
+        subject.open = lambda *asked: opened.append(asked[0]) or opening(*asked)
+        with OtherRuntimes(subject, precision) as others, subject.open("first", "prompt") as (runner,):
+            others.record("prompt", runner)
+            checks = list(others.checks())
+        return [check.measured for check in checks], precision["runtimes"]
+
+    monkeypatch.setattr(on_others, "SHIFT", 1)
+    together = found(1)
+    assert opened.count("other") == 1
+    assert found(2) == together
+    assert opened.count("other") == 1 + len(WINDOWS)
+    assert "of 16" in together[0][-1]
+
+
 def test_an_error_in_another_step_ends_what_runs_beside_it() -> None:
     subject, begun, closed = stand(first=0.0, slow=0.0), threading.Event(), threading.Event()
     opened = subject.open
@@ -207,6 +231,23 @@ def test_source_is_measured_against_its_reference() -> None:
         subject.checkpoint.source.reference = reference(change)
         (check,) = in_float.source_is_right(subject, {})
         assert check.passed is held
+
+
+def test_what_was_computed_beside_the_conversion_is_judged() -> None:
+    subject, figures, ahead = stand(), {}, Future[in_float.SourceInFloat]()
+    ahead.set_result(in_float.SourceInFloat(0.5, 7.25, {"head.weight": "a"}))
+    held: list[Mapping[str, str]] = []
+    subject.check_converted = held.append
+    (check,) = in_float.source_is_right(subject, figures, ahead)
+    assert (check.measured, check.passed, figures, held) == ("0.5", False, {"float": 7.25}, [{"head.weight": "a"}])
+
+
+def test_where_the_process_beside_it_failed_the_source_is_computed_here() -> None:
+    subject, figures, ahead = stand(), {}, Future[in_float.SourceInFloat]()
+    ahead.set_exception(BrokenProcessPool("killed"))
+    (check,) = in_float.source_is_right(subject, figures, ahead)
+    assert check.measured == "not run: no implementation"
+    assert figures["float"] > 1
 
 
 def test_without_a_checkpoint_nothing_is_claimed() -> None:

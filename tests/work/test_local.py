@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 
 from llmconv import BackendError, LlmconvError
 from llmconv.work import in_processes
+from llmconv.work.local import beside
 
 ITEMS = ["a", "b", "c", "d", "e"]
 forking = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
@@ -85,6 +88,42 @@ def test_an_error_of_the_disk_keeps_its_cause_and_its_file(jobs: int) -> None:
 def test_a_killed_process_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(LlmconvError, match=r"was killed; is memory short\? pass --jobs 1"):
         in_processes(lambda _item: os.kill(os.getpid(), signal.SIGKILL), ITEMS, 2)
+
+
+@forking
+def test_what_is_done_beside_the_block_comes_back(tmp_path: Path) -> None:
+    here = os.getpid()
+    with beside(lambda: (os.getpid(), str(tmp_path))) as found:
+        assert found is not None
+        process, value = found.result(60)
+    assert process != here
+    assert value == str(tmp_path)
+
+
+@forking
+def test_an_error_and_a_death_beside_the_block_are_told_to_who_asks() -> None:
+    with beside(lambda: 1 // 0) as found:
+        assert found is not None
+        assert isinstance(found.exception(60), ZeroDivisionError)
+    with beside(lambda: os.kill(os.getpid(), signal.SIGKILL)) as found:
+        assert found is not None
+        assert isinstance(found.exception(60), BrokenProcessPool)
+
+
+@forking
+@pytest.mark.parametrize("ended", [None, KeyboardInterrupt])
+def test_what_is_beside_the_block_ends_with_it(tmp_path: Path, ended: type[BaseException] | None) -> None:
+    file = tmp_path / "process"
+
+    def work() -> None:
+        file.write_text(str(os.getpid()))
+        time.sleep(100)
+
+    with pytest.raises(ended) if ended else nullcontext(), beside(work):
+        _until(lambda: file.is_file() and bool(file.read_text()))
+        if ended:
+            raise ended
+    _until(lambda: not _lives(int(file.read_text())))
 
 
 PARENT = """
