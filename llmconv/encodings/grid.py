@@ -117,9 +117,7 @@ def scales_along(scale: torch.Tensor, x: torch.Tensor, multipliers: torch.Tensor
 
 def to_integers(x: torch.Tensor, scale: torch.Tensor | float, zero_point: int, low: int, top: int) -> torch.Tensor:
     """Integers, as floats; rounds half to even as ONNX does."""
-    import torch  # noqa: PLC0415  as above
-
-    return torch.div(x, scale, out=empty(x.shape)).round_().add_(zero_point).clamp_(low, top)
+    return empty(x.shape).copy_(x).div_(scale).round_().add_(zero_point).clamp_(low, top)
 
 
 def to_floats(ints: torch.Tensor, scale: torch.Tensor | float, zero_point: int) -> torch.Tensor:

@@ -119,8 +119,9 @@ class OtherRuntimes:
             _continue_greedily(decoder, self.subject.windows[0], runs)
         if not any(other.found for other in self._able):
             self._stack.enter_context(threads_left(self._at_once))
-        shift = SHIFT if self._at_once > 1 else recorder.count
-        for other, begin in product(self._able, range(0, recorder.count, shift)):
+        count = max(1, recorder.count)
+        shift = SHIFT if self._at_once > 1 else count
+        for other, begin in product(self._able, range(0, count, shift)):
             recorded = recorder.recorded(slice(begin, begin + shift))
             other.found.setdefault(name, []).append(self._pool.submit(self._repeat, other, name, recorded))
 

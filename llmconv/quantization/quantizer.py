@@ -32,7 +32,7 @@ class Quantizer(ABC):
 
     @property
     def needs_products(self) -> bool:
-        """Whether it looks at products of two columns, as many as the columns' square, or at their importance alone."""
+        """Whether it looks at products of any two columns, a square of numbers, and not at `importance` alone."""
         return True
 
     def of_weight(self, name: str, weights: WeightStore, grid: Grid) -> Quantizer:

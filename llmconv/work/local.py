@@ -68,8 +68,10 @@ def beside(work: Callable[[], T]) -> Iterator[Future[T] | None]:
         return
     context = _Fork()
     with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(work, os.getpid())) as pool:
+        found = pool.submit(_call_alone)
+        pool.shutdown(wait=False)  # so that the process ends, and its memory is free, once that is done
         try:
-            yield pool.submit(_call_alone)
+            yield found
         finally:
             context.kill()
 

@@ -96,6 +96,7 @@ def test_what_is_done_beside_the_block_comes_back(tmp_path: Path) -> None:
     with beside(lambda: (os.getpid(), str(tmp_path))) as found:
         assert found is not None
         process, value = found.result(60)
+        _until(lambda: not _lives(process))  # whatever else the block does
     assert process != here
     assert value == str(tmp_path)
 
