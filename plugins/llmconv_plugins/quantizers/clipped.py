@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import local
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from llmconv.quantization import Moments, Quantizer, on_block_grid
 RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
 _STEP = 3  # every third is tried, then those beside the best: 0.03 % more error than of all 26, in short blocks 0.4 %
 _ROWS = 1 << 19  # elements of the rows that are searched at once: few enough for a cache, enough for Python beside them
+
+T = TypeVar("T")
+Scales = tuple[Tensor, int, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,33 @@ class Clipped(Quantizer):
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
         """As `Quantizer.quantize`."""
         importance = torch.ones(weight.shape[1]) if inputs is None else inputs.importance
-        return grid.encode(weight, *clipped_scales(weight, grid, importance))
+        found = _by_rows(weight, grid, importance, lambda rows, scales: grid.encode(rows, *scales))
+        ints, scale, multipliers = zip(*((e.ints, e.scale, e.multipliers) for e in found), strict=True)
+        return Encoded(torch.cat(ints), torch.cat(scale), 0, grid, _cat(multipliers))
 
 
-def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> tuple[Tensor, int, Tensor | None]:
+def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> Scales:
     """Scales of least squared error, as `Grid.encode` takes them.
 
     Args:
         weight: (rows, columns) float32.
         importance: (columns,), what a squared error in a column counts.
     """
-    if isinstance(grid.granularity, PerBlock):
-        return on_block_grid(_searched(weight, grid, importance, grid.granularity.columns))
-    return _searched(weight, grid, importance, weight.shape[1])[:, 0], 0, None
+    scale, _, multipliers = zip(*_by_rows(weight, grid, importance, lambda _rows, scales: scales), strict=True)
+    return torch.cat(scale), 0, _cat(multipliers)
 
 
-def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tensor:
-    """For each block of so many columns the scale of least error, (rows, blocks).
+def _cat(multipliers: Iterable[Tensor | None]) -> Tensor | None:
+    found = [some for some in multipliers if some is not None]
+    return torch.cat(found) if found else None
 
-    Each of torch's threads searches rows of its own: to share out ops as small as these takes longer than they do.
+
+def _by_rows(weight: Tensor, grid: Grid, importance: Tensor, use: Callable[[Tensor, Scales], T]) -> list[T]:
+    """What is made of some rows after others and their scales.
+
+    Each of torch's threads looks at rows of its own: to share out ops as small as these takes longer than they do.
     """
+    size = grid.granularity.columns if isinstance(grid.granularity, PerBlock) else weight.shape[1]
     counts = importance.reshape(-1, size).contiguous()  # a diagonal's numbers lie far apart
     pieces, own = torch.split(weight, max(1, _ROWS // weight.shape[1])), local()
 
@@ -64,8 +75,12 @@ def _searched(weight: Tensor, grid: Grid, importance: Tensor, size: int) -> Tens
         torch.set_num_threads(1)
         own.room = torch.empty_like(pieces[0])
 
+    def done(rows: Tensor) -> T:
+        scales = _least(rows, own.room[: len(rows)], grid, counts)
+        return use(rows, on_block_grid(scales) if isinstance(grid.granularity, PerBlock) else (scales[:, 0], 0, None))
+
     with ThreadPoolExecutor(torch.get_num_threads(), "clip", begin) as pool:
-        return torch.cat(list(pool.map(lambda rows: _least(rows, own.room[: len(rows)], grid, counts), pieces)))
+        return list(pool.map(done, pieces))
 
 
 def _least(rows: Tensor, room: Tensor, grid: Grid, counts: Tensor) -> Tensor:
