@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 if TYPE_CHECKING:  # who runs a small command does not wait for it
     import torch
@@ -20,11 +21,11 @@ def trim() -> None:
         found(0)
 
 
-def empty(shape: Sequence[int]) -> torch.Tensor:
-    """Float32 numbers, whichever lie there; large ones in huge pages, which numpy asks for and torch does not.
+def empty(shape: Sequence[int], dtype: DTypeLike = np.float32) -> torch.Tensor:
+    """Numbers, whichever lie there; many of them in huge pages, which numpy asks for and torch does not.
 
     The kernel takes six times as long to hand out 50 MB in small pages as a core to fill them.
     """
     import torch  # noqa: PLC0415  as above
 
-    return torch.from_numpy(np.empty(tuple(shape), np.float32))
+    return torch.from_numpy(np.empty(tuple(shape), dtype))

@@ -150,7 +150,8 @@ def test_a_search_in_steps_finds_what_trying_every_ratio_does(monkeypatch: pytes
         return float(((found - exact).square() * inputs.importance).sum())
 
     stepped = error()
-    monkeypatch.setattr(clipping, "_STEP", 1)
+    monkeypatch.setattr(clipping, "_OF_ROWS", (1,))
+    monkeypatch.setattr(clipping, "_OF_BLOCKS", (1,))
     assert stepped <= 1.01 * error()
 
 
