@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from llmconv.work.collector import collector_paused
 from llmconv.work.local import beside
 from llmconv.work.machine import give_back_memory
 
+PATIENCE = 60  # seconds from when it is asked for; of a small model it takes 5 in all
 FLOAT_TOLERANCE = 3e-5  # of the largest logit, float32: some hundred sums that are reordered, 6e-8 each
 
 
@@ -74,8 +75,7 @@ def source_is_right(
     if subject.checkpoint is None:
         yield Check(1, name, subject.gone)
         return
-    if ahead is not None and ahead.exception() is None:
-        found = ahead.result()
+    if (found := _told(ahead)) is not None:
         subject.check_converted(found.hashes)
     else:
         source, weights = subject.checkpoint.source, subject.weights  # which say what is damaged; a reference may fail
@@ -86,6 +86,14 @@ def source_is_right(
         yield at_most(1, name, found.error, FLOAT_TOLERANCE)
     if subject.unmeasured is None and found.perplexity is not None:
         figures["float"] = found.perplexity
+
+
+def _told(ahead: Future[SourceInFloat] | None) -> SourceInFloat | None:
+    """What the process beside the conversion has computed; None where it failed, or does not end."""
+    with suppress(TimeoutError):
+        if ahead is not None and ahead.exception(PATIENCE) is None:
+            return ahead.result()
+    return None
 
 
 def _computed(

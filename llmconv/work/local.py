@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +100,7 @@ def _begin(work: Callable[..., object], parent: int) -> None:
     """In a new process: it ends with its parent, leaves Ctrl-C to it, and has none of its threads."""
     global _work  # noqa: PLW0603  how a forked process knows what cannot be pickled
     _work = work
+    gc.freeze()  # the parent's garbage stays: such as a session of ONNX Runtime, whose end waits for its threads
     end_with_parent(parent)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)  # OpenMP would wait for threads that a fork does not copy

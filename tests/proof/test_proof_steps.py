@@ -242,9 +242,14 @@ def test_what_was_computed_beside_the_conversion_is_judged() -> None:
     assert (check.measured, check.passed, figures, held) == ("0.5", False, {"float": 7.25}, [{"head.weight": "a"}])
 
 
-def test_where_the_process_beside_it_failed_the_source_is_computed_here() -> None:
+@pytest.mark.parametrize("ended", [True, False])
+def test_where_the_process_beside_it_failed_or_hangs_the_source_is_computed_here(
+    monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
     subject, figures, ahead = stand(), {}, Future[in_float.SourceInFloat]()
-    ahead.set_exception(BrokenProcessPool("killed"))
+    monkeypatch.setattr(in_float, "PATIENCE", 0.01)
+    if ended:
+        ahead.set_exception(BrokenProcessPool("killed"))
     (check,) = in_float.source_is_right(subject, figures, ahead)
     assert check.measured == "not run: no implementation"
     assert figures["float"] > 1

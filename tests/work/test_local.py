@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -125,6 +126,31 @@ def test_what_is_beside_the_block_ends_with_it(tmp_path: Path, ended: type[BaseE
         if ended:
             raise ended
     _until(lambda: not _lives(int(file.read_text())))
+
+
+@forking
+def test_garbage_of_this_process_is_not_taken_apart_in_another(tmp_path: Path) -> None:
+    class Session:
+        def __del__(self) -> None:  # one of ONNX Runtime would wait for threads that a fork does not copy
+            (tmp_path / str(os.getpid())).touch()
+
+    def work(_item: str = "") -> None:
+        gc.collect()
+
+    gc.disable()
+    try:
+        session = Session()
+        session.itself = session  # type: ignore[attr-defined]
+        del session
+        in_processes(work, ITEMS, 2)
+        with beside(work) as found:
+            assert found is not None
+            found.result(60)
+        assert not list(tmp_path.iterdir())
+    finally:
+        gc.enable()
+    gc.collect()
+    assert [file.name for file in tmp_path.iterdir()] == [str(os.getpid())]
 
 
 PARENT = """
