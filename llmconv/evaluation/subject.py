@@ -32,6 +32,8 @@ from llmconv.sources.source import digests
 from llmconv.weights.coded import Coded, coded_of
 from llmconv.weights.store import WeightStore
 
+SMALL = 20_000_000  # weights of a model that takes little memory, so that more than one thing is done with it at once
+
 
 class ConvertedWeights:
     """A checkpoint's weights, each compared with what was converted when it is first read.

@@ -13,14 +13,13 @@ from llmconv.bundle.check import Check, at_most
 from llmconv.decoding.decoder import Array, Decoder, gives_all_rows
 from llmconv.decoding.torch_runner import TorchRunner
 from llmconv.evaluation.perplexity import perplexity
-from llmconv.evaluation.subject import Subject
+from llmconv.evaluation.subject import SMALL, Subject
 from llmconv.graph.trace import trace
 from llmconv.passes.manager import PassManager, PassReport
 from llmconv.passes.verifier import few, relative_error
 from llmconv.prepare.resolve import Checked
 from llmconv.prepare.text import held_out
 from llmconv.prepare.trace import make_verifier, trace_graphs, verified_tokens
-from llmconv.proof.on_others import SIDE_BY_SIDE
 from llmconv.sources.source import Source
 from llmconv.weights.held import HeldStore
 from llmconv.weights.store import WeightStore
@@ -53,7 +52,7 @@ def computed_ahead(checked: Checked) -> Iterator[Future[SourceInFloat] | None]:
 
     The import of transformers is the most of it. None where the model is not small, or no text tells its perplexity.
     """
-    small = sum(p.numel() for p in checked.source.module().parameters()) <= SIDE_BY_SIDE
+    small = sum(p.numel() for p in checked.source.module().parameters()) <= SMALL
     if not small or not (windows := held_out(checked)):
         yield None
         return

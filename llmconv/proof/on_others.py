@@ -19,7 +19,7 @@ from llmconv.bundle.check import Check, at_least
 from llmconv.decoding.decoder import Decoder, Runner, reach
 from llmconv.encodings.noise import Noise
 from llmconv.evaluation.agreement import Comparison, PairedRunner, Recorded, Recorder
-from llmconv.evaluation.subject import Subject
+from llmconv.evaluation.subject import SMALL, Subject
 from llmconv.proof.on_runtimes import APART, RANGES, cost_of
 from llmconv.work.side_by_side import threads_left
 
@@ -33,8 +33,7 @@ NEAR = 4.0  # times what roundings move a logit by: the gap of two choices that 
 # A simulator takes its time for each weight in each run, and as much again for every 32 tokens: this many weights are a
 # minute or two. A small model fills the numbers above.
 SIMULATED = 500_000_000
-SIDE_BY_SIDE = 20_000_000  # weights up to which as many simulators run at once as there are graphs: they are small
-SHIFT = 10  # runs of such a simulator; the next ones are another's, so that none is waited for alone
+SHIFT = 10  # runs of a simulator of a small model; the next ones are another's, so that none is waited for alone
 
 Apart = tuple[Comparison, dict[str, Noise]]  # two runtimes in all, and tensor by tensor
 
@@ -83,7 +82,7 @@ class OtherRuntimes:
 
     @cached_property
     def _at_once(self) -> int:
-        return len(self.subject.bundle.graphs) if self.subject.elements <= SIDE_BY_SIDE else 1
+        return len(self.subject.bundle.graphs) if self.subject.elements <= SMALL else 1
 
     @property
     def _able(self) -> list[_Other]:
