@@ -12,6 +12,7 @@ import torch
 from llmconv.bundle.part_file import Placed, read_placed, read_rows
 from llmconv.encodings.value import Encoding, Encodings
 from llmconv.errors import BundleError
+from llmconv.heap import empty
 
 ENCODINGS = "encodings.json"
 AT_ONCE = 1 << 22  # numbers of a large weight that are computed from integers at once, by way of others as large
@@ -58,7 +59,7 @@ class BundleStore:
         with (self.folder / self.index[name]["file"]).open("rb") as file:
             if rows is not None or prod(placed.shape) <= AT_ONCE:
                 return read_rows(file, placed, rows)
-            found = torch.empty(placed.shape)
+            found = empty(placed.shape)
             step = max(1, AT_ONCE * placed.rows // prod(placed.shape))
             for start in range(0, placed.rows, step):
                 found[start : start + step] = read_rows(file, placed, slice(start, start + step))

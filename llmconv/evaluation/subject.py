@@ -61,8 +61,8 @@ class ConvertedWeights:
             if rows is not None:
                 self.store.read(name)  # bytes are hashed when a tensor is read whole
             weight = self.store.read(name, rows)
-            if self.store.sha256(name) not in (None, self.converted[name]):
-                raise CheckpointError(_other(self.folder, f"tensor '{name}'"))
+            if (sha256 := self.store.sha256(name)) is not None:
+                check_converted(self.converted, {name: sha256}, self.folder)
             self._compared.add(name)
             return weight
         return self.store.read(name, rows)
@@ -74,6 +74,21 @@ class ConvertedWeights:
     def coded(self, name: str) -> Coded | str | None:
         """As the store has it."""
         return coded_of(self.store, name)
+
+
+def check_converted(converted: Mapping[str, str], hashes: Mapping[str, str], folder: Path) -> None:
+    """Hold tensors that were read to what was converted, as far as that is known.
+
+    Args:
+        converted: sha256 by name.
+        hashes: likewise, of those that were read.
+
+    Raises:
+        CheckpointError: one is another.
+    """
+    for name, sha256 in sorted(hashes.items()):
+        if converted.get(name, sha256) != sha256:
+            raise CheckpointError(_other(folder, f"tensor '{name}'"))
 
 
 def _other(folder: Path, what: str) -> str:
@@ -144,18 +159,8 @@ class Subject:
         return ConvertedWeights(store, converted, self.recipe.model.checkpoint)
 
     def check_converted(self, hashes: Mapping[str, str]) -> None:
-        """Hold tensors that were read elsewhere to what was converted.
-
-        Args:
-            hashes: sha256 by name.
-
-        Raises:
-            CheckpointError: one is not.
-        """
-        converted = self.bundle.manifest["source"]["weights"]
-        for name, sha256 in sorted(hashes.items()):
-            if converted.get(name, sha256) != sha256:
-                raise CheckpointError(_other(self.recipe.model.checkpoint, f"tensor '{name}'"))
+        """As `check_converted`, of tensors that were read elsewhere."""
+        check_converted(self.bundle.manifest["source"]["weights"], hashes, self.recipe.model.checkpoint)
 
     @cached_property
     def context(self) -> PassContext:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import CheckpointError
+from llmconv.heap import empty
 from llmconv.weights.coded import Coded, coded_of, joined
 from llmconv.weights.store import WeightStore
 
@@ -279,7 +280,7 @@ class Rotated(_Over):
         q = _whole(self.q, store)
         size, stride = len(q), self.stride
         if self.side == "in":
-            made = torch.empty(stop - start, *self.shape(store)[1:])
+            made = empty((stop - start, *self.shape(store)[1:]))
             for low in range(start, stop, _ROWS):  # so that a large table is in memory once
                 x = self.x.rows(store, low, min(low + _ROWS, stop))
                 blocks = x.reshape(*x.shape[:-1], -1, size, stride)
