@@ -56,10 +56,15 @@ def locked(folder: Path) -> Iterator[None]:
     one that was removed meanwhile tries again: else one process might have the old file and another a new one.
 
     Raises:
-        BundleError: another process works on it.
+        BundleError: another process works on it, or nothing can be written beside it.
     """
     file = _beside(folder, "lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # the lock would wait for a folder such as /proc, that does not take files, as for another process
+    except OSError as error:
+        why = f"cannot be written to: {error.strerror}"
+        raise BundleError(f"{folder.parent}: {why}; choose another --output") from error
     descriptors: list[int] = []
     lock = FileLock(file, on_acquired=descriptors.append)
     try:

@@ -309,3 +309,11 @@ def test_a_lock_that_was_removed_meanwhile_is_taken_again(tmp_path: Path, monkey
         with pytest.raises(BundleError, match="another llmconv works on it"), folder_module.locked(tmp_path / "out"):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="folders in which root, too, writes nothing")
+@pytest.mark.parametrize(("parent", "why"), [("/proc", "No such file or directory"), ("/sys", "Permission denied")])
+def test_a_folder_that_takes_no_files_is_not_one_that_another_works_on(parent: str, why: str) -> None:
+    with pytest.raises(BundleError) as caught, work_folder(Path(parent) / "out", fresh=False):
+        pass
+    assert str(caught.value) == f"{parent}: cannot be written to: {why}; choose another --output"
