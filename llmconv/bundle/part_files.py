@@ -18,6 +18,7 @@ from llmconv.encodings.grid import Block, Encoded
 from llmconv.encodings.noise import Noise
 from llmconv.weights.read_ahead import ReadAhead
 from llmconv.weights.store import WeightStore
+from llmconv.work.side_by_side import OwnCores
 
 _WAITING = 2  # weights that wait to be quantized
 
@@ -60,7 +61,7 @@ class PartFiles:
             order: names in the order of reading.
         """
         file = self.open(part, parts)
-        with ReadAhead(self.weights, order) as ahead, ThreadPoolExecutor(1, "quantize") as thread:
+        with ReadAhead(self.weights, order) as ahead, OwnCores(1, "quantize") as thread:
             store = WritingStore(ahead, file, encode, thread, deque())
             yield store
             store.finish()

@@ -130,7 +130,10 @@ def scales_along(scale: torch.Tensor, x: torch.Tensor, multipliers: torch.Tensor
 
 def to_integers(x: torch.Tensor, scale: torch.Tensor | float, zero_point: int, low: int, top: int) -> torch.Tensor:
     """Integers, as floats; rounds half to even as ONNX does."""
-    return empty(x.shape).copy_(x).div_(scale).round_().add_(zero_point).clamp_(low, top)
+    import torch  # noqa: PLC0415  as above
+
+    found = torch.div(x.detach(), scale, out=empty(x.shape)).round_()
+    return (found.add_(zero_point) if zero_point else found).clamp_(low, top)
 
 
 def to_floats(ints: torch.Tensor, scale: torch.Tensor | float, zero_point: int) -> torch.Tensor:

@@ -51,7 +51,8 @@ def scales_of(weight: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, int, torc
     """
     flat = weight.reshape(weight.shape[0], -1)
     if not isinstance(grid.granularity, PerBlock):
-        return (flat.abs().amax(dim=1) / grid.top).clamp_min_(_TINY), 0, None  # aminmax is 3 times slower
+        largest = torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))  # aminmax takes 8 times as long
+        return (largest / grid.top).clamp_min_(_TINY), 0, None
     largest = flat.reshape(len(flat), -1, grid.granularity.columns).abs().amax(dim=2)
     return on_block_grid(largest / grid.top)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -19,7 +19,10 @@ from llmconv.quantization.magnitudes import Magnitudes
 from llmconv.quantization.nearest import Nearest, encoded_blocks, nearest_blocks
 from llmconv.quantization.quantizer import Quantizer
 from llmconv.weights.store import WeightStore
+from llmconv.work.side_by_side import threads_left
 from llmconv.work.switching import threads_switched_soon
+
+FEW = 128  # tokens that take a core less time than to read and round the weights that they are multiplied with
 
 
 def calibrate(
@@ -48,8 +51,8 @@ def calibrate(
     ranges: dict[str, Range] = {}
     quantized: dict[str, Encoded] = {}
     # two threads that run samples, as quantizers need them, would only be switched more often
-    switching = nullcontext() if quantizers else threads_switched_soon()
-    with context.scratch() as folder, switching:
+    room = nullcontext() if quantizers else _room_for_reading(sum(map(len, context.samples)))
+    with context.scratch() as folder, room:
         grids = {name: how.grid for name, how in weights.items()}
         calibration = Calibration(graph, context.samples, folder, quantizers, grids)
         done = kept.resume(calibration, ranges, quantized)
@@ -67,6 +70,13 @@ def calibrate(
             ranges |= found
     kept.forget_borders()
     return ranges, quantized
+
+
+@contextmanager
+def _room_for_reading(tokens: int) -> Iterator[None]:
+    """For the threads that read and round weights, beside runs of so many tokens."""
+    with threads_switched_soon(), threads_left(2 if tokens <= FEW else 0):
+        yield
 
 
 def _writing(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 
 import torch
 
 from llmconv.weights.store import WeightStore
+from llmconv.work.side_by_side import OwnCores
 
 DEPTH = 2  # weights in memory beside the one in use
 
@@ -24,7 +25,7 @@ class ReadAhead:
     def __init__(self, store: WeightStore, order: Iterable[str]) -> None:
         self._store, self._order = store, deque(order)
         self._ahead: deque[tuple[str, Future[torch.Tensor]]] = deque()
-        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._thread = OwnCores(1, "read-ahead")
 
     def __enter__(self) -> ReadAhead:
         self._fill()

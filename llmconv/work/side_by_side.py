@@ -1,4 +1,4 @@
-"""Two runs of torch at once: many small ops gain more by it than by threads that share each of them."""
+"""Runs of torch at once: many small ops gain more by it than by threads that share each of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from contextlib import contextmanager
 from threading import Event
 
 import torch
+
+
+class OwnCores(ThreadPoolExecutor):
+    """Threads in each of which torch computes on so many cores, and in others as before.
+
+    `torch.set_num_threads` decides for the thread that calls it, and for all that begin later.
+    """
+
+    def __init__(self, threads: int, name: str, cores: int = 1) -> None:
+        super().__init__(threads, name, torch.set_num_threads, (cores,))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As of any pool; threads that begin later have as many as the caller again."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        torch.set_num_threads(torch.get_num_threads())
 
 
 @contextmanager
@@ -40,7 +55,7 @@ def side_by_side(first: Callable[[], None], second: Callable[[Event], None]) -> 
         first()
         second(over)
         return
-    with threads_left(threads - half), ThreadPoolExecutor(1, "second", torch.set_num_threads, (half,)) as pool:
+    with threads_left(threads - half), OwnCores(1, "second", half) as pool:
         other = pool.submit(second, over)
         try:
             first()

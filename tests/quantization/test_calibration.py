@@ -309,6 +309,25 @@ def test_each_weight_is_read_and_written_once_also_with_quantizers(tmp_path: Pat
     assert kept == {}  # the file has them
 
 
+@pytest.mark.parametrize(("samples", "cores"), [(64, 1), (65, 3)])
+def test_runs_of_few_tokens_leave_cores_to_what_reads_and_rounds(samples: int, cores: int) -> None:
+    class Watched(DictStore):
+        def read(self, name: str, rows: slice | None = None) -> Tensor:
+            seen.append(torch.get_num_threads())
+            return super().read(name, rows)
+
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model = Model({CALIBRATION: two_layers(1)}, Watched(drawn().tensors), None)
+        calibrate(model, PassContext([[1, 2]] * samples), FOUR)
+        assert set(seen) == {cores}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_quantizer_that_fails_is_named_with_its_weight() -> None:
     with pytest.raises(PluginError, match=r"^quantizer 'recording' on weight 'second' failed: ValueError: enough"):
         with_quantizer(Recording(fails=WIDE))

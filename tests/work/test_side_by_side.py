@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from llmconv.work.side_by_side import side_by_side, threads_left
+from llmconv.work.side_by_side import OwnCores, side_by_side, threads_left
 
 WAIT = 20  # seconds, far more than a thread takes to begin
 
@@ -40,6 +41,21 @@ def test_both_run_at_once_on_half_of_the_threads(threads: int, each: int) -> Non
     side_by_side(run, run)
     assert seen == [each, each]
     assert torch.get_num_threads() == threads
+
+
+def test_threads_with_own_cores_leave_those_of_others_alone() -> None:
+    torch.set_num_threads(2)
+
+    def cores_of_another_thread() -> int:
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(torch.get_num_threads).result()
+
+    with OwnCores(1, "one") as one:
+        assert one.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+    assert cores_of_another_thread() == 2
+    side_by_side(lambda: None, lambda _over: None)
+    assert cores_of_another_thread() == 2
 
 
 def test_one_thread_does_one_after_the_other() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import local
 from typing import ClassVar, TypeVar
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from llmconv.encodings import Encoded, Grid, PerBlock, joined
 from llmconv.quantization import Moments, Quantizer, on_block_grid
+from llmconv.work import OwnCores
 
 RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
 # Every sixth is tried, then those at some steps beside the best: 0.03 % more error than that of the best of all 26. The
@@ -66,15 +66,13 @@ def _by_rows(weight: Tensor, grid: Grid, importance: Tensor, use: Callable[[Tens
     counts = importance.reshape(-1, size).contiguous()  # a diagonal's numbers lie far apart
     pieces, own = torch.split(weight, max(1, _ROWS // weight.shape[1])), local()
 
-    def begin() -> None:
-        torch.set_num_threads(1)
-        own.room = torch.empty_like(pieces[0])
-
     def done(rows: Tensor) -> T:
+        if not hasattr(own, "room"):
+            own.room = torch.empty_like(pieces[0])
         scales = _least(rows, own.room[: len(rows)], grid, counts)
         return use(rows, on_block_grid(scales) if isinstance(grid.granularity, PerBlock) else (scales[:, 0], 0, None))
 
-    with ThreadPoolExecutor(torch.get_num_threads(), "clip", begin) as pool:
+    with OwnCores(torch.get_num_threads(), "clip") as pool:
         return list(pool.map(done, pieces))
 
 
