@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import llmconv
+import llmconv.cores
 import llmconv.files
 import llmconv.target
 
@@ -23,7 +24,7 @@ TESTS = CORE.parent / "tests"
 # From the ground up: a room imports from rows below its own, and within its row from itself alone.
 ROWS = """
 errors
-files heap naming quantities
+cores files heap naming quantities
 target encodings
 plugins tokenizer weights
 work
@@ -113,7 +114,7 @@ def test_rows_would_show_a_violation() -> None:
 PUBLIC = [
     importlib.import_module(".".join(stub.relative_to(CORE.parent).parent.parts))
     for stub in sorted(CORE.rglob("__init__.pyi"))
-] + [llmconv.files, llmconv.target]
+] + [llmconv.cores, llmconv.files, llmconv.target]
 
 
 @pytest.mark.parametrize("file", PLUGIN_FILES, ids=ids(PLUGIN_FILES))

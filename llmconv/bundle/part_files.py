@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from llmconv.bundle.part_file import WeightFile
+from llmconv.cores import OwnCores
 from llmconv.encodings.grid import Block, Encoded
 from llmconv.encodings.noise import Noise
 from llmconv.weights.read_ahead import ReadAhead
 from llmconv.weights.store import WeightStore
-from llmconv.work.side_by_side import OwnCores
 
 _WAITING = 2  # weights that wait to be quantized
 

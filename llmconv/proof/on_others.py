@@ -16,12 +16,12 @@ from typing import Any
 
 from llmconv.bundle.bundle import Bundle
 from llmconv.bundle.check import Check, at_least
+from llmconv.cores import threads_left
 from llmconv.decoding.decoder import Decoder, Runner, reach
 from llmconv.encodings.noise import Noise
 from llmconv.evaluation.agreement import Comparison, PairedRunner, Recorded, Recorder
 from llmconv.evaluation.subject import SMALL, Subject
 from llmconv.proof.on_runtimes import APART, RANGES, cost_of
-from llmconv.work.side_by_side import threads_left
 
 SIMULATOR_SQNR = 45.0  # dB, the HTP's integer arithmetic against float arithmetic between the same roundings
 KV_OFF = 0.01  # share of keys and values that may be more than one step of 8 bits off

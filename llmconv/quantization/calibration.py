@@ -14,6 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx
 
+from llmconv.cores import side_by_side
 from llmconv.decoding.torch_runner import HostInputs
 from llmconv.encodings.grid import Encoded, Grid
 from llmconv.errors import PassError
@@ -29,7 +30,6 @@ from llmconv.quantization.quantizer import Quantizer
 from llmconv.quantization.segments import segments
 from llmconv.quantization.stored_values import StoredValues
 from llmconv.weights.store import DictStore, WeightStore
-from llmconv.work.side_by_side import side_by_side
 
 CALIBRATION = "calibration"  # the graph without past, as long as a sample, that passes see beside the recipe's own
 

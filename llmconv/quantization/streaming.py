@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from llmconv.cores import threads_left
 from llmconv.encodings.grid import Block, Encoded
 from llmconv.encodings.value import WeightEncoding
 from llmconv.graph.model import Model
@@ -19,7 +20,6 @@ from llmconv.quantization.magnitudes import Magnitudes
 from llmconv.quantization.nearest import Nearest, encoded_blocks, nearest_blocks
 from llmconv.quantization.quantizer import Quantizer
 from llmconv.weights.store import WeightStore
-from llmconv.work.side_by_side import threads_left
 from llmconv.work.switching import threads_switched_soon
 
 FEW = 128  # tokens that take a core less time than to read and round the weights that they are multiplied with

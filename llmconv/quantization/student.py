@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from llmconv.cores import side_by_side
 from llmconv.encodings.grid import Encoded
 from llmconv.encodings.value import WeightEncoding
 from llmconv.errors import PassError
@@ -18,7 +19,6 @@ from llmconv.graph.ops import uses_of
 from llmconv.quantization.linears import CHANNELS
 from llmconv.quantization.nearest import nearest
 from llmconv.weights.store import WeightStore
-from llmconv.work.side_by_side import side_by_side
 
 SCALES, NORMS = 1.5e-3, 1e-3  # learning rates, of logarithms of scales and of norms
 WARM_UP = 5  # steps

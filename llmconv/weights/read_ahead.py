@@ -9,8 +9,8 @@ from types import TracebackType
 
 import torch
 
+from llmconv.cores import OwnCores
 from llmconv.weights.store import WeightStore
-from llmconv.work.side_by_side import OwnCores
 
 DEPTH = 2  # weights in memory beside the one in use
 

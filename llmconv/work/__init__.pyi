@@ -12,7 +12,6 @@ from .local import in_processes as in_processes
 from .machine import give_back_memory as give_back_memory
 from .machine import memory_at_hand as memory_at_hand
 from .machine import peak_memory as peak_memory
-from .side_by_side import OwnCores as OwnCores
 from .steps import Steps as Steps
 from .steps import key_of as key_of
 from .task import Outcome as Outcome

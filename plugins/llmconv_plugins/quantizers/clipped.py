@@ -10,9 +10,9 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from llmconv.cores import OwnCores
 from llmconv.encodings import Encoded, Grid, PerBlock, joined
 from llmconv.quantization import Moments, Quantizer, on_block_grid
-from llmconv.work import OwnCores
 
 RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
 # Every sixth is tried, then those at some steps beside the best: 0.03 % more error than that of the best of all 26. The

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from llmconv.work.side_by_side import OwnCores, side_by_side, threads_left
+from llmconv.cores import OwnCores, side_by_side, threads_left
 
 WAIT = 20  # seconds, far more than a thread takes to begin
 

@@ -1,4 +1,4 @@
-"""Runs of torch at once: many small ops gain more by it than by threads that share each of them."""
+"""The cores that torch computes on: many small ops gain more by runs at once than by sharing each op out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from threading import Event
 
 import torch
 
+__all__ = ["OwnCores", "side_by_side", "threads_left"]
+
 
 class OwnCores(ThreadPoolExecutor):
-    """Threads in each of which torch computes on so many cores, and in others as before.
+    """A pool of threads in each of which torch computes on so many cores, and in others as before.
 
     `torch.set_num_threads` decides for the thread that calls it, and for all that begin later.
+
+    Args:
+        threads: of the pool.
+        name: that theirs begin with.
+        cores: of each.
     """
 
     def __init__(self, threads: int, name: str, cores: int = 1) -> None:
