@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from test_layers import CORE_FILES, ROW_OF, ROWS, imports, module_of, room
 
-APART = {"cores", "errors", "files", "heap", "naming", "quantities", "__main__"}  # all may use these; the last is only a start
+# What all may use, and what is only a start.
+APART = {"cores", "errors", "files", "heap", "naming", "quantities", "__main__"}
 IDS = {"graph": "graph_"}  # a word of Mermaid itself
 
 

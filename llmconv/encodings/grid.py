@@ -57,15 +57,21 @@ class Grid:
         return self.low + (1 << self.bits) - 1
 
     def encode(
-        self, x: torch.Tensor, scale: torch.Tensor, zero_point: int = 0, multipliers: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        zero_point: int = 0,
+        multipliers: torch.Tensor | None = None,
+        room: torch.Tensor | None = None,
     ) -> Encoded:
         """The nearest integers at given scales: int8, or int32 above 8 bits.
 
         Args:
             scale: (rows,) or (1,) float32.
             multipliers: (rows, blocks) of a grid in blocks.
+            room: float32, as large as x, to compute in.
         """
-        ints = to_integers(x, scales_along(scale, x, multipliers), zero_point, self.low, self.top)
+        ints = to_integers(x, scales_along(scale, x, multipliers), zero_point, self.low, self.top, room)
         kept = ints.char() if self.symmetric and self.bits <= 8 else ints.int()
         return Encoded(kept, scale, zero_point, self, multipliers)
 
@@ -128,11 +134,13 @@ def scales_along(scale: torch.Tensor, x: torch.Tensor, multipliers: torch.Tensor
     return block_scales(scale, multipliers).repeat_interleave(columns, dim=1).reshape(x.shape)
 
 
-def to_integers(x: torch.Tensor, scale: torch.Tensor | float, zero_point: int, low: int, top: int) -> torch.Tensor:
-    """Integers, as floats; rounds half to even as ONNX does."""
+def to_integers(
+    x: torch.Tensor, scale: torch.Tensor | float, zero_point: int, low: int, top: int, room: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Integers, as floats, which lie in the room where one is given; rounds half to even as ONNX does."""
     import torch  # noqa: PLC0415  as above
 
-    found = torch.div(x.detach(), scale, out=empty(x.shape)).round_()
+    found = torch.div(x.detach(), scale, out=empty(x.shape) if room is None else room).round_()
     return (found.add_(zero_point) if zero_point else found).clamp_(low, top)
 
 

@@ -43,7 +43,7 @@ class Clipped(Quantizer):
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
         """As `Quantizer.quantize`."""
         importance = torch.ones(weight.shape[1]) if inputs is None else inputs.importance
-        return joined(_by_rows(weight, grid, importance, lambda rows, scales: grid.encode(rows, *scales)))
+        return joined(_by_rows(weight, grid, importance, lambda rows, scales, room: grid.encode(rows, *scales, room)))
 
 
 def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> Scales:
@@ -53,12 +53,12 @@ def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> Scales:
         weight: (rows, columns) float32.
         importance: (columns,), what a squared error in a column counts.
     """
-    scale, _, multipliers = zip(*_by_rows(weight, grid, importance, lambda _rows, scales: scales), strict=True)
+    scale, _, multipliers = zip(*_by_rows(weight, grid, importance, lambda _rows, scales, _room: scales), strict=True)
     return torch.cat(scale), 0, None if multipliers[0] is None else torch.cat(multipliers)
 
 
-def _by_rows(weight: Tensor, grid: Grid, importance: Tensor, use: Callable[[Tensor, Scales], T]) -> list[T]:
-    """What is made of some rows after others and their scales.
+def _by_rows(weight: Tensor, grid: Grid, importance: Tensor, use: Callable[[Tensor, Scales, Tensor], T]) -> list[T]:
+    """What is made of some rows after others and their scales, in a room as large as the rows.
 
     Each of torch's threads looks at rows of its own: to share out ops as small as these takes longer than they do.
     """
@@ -69,8 +69,10 @@ def _by_rows(weight: Tensor, grid: Grid, importance: Tensor, use: Callable[[Tens
     def done(rows: Tensor) -> T:
         if not hasattr(own, "room"):
             own.room = torch.empty_like(pieces[0])
-        scales = _least(rows, own.room[: len(rows)], grid, counts)
-        return use(rows, on_block_grid(scales) if isinstance(grid.granularity, PerBlock) else (scales[:, 0], 0, None))
+        room = own.room[: len(rows)]
+        found = _least(rows, room, grid, counts)
+        scales = on_block_grid(found) if isinstance(grid.granularity, PerBlock) else (found[:, 0], 0, None)
+        return use(rows, scales, room)
 
     with OwnCores(torch.get_num_threads(), "clip") as pool:
         return list(pool.map(done, pieces))
