@@ -12,7 +12,7 @@ def rooms() -> list[str]:
     """Dotted names of the modules that list what they export."""
     root = Path(llmconv.__file__).parent
     stubs = [stub.parent.relative_to(root.parent).parts for stub in sorted(root.rglob("__init__.pyi"))]
-    return [*(".".join(parts) for parts in stubs), "llmconv.cores", "llmconv.files", "llmconv.target"]
+    return [*(".".join(parts) for parts in stubs), "llmconv.cores", "llmconv.files", "llmconv.heap", "llmconv.target"]
 
 
 def pages() -> dict[str, str]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 
+__all__ = ["empty", "trim"]
+
 if TYPE_CHECKING:  # who runs a small command does not wait for it
     import torch
 

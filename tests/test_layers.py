@@ -15,6 +15,7 @@ import pytest
 import llmconv
 import llmconv.cores
 import llmconv.files
+import llmconv.heap
 import llmconv.target
 
 CORE = Path(llmconv.__file__).parent
@@ -114,7 +115,7 @@ def test_rows_would_show_a_violation() -> None:
 PUBLIC = [
     importlib.import_module(".".join(stub.relative_to(CORE.parent).parent.parts))
     for stub in sorted(CORE.rglob("__init__.pyi"))
-] + [llmconv.cores, llmconv.files, llmconv.target]
+] + [llmconv.cores, llmconv.files, llmconv.heap, llmconv.target]
 
 
 @pytest.mark.parametrize("file", PLUGIN_FILES, ids=ids(PLUGIN_FILES))

@@ -7,7 +7,6 @@ from .grid import Grid as Grid
 from .grid import PerBlock as PerBlock
 from .grid import PerRow as PerRow
 from .grid import PerTensor as PerTensor
-from .grid import joined as joined
 from .grid import scales_along as scales_along
 from .noise import Noise as Noise
 from .value import Encoding as Encoding

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -100,18 +99,6 @@ class Encoded:
         blocks = None if self.multipliers is None else self.multipliers[start:stop]
         scale = self.scale if isinstance(self.grid.granularity, PerTensor) else self.scale[start:stop]
         return Encoded(self.ints[start:stop], scale, self.zero_point, self.grid, blocks)
-
-
-def joined(pieces: Sequence[Encoded]) -> Encoded:
-    """Rows of one grid, with scales of their own, after others."""
-    import torch  # noqa: PLC0415  as above
-
-    first = pieces[0]
-    ints = empty((sum(len(piece.ints) for piece in pieces), *first.ints.shape[1:]), first.ints.numpy().dtype)
-    torch.cat([piece.ints for piece in pieces], out=ints)
-    blocks = [piece.multipliers for piece in pieces if piece.multipliers is not None]
-    scale, multipliers = torch.cat([piece.scale for piece in pieces]), torch.cat(blocks) if blocks else None
-    return Encoded(ints, scale, first.zero_point, first.grid, multipliers)
 
 
 class Block(NamedTuple):

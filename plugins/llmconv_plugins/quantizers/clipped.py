@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import local
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmconv.cores import OwnCores
-from llmconv.encodings import Encoded, Grid, PerBlock, joined
+from llmconv.encodings import Encoded, Grid, PerBlock
+from llmconv.heap import empty
 from llmconv.quantization import Moments, Quantizer, on_block_grid
 
 RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
@@ -20,8 +22,12 @@ RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
 _OF_ROWS, _OF_BLOCKS = (6, 3, 1), (3, 1)
 _ROWS = 1 << 19  # elements of the rows that are searched at once: few enough for a cache, enough for Python beside them
 
-T = TypeVar("T")
 Scales = tuple[Tensor, int, Tensor | None]
+Use = Callable[[slice, Scales, Tensor], None]
+
+
+def _nothing(_rows: slice, _scales: Scales, _room: Tensor) -> None:
+    """No use is made of them."""
 
 
 @dataclass(frozen=True)
@@ -43,39 +49,44 @@ class Clipped(Quantizer):
     def quantize(self, weight: Tensor, grid: Grid, inputs: Moments | None) -> Encoded:
         """As `Quantizer.quantize`."""
         importance = torch.ones(weight.shape[1]) if inputs is None else inputs.importance
-        return joined(_by_rows(weight, grid, importance, lambda rows, scales, room: grid.encode(rows, *scales, room)))
+        ints = empty(weight.shape, np.int8)
+
+        def encode(rows: slice, scales: Scales, room: Tensor) -> None:
+            ints[rows] = grid.encode(weight[rows], *scales, room).ints
+
+        scale, zero_point, multipliers = clipped_scales(weight, grid, importance, encode)
+        return Encoded(ints, scale, zero_point, grid, multipliers)
 
 
-def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor) -> Scales:
+def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor, use: Use = _nothing) -> Scales:
     """Scales of least squared error, as `Grid.encode` takes them.
+
+    Each of torch's threads looks at rows of its own: to share out ops as small as these takes longer than they do.
 
     Args:
         weight: (rows, columns) float32.
         importance: (columns,), what a squared error in a column counts.
+        use: what those threads do with some rows once their scales are found, in a room as large as these rows, while
+            they are in a cache.
     """
-    scale, _, multipliers = zip(*_by_rows(weight, grid, importance, lambda _rows, scales, _room: scales), strict=True)
-    return torch.cat(scale), 0, None if multipliers[0] is None else torch.cat(multipliers)
-
-
-def _by_rows(weight: Tensor, grid: Grid, importance: Tensor, use: Callable[[Tensor, Scales, Tensor], T]) -> list[T]:
-    """What is made of some rows after others and their scales, in a room as large as the rows.
-
-    Each of torch's threads looks at rows of its own: to share out ops as small as these takes longer than they do.
-    """
+    in_blocks = isinstance(grid.granularity, PerBlock)
     size = grid.granularity.columns if isinstance(grid.granularity, PerBlock) else weight.shape[1]
     counts = importance.reshape(-1, size).contiguous()  # a diagonal's numbers lie far apart
-    pieces, own = torch.split(weight, max(1, _ROWS // weight.shape[1])), local()
+    count, own = max(1, _ROWS // weight.shape[1]), local()
 
-    def done(rows: Tensor) -> T:
+    def done(start: int) -> Scales:
+        rows = slice(start, min(start + count, len(weight)))
         if not hasattr(own, "room"):
-            own.room = torch.empty_like(pieces[0])
-        room = own.room[: len(rows)]
-        found = _least(rows, room, grid, counts)
-        scales = on_block_grid(found) if isinstance(grid.granularity, PerBlock) else (found[:, 0], 0, None)
-        return use(rows, scales, room)
+            own.room = torch.empty(min(count, len(weight)), weight.shape[1])
+        room = own.room[: rows.stop - start]
+        found = _least(weight[rows], room, grid, counts)
+        scales = on_block_grid(found) if in_blocks else (found[:, 0], 0, None)
+        use(rows, scales, room)
+        return scales
 
     with OwnCores(torch.get_num_threads(), "clip") as pool:
-        return list(pool.map(done, pieces))
+        scale, _, multipliers = zip(*pool.map(done, range(0, len(weight), count)), strict=True)
+    return torch.cat(scale), 0, torch.cat(multipliers) if in_blocks else None
 
 
 def _least(rows: Tensor, room: Tensor, grid: Grid, counts: Tensor) -> Tensor:
