@@ -20,7 +20,7 @@ RATIOS = torch.linspace(1.0, 0.5, 26)  # of the scale that clips nothing
 # Every sixth is tried, then those at some steps beside the best: 0.03 % more error than that of the best of all 26. The
 # error of a short block has dents between them: with every third 0.4 % more, with every sixth 1.3 %.
 _OF_ROWS, _OF_BLOCKS = (6, 3, 1), (3, 1)
-_ROWS = 1 << 19  # elements of the rows that are searched at once: few enough for a cache, enough for Python beside them
+_ROWS = 1 << 20  # elements of the rows that are searched at once: few enough for a cache, enough for Python beside them
 
 Scales = tuple[Tensor, int, Tensor | None]
 Use = Callable[[slice, Scales, Tensor], None]
@@ -72,7 +72,8 @@ def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor, use: Use = _n
     in_blocks = isinstance(grid.granularity, PerBlock)
     size = grid.granularity.columns if isinstance(grid.granularity, PerBlock) else weight.shape[1]
     counts = importance.reshape(-1, size).contiguous()  # a diagonal's numbers lie far apart
-    count, own = max(1, _ROWS // weight.shape[1]), local()
+    threads, own = torch.get_num_threads(), local()
+    count = max(1, min(_ROWS // weight.shape[1], -(-len(weight) // threads)))
 
     def done(start: int) -> Scales:
         rows = slice(start, min(start + count, len(weight)))
@@ -84,7 +85,7 @@ def clipped_scales(weight: Tensor, grid: Grid, importance: Tensor, use: Use = _n
         use(rows, scales, room)
         return scales
 
-    with OwnCores(torch.get_num_threads(), "clip") as pool:
+    with OwnCores(threads, "clip") as pool:
         scale, _, multipliers = zip(*pool.map(done, range(0, len(weight), count)), strict=True)
     return torch.cat(scale), 0, torch.cat(multipliers) if in_blocks else None
 
