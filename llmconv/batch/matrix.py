@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from llmconv.errors import RecipeError
 from llmconv.recipe.located import absolute, elsewhere
+from llmconv.recipe.overrides import quoted
 from llmconv.recipe.reading import first_message, text_of, values_of
 from llmconv.recipe.recipe import Recipe
 from llmconv.recipe.schema import DRAFT
@@ -110,9 +111,9 @@ class Matrix(BaseModel):
         given = {"recipe": file.stem, "checkpoint": checkpoint, "target": target, "context": context}
         axes = {key: str(value) for key, value in given.items() if value is not None}
         name = "-".join(map(_plain, axes.values()))
-        own = [*changes, f"output.folder={_quoted(output / name)}"]
-        own += [f"model.checkpoint={_quoted(self.checkpoints[checkpoint])}"] if checkpoint is not None else []
-        own += [f"target.name={_quoted(target)}"] if target is not None else []
+        own = [*changes, f"output.folder={quoted(output / name)}"]
+        own += [f"model.checkpoint={quoted(self.checkpoints[checkpoint])}"] if checkpoint is not None else []
+        own += [f"target.name={quoted(target)}"] if target is not None else []
         own += _context(file, own, context) if context is not None else []
         return Member(name, file, tuple(own), axes, Recipe.load(file, own))
 
@@ -140,8 +141,3 @@ def _from(path: Any, folder: Path) -> Any:
 
 def _plain(text: str) -> str:
     return re.sub(r"\W+", "_", text.lower()).strip("_")
-
-
-def _quoted(value: object) -> str:
-    """A string as TOML has it."""
-    return json.dumps(str(value), ensure_ascii=False)

@@ -40,8 +40,7 @@ def convert(
     from llmconv.recipe.recipe import Recipe
 
     text = chosen(model, target, context, size_budget, backend, adapters or ()).text
-    changes = [] if output is None else [f"output.folder='''{output.expanduser().absolute()}'''"]
-    recipe = Recipe.loads(text, "the chosen recipe", Path.cwd(), changes)
+    recipe = Recipe.loads(text, "the chosen recipe", Path.cwd(), options.changes(None, None, output))
     bundles.run(recipe, verify=verify, force=force)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,18 +81,20 @@ def changes(
 ) -> list[str]:
     """What the command line changes in a recipe."""
     from llmconv.recipe.located import elsewhere
+    from llmconv.recipe.overrides import quoted
 
     found = list(assignments or [])
     if adapters:
         each = weighted(adapters).items()
-        entries = ", ".join(f"{json.dumps(str(folder), ensure_ascii=False)} = {weight}" for folder, weight in each)
+        entries = ", ".join(f"{quoted(folder)} = {weight}" for folder, weight in each)
         found.append(f"model.adapter={{ {entries} }}")
     if targets:
-        found.append(f"target.name={json.dumps(targets[0] if len(targets) == 1 else targets, ensure_ascii=False)}")
+        names = ", ".join(map(quoted, targets))
+        found.append(f"target.name={names if len(targets) == 1 else f'[{names}]'}")
     for key, value in (("model.checkpoint", checkpoint), ("output.folder", output)):
         if value is not None:
             given = value if elsewhere(value) else value.expanduser().absolute()
-            found.append(f"{key}='''{given}'''")
+            found.append(f"{key}={quoted(given)}")
     return found
 
 

@@ -63,12 +63,13 @@ def sensitivity(
 def _converted(model: Path, step: display.Step) -> Iterator[Bundle]:
     """The bundle, or one that a recipe is converted to, up to ONNX, for as long as it is looked at."""
     import llmconv
+    from llmconv.recipe.overrides import quoted
 
     if not model.is_file():
         yield llmconv.Bundle(model)
         return
     with TemporaryDirectory() as folder:
-        override = [f"output.folder='''{folder}/bundle'''"]
+        override = [f"output.folder={quoted(f'{folder}/bundle')}"]
         yield llmconv.apply(llmconv.Recipe.load(model, override, backend="onnx"), verify=False, progress=step)
 
 

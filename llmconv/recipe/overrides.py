@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -47,6 +48,11 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> None:
         if not equals or not all(keys):
             raise RecipeError(f"--set {assignment}: write it as section.key=value")
         _assign(values, keys, _parse(text), assignment)
+
+
+def quoted(text: object) -> str:
+    """A text as the value of an assignment, whichever characters it holds."""
+    return json.dumps(str(text), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _parse(text: str) -> Any:

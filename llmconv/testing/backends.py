@@ -10,6 +10,7 @@ from llmconv.bundle.bundle import Bundle
 from llmconv.errors import BackendError
 from llmconv.plugins.hooks import hookimpl
 from llmconv.plugins.registry import Registry
+from llmconv.recipe.overrides import quoted
 from llmconv.recipe.recipe import Recipe
 from llmconv.testing.checkpoints import tiny_recipe
 
@@ -34,7 +35,7 @@ def try_backend(backend: type[Backend], folder: Path, *changes: str) -> Bundle:
     if backend.name not in registry.of_kind("backend"):
         registry.add(backend.__module__, _Brings(backend))
     file = tiny_recipe(folder)
-    given = [*SMALL, f"output.folder='''{folder / 'bundle'}'''", *changes]
+    given = [*SMALL, f"output.folder={quoted(folder / 'bundle')}", *changes]
     bundle = apply(Recipe.load(file, given, backend=backend.name), registry=registry, verify=True)
     for check in bundle.report["proof"]:
         if check["passed"] is False:

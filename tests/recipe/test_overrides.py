@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmconv import RecipeError
-from llmconv.recipe.overrides import override, substitute
+from llmconv.recipe.overrides import override, quoted, substitute
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,15 @@ def test_values_are_toml_and_bare_words_are_strings(text: str, expected: object)
     values: dict[str, Any] = {}
     override(values, [f"section.key={text}"])
     assert values == {"section": {"key": expected}}
+
+
+@pytest.mark.parametrize(
+    "name", ["bad\x01name", "it's", "a'''b'", 'say "no"', "back\\slash", "two\nlines", "del\x7f", "ü 好"]
+)
+def test_a_quoted_text_is_read_back_whichever_characters_it_holds(name: str) -> None:
+    values: dict[str, object] = {}
+    override(values, [f"output.folder={quoted(name)}"])
+    assert values == {"output": {"folder": name}}
 
 
 def test_top_level_key() -> None:
