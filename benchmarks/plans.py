@@ -110,6 +110,8 @@ def main() -> None:
             import torch  # noqa: F401
     with step("import llmconv") if args.steps else nullcontext():
         known = configs()
+    if unknown := set(args.recipes) - set(known):
+        parser.error(f"no RECIPE {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     with TemporaryDirectory() as folder:
         for name in args.recipes or known:
             (Path(folder) / "config.json").write_text(json.dumps(known[name]))

@@ -1,4 +1,4 @@
-"""Two runs of torch at once share its threads, and leave them as they were."""
+"""Runs of torch at once share its threads, and leave them as they were."""
 
 from __future__ import annotations
 

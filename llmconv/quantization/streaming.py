@@ -51,7 +51,8 @@ def calibrate(
     ranges: dict[str, Range] = {}
     quantized: dict[str, Encoded] = {}
     # two threads that run samples, as quantizers need them, would only be switched more often
-    room = nullcontext() if quantizers else _room_for_reading(sum(map(len, context.samples)))
+    reads_beside = context.sink is not None and not quantizers
+    room = _room_for_reading(sum(map(len, context.samples))) if reads_beside else nullcontext()
     with context.scratch() as folder, room:
         grids = {name: how.grid for name, how in weights.items()}
         calibration = Calibration(graph, context.samples, folder, quantizers, grids)

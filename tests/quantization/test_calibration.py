@@ -20,6 +20,7 @@ from llmconv.graph import IO, Graph, Model, aten, evaluate, insert, name_of, tra
 from llmconv.passes import PassContext
 from llmconv.quantization import (
     CALIBRATION,
+    Magnitudes,
     Moments,
     Nearest,
     Quantizer,
@@ -309,19 +310,21 @@ def test_each_weight_is_read_and_written_once_also_with_quantizers(tmp_path: Pat
     assert kept == {}  # the file has them
 
 
-@pytest.mark.parametrize(("samples", "cores"), [(64, 1), (65, 3)])
-def test_runs_of_few_tokens_leave_cores_to_what_reads_and_rounds(samples: int, cores: int) -> None:
-    class Watched(DictStore):
-        def read(self, name: str, rows: slice | None = None) -> Tensor:
+@pytest.mark.parametrize(("samples", "writes", "cores"), [(64, True, 1), (65, True, 3), (64, False, 3)])
+def test_runs_of_few_tokens_leave_cores_to_what_reads_and_rounds(
+    samples: int, writes: bool, cores: int, tmp_path: Path
+) -> None:
+    class Watching(Magnitudes):
+        def observe(self, _node: fx.Node, _value: Tensor) -> None:
             seen.append(torch.get_num_threads())
-            return super().read(name, rows)
 
     seen: list[int] = []
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        model = Model({CALIBRATION: two_layers(1)}, Watched(drawn().tensors), None)
-        calibrate(model, PassContext([[1, 2]] * samples), FOUR)
+        model = Model({CALIBRATION: two_layers(1)}, drawn(), None)
+        with PartFiles(tmp_path, model.weights) as files:
+            calibrate(model, PassContext([[1, 2]] * samples, files if writes else None), FOUR, {}, Watching())
         assert set(seen) == {cores}
         assert torch.get_num_threads() == 3
     finally:
